@@ -1,0 +1,89 @@
+"""The `revedge` command: finds the subcommand, and words every error the same way.
+
+A command is a module with ``add_arguments(parser)`` and ``run(args) -> int``; it is imported only when it is the one
+asked for, so that ``revedge --help`` costs no torch.
+"""
+
+import argparse
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+
+from revedge.errors import RevedgeError
+
+COMMANDS = {
+    "train": "train inside a RAM limit",
+    "plan": "choose depth, timesteps and memory strategy for a RAM limit",
+    "verify": "compare every memory strategy with stored back-propagation through time",
+    "export": "write TorchScript and ONNX files and check them against the trained network",
+    "run": "run an exported ONNX file, without torch",
+    "bench": "measure memory and time of strategies, each in a fresh process",
+    "devices": "list boards, or probe this one",
+    "doctor": "say what this machine can do, and what is missing",
+}
+_EPILOG = "exit codes: 0 done, 1 the answer is no (does not fit, check failed, file damaged), 2 usage"
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """Return the parser; only ``command``'s module is imported."""
+    parser = argparse.ArgumentParser(
+        prog="revedge",
+        description="Train spiking neural networks on the device, inside a RAM limit, and ship what was trained.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        sub = commands.add_parser(
+            name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        if name == command:
+            importlib.import_module(f"revedge.cli.{name}").add_arguments(sub)
+        sub.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
+        sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = next((word for word in words if not word.startswith("-")), None)
+    parser = build_parser(command)
+    args = parser.parse_args(words)
+    if args.version:
+        from importlib.metadata import version
+
+        print(f"revedge {version('revedge')}")
+        return 0
+    if args.command is None:
+        parser.print_help()
+        return 2
+    try:
+        code: int = importlib.import_module(f"revedge.cli.{args.command}").run(args)
+        return code
+    except (RevedgeError, ModuleNotFoundError, PermissionError) as error:
+        if args.debug:
+            traceback.print_exc()
+        return report(error, as_json=args.json)
+    except KeyboardInterrupt:
+        print("revedge: interrupted", file=sys.stderr)
+        return 130
+
+
+def report(error: Exception, *, as_json: bool) -> int:
+    """Print one line for ``error`` and return its exit code."""
+    text, code = str(error), getattr(error, "exit_code", 1)
+    if isinstance(error, ModuleNotFoundError):
+        text = f"this command needs the package {error.name!r}; install it with: pip install 'revedge[all]'"
+    if isinstance(error, PermissionError):
+        text = f"{error.filename}: permission denied; choose a folder that you can write"
+    print(f"revedge: error: {text}", file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": text, "exit_code": code}))
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

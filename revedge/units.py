@@ -1,0 +1,47 @@
+"""Bytes as people write them: ``"400MiB"`` <-> 419430400."""
+
+import re
+
+from revedge.errors import UsageError
+
+_FACTORS = {
+    "": 1, "b": 1,
+    "k": 2**10, "kib": 2**10, "m": 2**20, "mib": 2**20, "g": 2**30, "gib": 2**30, "t": 2**40, "tib": 2**40,
+    "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
+}  # fmt: skip
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Z]*)")
+
+
+def parse_bytes(text: str) -> int:
+    """Return the number of bytes that ``text`` names.
+
+    KiB, MiB, GiB (and K, M, G) are binary; kB, MB, GB are decimal; no unit means bytes.
+
+    Raises:
+        UsageError: ``text`` is not a positive size.
+
+    >>> parse_bytes("400MiB"), parse_bytes("0.5 GiB"), parse_bytes("1000")
+    (419430400, 536870912, 1000)
+    """
+    match = _SIZE.fullmatch(text.strip())
+    factor = _FACTORS.get(match[2].lower()) if match else None
+    if match is None or factor is None:
+        raise UsageError(f"size {text!r} is not understood; write a number and a unit, as in 400MiB or 1.5GiB")
+    size = int(float(match[1]) * factor)
+    if size <= 0:
+        raise UsageError(f"size {text!r} is not positive; write a number and a unit, as in 400MiB")
+    return size
+
+
+def format_bytes(size_bytes: float) -> str:
+    """Return ``size_bytes`` as people read it, binary units, one decimal.
+
+    >>> format_bytes(419430400), format_bytes(1536), format_bytes(17)
+    ('400.0 MiB', '1.5 KiB', '17 B')
+    """
+    sign, size = ("-" if size_bytes < 0 else ""), abs(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            break
+        size /= 1024
+    return f"{sign}{size:.0f} {unit}" if unit == "B" else f"{sign}{size:.1f} {unit}"
