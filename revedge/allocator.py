@@ -36,7 +36,7 @@ def return_freed_memory() -> bool:
 
 
 def trim() -> bool:
-    """Give back what the heap holds free; returns whether anything went back. False without malloc_trim."""
+    """Give back what the heap holds free; returns whether anything went back."""
     try:
         return bool(ctypes.CDLL(None).malloc_trim(ctypes.c_size_t(0)))
     except (AttributeError, OSError):

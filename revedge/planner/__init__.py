@@ -1,1 +1,1 @@
-"""What a training will take in memory, and the training to choose for a number of bytes. Free of torch."""
+"""What a training takes in memory, and which training to choose for a number of bytes."""

@@ -69,9 +69,10 @@ class Plan:
     predicted_peak_bytes: int
     parts: Mapping[str, int] = field(
         default_factory=dict
-    )  # name ending in _bytes -> share of the prediction
+    )  # name ending in _bytes -> share of the prediction, which is their sum
 
     def __post_init__(self) -> None:
+        """Check every field."""
         for name, allowed in _KINDS.items():
             _check_kind(name, getattr(self, name), allowed)
         for name, least in _LEAST.items():
@@ -95,18 +96,19 @@ class Plan:
             )
         if self.batch_size % self.micro_batch_size:
             raise PlanFormatError(
-                f"plan: micro_batch_size = {self.micro_batch_size} does not divide batch_size = {self.batch_size}; "
-                "give a divisor"
+                f"plan: micro_batch_size = {self.micro_batch_size} does not divide "
+                f"batch_size = {self.batch_size}; give a divisor"
             )
         if not self.label_smoothing < 1:
             raise PlanFormatError(
                 f"plan: label_smoothing = {self.label_smoothing} is out of range; give [0, 1)"
             )
         _check_tables(self.model_options, self.parts)
-        if self.parts and sum(self.parts.values()) != self.predicted_peak_bytes:
+        if sum(self.parts.values()) != self.predicted_peak_bytes:
             raise PlanFormatError(
-                f"plan: the parts sum to {sum(self.parts.values())} bytes but predicted_peak_bytes = "
-                f"{self.predicted_peak_bytes}; the file was edited or damaged: make it again with revedge plan"
+                f"plan: the parts sum to {sum(self.parts.values())} bytes, predicted_peak_bytes "
+                f"= {self.predicted_peak_bytes}; the file was edited or damaged: make it again with "
+                "revedge plan"
             )
 
     def to_toml(self) -> str:
@@ -142,8 +144,8 @@ class Plan:
         version = values.pop("version", None)
         if type(version) is not int or version != VERSION:
             raise PlanFormatError(
-                f"plan: version = {version!r}, but this revedge reads version {VERSION}; make the plan again with "
-                "revedge plan, or use the revedge that wrote it"
+                f"plan: version = {version!r}, but this revedge reads version {VERSION}; make the "
+                "plan again with revedge plan, or use the revedge that wrote it"
             )
         known = {each.name: each for each in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(known))
@@ -218,7 +220,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
     ),
     **dict.fromkeys(("augment_shift", "threads", "budget_bytes", "predicted_peak_bytes"), (int,)),
     **dict.fromkeys(_FLOATS, (float, int)),
-    **{"data_dir": (str, _NONE), "epochs": (int, _NONE), "static": (bool,), "in_shape": (tuple,)},
+    "data_dir": (str, _NONE),
+    "epochs": (int, _NONE),
+    "static": (bool,),
+    "in_shape": (tuple,),
     **dict.fromkeys(("model_options", "parts"), (dict,)),
 }
 _LEAST = {
@@ -231,7 +236,7 @@ _LEAST = {
 
 
 def _check_kind(name: str, value: object, allowed: tuple[type, ...]) -> None:
-    """Raise unless ``value`` is exactly of one of the ``allowed`` types (True is no number) and finite."""
+    """Raise unless ``value`` is of exactly one of the ``allowed`` types (True is no number)."""
     if type(value) not in allowed:
         names = " or ".join(kind.__name__ for kind in allowed if kind is not _NONE)
         raise PlanFormatError(f"plan: {name} = {value!r} is {type(value).__name__}; give {names}")
@@ -242,7 +247,7 @@ def _check_kind(name: str, value: object, allowed: tuple[type, ...]) -> None:
 
 
 def _check_tables(options: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
-    """Raise unless every option has a name and a plain value, and every part is a number of bytes."""
+    """Raise unless options are names with plain values, and parts are numbers of bytes."""
     for name, value in options.items():
         items = value if isinstance(value, list | tuple) else [value]
         if not name.isidentifier() or not all(

@@ -37,7 +37,7 @@ def _key(name: str) -> str:
 
 
 def value_text(value: object) -> str:
-    """Return one value as TOML. JSON's strings are TOML's, but for DEL and for halves of surrogate pairs."""
+    """Return one value as TOML; JSON's strings are TOML's but for DEL and lone surrogates."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):

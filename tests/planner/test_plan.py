@@ -1,4 +1,4 @@
-"""The plan is a value with checked fields, and its file gives back the same value or says what is wrong."""
+"""The plan is a checked value; its file gives back the same value or says what is wrong."""
 
 import dataclasses
 from pathlib import Path
@@ -79,7 +79,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     ],
 )
 def test_damaged_file(old: str, new: str, says: str) -> None:
-    """A file of another version, with a key too few or too many, or a wrong value, is refused with a reason."""
+    """Another version, a key too few or too many, a wrong value: refused with a reason."""
     assert old in PLAN.to_toml()
     with pytest.raises(PlanFormatError, match=says):
         Plan.from_toml(PLAN.to_toml().replace(old, new, 1))
@@ -91,12 +91,12 @@ def test_damaged_file(old: str, new: str, says: str) -> None:
 def test_hostile_file(tmp_path: Path, raw: bytes) -> None:
     """Bytes that are no plan at all are refused, and the message names the file."""
     (tmp_path / "plan.toml").write_bytes(raw)
-    with pytest.raises(PlanFormatError, match="plan.toml"):
+    with pytest.raises(PlanFormatError, match=r"plan\.toml"):
         Plan.load(tmp_path / "plan.toml")
 
 
 def test_every_truncation_is_refused() -> None:
-    """A file cut anywhere before its last line is never read as a plan."""
+    """A file cut after any line but its last is never read as a plan."""
     lines = PLAN.to_toml().splitlines(keepends=True)
     for count in range(len(lines)):
         with pytest.raises(PlanFormatError):
