@@ -1,1 +1,47 @@
-"""TODO."""
+"""Operators: each is a PyTorch reference, the definition, and C code that equals it bit for bit.
+
+Layout: T time first, B batch, C channels; float32, contiguous. Names that end in ``_`` overwrite
+the gradient they are given. Nothing here is differentiable by autograd: the engine and the neuron
+modules call forward and backward operators themselves.
+"""
+
+from revedge.kernels._native import native_status
+from revedge.kernels.bits import pack_bits, unpack_bits
+from revedge.kernels.grid import grid_add, grid_round
+from revedge.kernels.neuron import (
+    neuron_backward_,
+    neuron_forward,
+    norm_neuron_backward_,
+    norm_neuron_forward,
+)
+from revedge.kernels.norm import channel_stats, norm_affine, norm_backward_, norm_forward
+from revedge.kernels.params import SURROGATES, NeuronParams, ReversibleParams
+from revedge.kernels.reversible import (
+    reversible_backward_,
+    reversible_forward,
+    reversible_inverse_printed,
+    reversible_reconstruct,
+)
+
+__all__ = [
+    "SURROGATES",
+    "NeuronParams",
+    "ReversibleParams",
+    "channel_stats",
+    "grid_add",
+    "grid_round",
+    "native_status",
+    "neuron_backward_",
+    "neuron_forward",
+    "norm_affine",
+    "norm_backward_",
+    "norm_forward",
+    "norm_neuron_backward_",
+    "norm_neuron_forward",
+    "pack_bits",
+    "reversible_backward_",
+    "reversible_forward",
+    "reversible_inverse_printed",
+    "reversible_reconstruct",
+    "unpack_bits",
+]

@@ -1,0 +1,47 @@
+"""The one place that chooses between C and the PyTorch reference.
+
+Every operator is ``torch.ops.revedge.<name>``, so that tracing on the meta device sees it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from revedge.kernels._native import LIBRARY
+
+# Kept alive: the operators live as long as this object.
+_OPERATORS = torch.library.Library("revedge", "DEF")
+
+_Kernel = Callable[..., Any]
+
+
+def _fits_native(argument: object) -> bool:
+    if not isinstance(argument, Tensor):
+        return True
+    known = argument.dtype in (torch.float32, torch.uint8)
+    return known and argument.device.type == "cpu" and argument.is_contiguous()
+
+
+def register(schema: str, *, reference: _Kernel, native: _Kernel, meta: _Kernel) -> Any:
+    """Define an operator and return it.
+
+    Args:
+        schema: as torch.library has it, without the namespace.
+        reference: the definition; runs on any device and dtype.
+        native: the same in C; called with contiguous CPU float32 (or uint8) tensors only.
+        meta: shapes only.
+    """
+    name = schema.split("(")[0]
+
+    def on_cpu(*args: Any) -> Any:
+        if LIBRARY is not None and all(map(_fits_native, args)):
+            return native(*args)
+        return reference(*args)
+
+    _OPERATORS.define(schema)
+    _OPERATORS.impl(name, on_cpu, "CPU")
+    _OPERATORS.impl(name, reference, "CUDA")
+    _OPERATORS.impl(name, meta, "Meta")
+    return getattr(torch.ops.revedge, name)

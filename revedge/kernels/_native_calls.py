@@ -1,0 +1,214 @@
+"""Calls of the C library: tensors to pointers. Same signatures as the reference on plain floats.
+
+Called by the dispatcher only, with contiguous CPU tensors. Pointers of empty or absent tensors
+are NULL, which the C side reads as "not given".
+"""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from revedge.kernels._native import LIBRARY
+from revedge.kernels.reference.rounding import to_float32
+
+_Floats = Sequence[float]
+
+
+def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr() if tensor is not None and tensor.numel() else None)
+
+
+def _call(name: str, tensors: Sequence[Tensor | None], sizes: Sequence[int], p: _Floats) -> int:
+    """Call ``revedge_<name>(pointers..., sizes..., floats, threads)``; return 0 or a flag."""
+    floats = (ctypes.c_float * len(p))(*p)
+    code: int = getattr(LIBRARY, f"revedge_{name}")(
+        *map(_pointer, tensors), *map(ctypes.c_int64, sizes), floats, torch.get_num_threads()
+    )
+    if code < 0:
+        raise MemoryError(f"kernel {name} could not allocate its scratch for sizes {list(sizes)}")
+    return code
+
+
+def _check_shape(name: str, tensor: Tensor | None, shape: Sequence[int]) -> None:
+    if tensor is not None and tuple(tensor.shape) != tuple(shape):
+        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, needs {tuple(shape)}")
+
+
+def _leak_like(v: Tensor, p: _Floats) -> Tensor:
+    return torch.empty_like(v) if p[9] or p[10] or p[11] else v.new_empty(0)
+
+
+def _neurons(x: Tensor) -> int:
+    return x.numel() // x.shape[0] if x.shape[0] else 0
+
+
+def _planes(y: Tensor, dims: int) -> tuple[int, int, int]:
+    """Return (M, C, S): ``dims`` leading dimensions in one, channels, the rest in one."""
+    m = 1
+    for size in y.shape[:dims]:
+        m *= size
+    channels = y.shape[dims]
+    return m, channels, y.numel() // max(1, m * channels)
+
+
+def neuron_forward(x: Tensor, v0: Tensor | None, p: _Floats) -> tuple[Tensor, Tensor]:
+    """See reference.neuron_forward."""
+    _check_shape("v0", v0, x.shape[1:])
+    s, v = torch.empty_like(x), x.new_empty(x.shape[1:])
+    _call("neuron_forward", [x, v0, s, v], [x.shape[0], _neurons(x)], p)
+    return s, v
+
+
+def neuron_backward_(
+    x: Tensor, v0: Tensor | None, g: Tensor, g_vT: Tensor | None, p: _Floats
+) -> tuple[Tensor, Tensor]:
+    """See reference.neuron_backward_."""
+    for name, tensor in (("v0", v0), ("g_vT", g_vT)):
+        _check_shape(name, tensor, x.shape[1:])
+    _check_shape("g_s", g, x.shape)
+    g_v0 = x.new_empty(x.shape[1:])
+    g_leak = _leak_like(g_v0, p)
+    _call("neuron_backward", [x, v0, g, g_vT, g_v0, g_leak], [x.shape[0], _neurons(x)], p)
+    return g_v0, g_leak
+
+
+def channel_stats(y: Tensor) -> tuple[Tensor, Tensor]:
+    """See reference.channel_stats."""
+    mean, variance = y.new_empty(y.shape[1]), y.new_empty(y.shape[1])
+    _call("channel_stats", [y, mean, variance], _planes(y, 1), [])
+    return mean, variance
+
+
+def norm_forward(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """See reference.norm_forward."""
+    z = torch.empty_like(y)
+    for name, tensor in (("scale", scale), ("shift", shift)):
+        _check_shape(name, tensor, y.shape[1:2])
+    _call("norm_forward", [y, scale, shift, z], _planes(y, 1), [])
+    return z
+
+
+def norm_backward_(
+    y: Tensor, g: Tensor, mean: Tensor, inv_std: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """See reference.norm_backward_."""
+    _check_shape("g", g, y.shape)
+    for name, tensor in (("mean", mean), ("inv_std", inv_std), ("weight", weight)):
+        _check_shape(name, tensor, y.shape[1:2])
+    g_weight, g_bias = torch.empty_like(weight), torch.empty_like(weight)
+    tensors = [y, g, mean, inv_std, weight, g_weight, g_bias]
+    _call("norm_backward", tensors, _planes(y, 1), [])
+    return g_weight, g_bias
+
+
+def norm_neuron_forward(
+    y: Tensor, scale: Tensor, shift: Tensor, v0: Tensor | None, p: _Floats, pack: bool
+) -> tuple[Tensor, Tensor]:
+    """See reference.norm_neuron_forward."""
+    _check_shape("v0", v0, y.shape[1:])
+    for name, tensor in (("scale", scale), ("shift", shift)):
+        _check_shape(name, tensor, y.shape[2:3])
+    bits = y.new_empty((y.numel() + 7) // 8 if pack else 0, dtype=torch.uint8)
+    s = y.new_empty(0 if pack else y.shape)
+    v = y.new_empty(y.shape[1:])
+    time, (batch, channels, size) = y.shape[0], _planes(y[:1].squeeze(0), 1)
+    tensors = [y, scale, shift, v0, s, bits, v]
+    _call("norm_neuron_forward", tensors, [time, batch, channels, size], p)
+    return (bits if pack else s), v
+
+
+def norm_neuron_backward_(
+    y: Tensor,
+    g: Tensor,
+    mean: Tensor,
+    inv_std: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    p: _Floats,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See reference.norm_neuron_backward_."""
+    _check_shape("g_s", g, y.shape)
+    norm = {"mean": mean, "inv_std": inv_std, "weight": weight, "bias": bias}
+    for name, tensor in norm.items():
+        _check_shape(name, tensor, y.shape[2:3])
+    g_weight, g_bias = torch.empty_like(weight), torch.empty_like(weight)
+    g_leak = _leak_like(y[0], p)
+    scale = weight * inv_std
+    shift = bias - mean * scale
+    time, (batch, channels, size) = y.shape[0], _planes(y[:1].squeeze(0), 1)
+    tensors = [y, g, scale, shift, mean, inv_std, weight, g_weight, g_bias, g_leak]
+    _call("norm_neuron_backward", tensors, [time, batch, channels, size], p)
+    return g_weight, g_bias, g_leak
+
+
+def grid_add_(
+    x: Tensor | None, y: Tensor, scale: Tensor, shift: Tensor, bits: int, sign: int, out: Tensor
+) -> bool:
+    """See reference.grid_add_."""
+    _check_shape("out", out, y.shape)
+    _check_shape("x", x, y.shape)
+    sizes = (1, 1, y.numel())
+    if scale.numel():
+        sizes = _planes(y, 1)
+        for name, tensor in (("scale", scale), ("shift", shift)):
+            _check_shape(name, tensor, y.shape[1:2])
+    p = [float(2**bits), float(2.0**-bits), float(sign), float(2 ** (23 - bits))]
+    return _call("grid_add", [x, y, scale, shift, out], sizes, p) == 0
+
+
+def pack_bits(s: Tensor) -> Tensor:
+    """See reference.pack_bits."""
+    if s.dtype != torch.float32:
+        s = (s != 0).to(torch.float32)
+    bits = s.new_empty((s.numel() + 7) // 8, dtype=torch.uint8)
+    _call("pack_bits", [s, bits], [s.numel()], [])
+    return bits
+
+
+def unpack_bits(bits: Tensor, shape: list[int]) -> Tensor:
+    """See reference.unpack_bits."""
+    s = torch.empty(shape, dtype=torch.float32)
+    _call("unpack_bits", [bits, s], [s.numel()], [])
+    return s
+
+
+def _reversible_sizes(x: Tensor, p: _Floats, dim: int) -> list[int]:
+    """Return [T, P, groups, L] (see reference/reversible.py)."""
+    before = 1
+    for size in x.shape[1 : dim % x.dim()]:
+        before *= size
+    groups = int(p[0])
+    return [x.shape[0], before, groups, x.numel() // max(1, x.shape[0] * before * groups)]
+
+
+def _reversible_floats(p: _Floats) -> list[float]:
+    """Return the constants as the reference rounds them."""
+    a = 1.0 / p[1]
+    return [to_float32(a), to_float32(1.0 - a), *p[2:]]
+
+
+def reversible_forward(x: Tensor, p: _Floats, dim: int) -> tuple[Tensor, Tensor]:
+    """See reference.reversible_forward."""
+    y, v = torch.empty_like(x), x.new_empty(x.shape[1:])
+    sizes = _reversible_sizes(x, p, dim)
+    _call("reversible_forward", [x, y, v], sizes, _reversible_floats(p))
+    return y, v
+
+
+def reversible_reconstruct(y: Tensor, p: _Floats, dim: int) -> Tensor:
+    """See reference.reversible_reconstruct."""
+    x = torch.empty_like(y)
+    sizes = _reversible_sizes(y, p, dim)
+    _call("reversible_reconstruct", [y, x], sizes, _reversible_floats(p))
+    return x
+
+
+def reversible_backward_(y: Tensor, g: Tensor, p: _Floats, dim: int) -> Tensor:
+    """See reference.reversible_backward_."""
+    _check_shape("g_y", g, y.shape)
+    x = torch.empty_like(y)
+    sizes = _reversible_sizes(y, p, dim)
+    _call("reversible_backward", [y, g, x], sizes, _reversible_floats(p))
+    return x

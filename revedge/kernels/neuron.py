@@ -1,0 +1,162 @@
+"""Integrate-and-fire over a whole sequence, by itself and behind a batch norm.
+
+T time, B batch, C channels, N neurons (all after T); float32. Nothing here is differentiable: the
+backward passes are functions of their own.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from revedge.kernels import _native_calls as native
+from revedge.kernels import reference
+from revedge.kernels._dispatch import register
+from revedge.kernels.params import NeuronParams
+
+_Floats = Sequence[float]
+
+
+def _bytes_of(numel: int) -> int:
+    return (numel + 7) // 8
+
+
+def _leak_like(v: Tensor, p: _Floats) -> Tensor:
+    return torch.empty_like(v) if p[9] or p[10] or p[11] else v.new_empty(0)
+
+
+_neuron_forward = register(
+    "neuron_forward(Tensor x, Tensor? v0, float[] p) -> (Tensor, Tensor)",
+    reference=lambda x, v0, p: reference.neuron_forward(x, v0, NeuronParams.from_floats(p)),
+    native=native.neuron_forward,
+    meta=lambda x, v0, p: (x.new_empty(x.shape), x.new_empty(x.shape[1:])),
+)
+_neuron_backward = register(
+    "neuron_backward_(Tensor x, Tensor? v0, Tensor(a!) g, Tensor? g_vT, float[] p)"
+    " -> (Tensor, Tensor)",
+    reference=lambda x, v0, g, g_vT, p: reference.neuron_backward_(
+        x, v0, g, g_vT, NeuronParams.from_floats(p)
+    ),
+    native=native.neuron_backward_,
+    meta=lambda x, v0, g, g_vT, p: (x.new_empty(x.shape[1:]), _leak_like(x[0], p)),
+)
+_norm_neuron_forward = register(
+    "norm_neuron_forward(Tensor y, Tensor scale, Tensor shift, Tensor? v0, float[] p, bool pack)"
+    " -> (Tensor, Tensor)",
+    reference=lambda y, scale, shift, v0, p, pack: reference.norm_neuron_forward(
+        y, scale, shift, v0, NeuronParams.from_floats(p), pack
+    ),
+    native=native.norm_neuron_forward,
+    meta=lambda y, scale, shift, v0, p, pack: (
+        y.new_empty(_bytes_of(y.numel()), dtype=torch.uint8) if pack else y.new_empty(y.shape),
+        y.new_empty(y.shape[1:]),
+    ),
+)
+_norm_neuron_backward = register(
+    "norm_neuron_backward_(Tensor y, Tensor(a!) g, Tensor mean, Tensor inv_std, Tensor weight,"
+    " Tensor bias, float[] p) -> (Tensor, Tensor, Tensor)",
+    reference=lambda y, g, mean, inv_std, weight, bias, p: reference.norm_neuron_backward_(
+        y, g, mean, inv_std, weight, bias, NeuronParams.from_floats(p)
+    ),
+    native=native.norm_neuron_backward_,
+    meta=lambda y, g, mean, inv_std, weight, bias, p: (
+        torch.empty_like(weight),
+        torch.empty_like(bias),
+        _leak_like(y[0], p),
+    ),
+)
+
+
+@torch.no_grad()
+def neuron_forward(x: Tensor, v0: Tensor | None, p: NeuronParams) -> tuple[Tensor, Tensor]:
+    """Return the spikes of a sequence and the membrane after it.
+
+    Args:
+        x: input current [T, ...].
+        v0: membrane before the first step [...]; None means ``p.v_initial``.
+        p: the neuron.
+
+    Returns:
+        (s [T, ...] of exact 0.0 and 1.0, v_T [...]).
+    """
+    s, v_T = _neuron_forward(x, v0, p.as_floats())
+    return s, v_T
+
+
+@torch.no_grad()
+def neuron_backward_(
+    x: Tensor, v0: Tensor | None, g_s: Tensor, g_vT: Tensor | None, p: NeuronParams
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Back-propagate through time, recomputing the membrane from the input alone.
+
+    Args:
+        x, v0: as in the forward pass.
+        g_s: gradient of the spikes [T, ...], contiguous; overwritten with the gradient of x.
+        g_vT: gradient of the last membrane [...]; None means zero.
+        p: the neuron.
+
+    Returns:
+        (g_x, which is ``g_s``; g_v0 [...]; g_leak [...] or None): g_leak is, per neuron, the sum
+        over time of dL/dh * dh/dk for the learnable leak k.
+
+    Memory: a few hundred KiB per thread in C; 2T state tensors in the reference.
+    """
+    g_v0, g_leak = _neuron_backward(x, v0, g_s, g_vT, p.as_floats())
+    return g_s, g_v0, g_leak if p.learns_leak else None
+
+
+@torch.no_grad()
+def norm_neuron_forward(
+    y: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    v0: Tensor | None,
+    p: NeuronParams,
+    *,
+    pack: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return ``neuron_forward(y * scale + shift)`` without the tensor in between.
+
+    Args:
+        y: [T, B, C, ...].
+        scale, shift: [C], see :func:`norm_affine`.
+        v0: membrane before the first step [B, C, ...], or None.
+        p: the neuron.
+        pack: return the spikes as bits, uint8 [ceil(numel / 8)] (see :func:`pack_bits`), and
+            never hold them as float32.
+
+    Returns:
+        (spikes [T, B, C, ...] or their bits, v_T [B, C, ...]).
+    """
+    s, v_T = _norm_neuron_forward(y, scale, shift, v0, p.as_floats(), pack)
+    return s, v_T
+
+
+@torch.no_grad()
+def norm_neuron_backward_(
+    y: Tensor,
+    g_s: Tensor,
+    mean: Tensor,
+    inv_std: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    p: NeuronParams,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Back-propagate through neuron and batch norm (with batch statistics), channel by channel.
+
+    The bits are those of ``norm_forward``, ``neuron_backward_`` and ``norm_backward_`` in turn, the
+    membrane starting at ``p.v_initial``.
+
+    Args:
+        y: what the norm was given [T, B, C, ...].
+        g_s: gradient of the spikes, same shape, contiguous; overwritten with that of y.
+        mean, inv_std, weight, bias: the norm [C].
+        p: the neuron.
+
+    Returns:
+        (g_weight [C], g_bias [C], g_leak [B, C, ...] or None).
+    """
+    g_weight, g_bias, g_leak = _norm_neuron_backward(
+        y, g_s, mean, inv_std, weight, bias, p.as_floats()
+    )
+    return g_weight, g_bias, g_leak if p.learns_leak else None

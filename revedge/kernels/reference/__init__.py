@@ -1,0 +1,42 @@
+"""The definition of every operator, in plain PyTorch.
+
+The C code equals these functions bit for bit on float32, so each one fixes an order of operations
+and uses only operations that IEEE 754 rounds exactly: ``+ - * /``, comparison, selection.
+"""
+
+from revedge.kernels.reference.bits import pack_bits, unpack_bits
+from revedge.kernels.reference.grid import grid_add_
+from revedge.kernels.reference.neuron import neuron_backward_, neuron_forward
+from revedge.kernels.reference.norm import (
+    channel_stats,
+    norm_backward_,
+    norm_forward,
+    norm_neuron_backward_,
+    norm_neuron_forward,
+)
+from revedge.kernels.reference.reversible import (
+    reversible_backward_,
+    reversible_forward,
+    reversible_inverse_printed,
+    reversible_reconstruct,
+)
+from revedge.kernels.reference.surrogates import exp_of_negative, surrogate_derivative
+
+__all__ = [
+    "channel_stats",
+    "exp_of_negative",
+    "grid_add_",
+    "neuron_backward_",
+    "neuron_forward",
+    "norm_backward_",
+    "norm_forward",
+    "norm_neuron_backward_",
+    "norm_neuron_forward",
+    "pack_bits",
+    "reversible_backward_",
+    "reversible_forward",
+    "reversible_inverse_printed",
+    "reversible_reconstruct",
+    "surrogate_derivative",
+    "unpack_bits",
+]

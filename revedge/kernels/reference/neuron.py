@@ -1,0 +1,72 @@
+"""Integrate-and-fire over a whole sequence. T time, N everything after it."""
+
+import torch
+from torch import Tensor
+
+from revedge.kernels.params import NeuronParams
+from revedge.kernels.reference.rounding import to_float32
+from revedge.kernels.reference.surrogates import surrogate_derivative
+
+
+def _charge(x: Tensor, v: Tensor, p: NeuronParams) -> Tensor:
+    # The bias is always added, so that h is never -0.0.
+    h = v * to_float32(p.decay) + x * to_float32(p.gain)
+    return h + to_float32(p.bias + 0.0)
+
+
+def _reset(h: Tensor, fired: Tensor, p: NeuronParams) -> Tensor:
+    if p.v_reset is None:
+        return torch.where(fired, h - to_float32(p.v_threshold), h)
+    return torch.where(fired, to_float32(p.v_reset), h)
+
+
+def _first(x_TN: Tensor, v0_N: Tensor | None, p: NeuronParams) -> Tensor:
+    if v0_N is not None:
+        return v0_N.clone()
+    return x_TN.new_full(x_TN.shape[1:], to_float32(p.v_initial))
+
+
+def neuron_forward(x_TN: Tensor, v0_N: Tensor | None, p: NeuronParams) -> tuple[Tensor, Tensor]:
+    """Return (spikes [T, ...], last membrane [...])."""
+    v = _first(x_TN, v0_N, p)
+    s_TN = torch.empty_like(x_TN, memory_format=torch.contiguous_format)
+    for t in range(x_TN.shape[0]):
+        h = _charge(x_TN[t], v, p)
+        fired = h >= to_float32(p.v_threshold)
+        s_TN[t] = fired
+        v = _reset(h, fired, p)
+    return s_TN, v
+
+
+def neuron_backward_(
+    x_TN: Tensor, v0_N: Tensor | None, g_TN: Tensor, g_vT_N: Tensor | None, p: NeuronParams
+) -> tuple[Tensor, Tensor]:
+    """Overwrite ``g_TN``, the gradient of the spikes, with that of x; return (g_v0, g_leak).
+
+    g_leak is empty unless ``p.learns_leak``.
+    """
+    v_threshold = to_float32(p.v_threshold)
+    v = _first(x_TN, v0_N, p)
+    before: list[Tensor] = []  # v[t-1]
+    charged: list[Tensor] = []  # h[t]
+    for t in range(x_TN.shape[0]):
+        h = _charge(x_TN[t], v, p)
+        before.append(v)
+        charged.append(h)
+        v = _reset(h, h >= v_threshold, p)
+    g_v = torch.zeros_like(v) if g_vT_N is None else g_vT_N.clone()
+    g_leak = torch.zeros_like(v) if p.learns_leak else v.new_empty(0)
+    for t in reversed(range(x_TN.shape[0])):
+        h = charged[t]
+        g_s = g_TN[t]
+        if not p.detach_reset:
+            ds_dv = (-v_threshold) if p.v_reset is None else to_float32(p.v_reset) - h
+            g_s = g_s + g_v * ds_dv
+        through = g_v if p.v_reset is None else torch.where(h >= v_threshold, 0.0, g_v)
+        g_h = g_s * surrogate_derivative(h - v_threshold, p.surrogate, p.alpha) + through
+        if p.learns_leak:
+            dh_dk = x_TN[t] * to_float32(p.leak_x) + before[t] * to_float32(p.leak_v)
+            g_leak = g_leak + g_h * (dh_dk + to_float32(p.leak_1))
+        g_TN[t] = g_h * to_float32(p.gain)
+        g_v = g_h * to_float32(p.decay)
+    return g_v, g_leak

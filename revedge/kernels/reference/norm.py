@@ -1,0 +1,98 @@
+"""Batch norm by its parts. M planes (time and batch), C channels, S everything after them."""
+
+import torch
+from torch import Tensor
+
+from revedge.kernels.params import NeuronParams
+from revedge.kernels.reference.bits import pack_bits
+from revedge.kernels.reference.neuron import neuron_backward_, neuron_forward
+
+_LANES = 16
+
+
+def channel_sums(values: Tensor) -> Tensor:
+    """Return the sum of each channel of ``values`` [M, C, ...], float64, in a defined order.
+
+    Lane j of 16 takes the elements j, j+16, ... of each plane, planes in order; the lanes are then
+    added in pairs, j and j + half, from 16 down to 1. The order is the same on every machine and
+    for every number of threads.
+    """
+    m, c = values.shape[:2]
+    flat = values.reshape(m, c, -1).double()
+    padding = -flat.shape[2] % _LANES
+    flat = torch.nn.functional.pad(flat, (0, padding))
+    lanes = flat.reshape(m, c, -1, _LANES).permute(1, 3, 0, 2).reshape(c, _LANES, -1)
+    if lanes.shape[2] == 0:
+        return flat.new_zeros(c)
+    # cumsum adds one by one on the CPU, sum does not; elsewhere no order is promised.
+    total = lanes.cumsum(2)[:, :, -1] if lanes.device.type == "cpu" else lanes.sum(2)
+    width = _LANES
+    while width > 1:
+        width //= 2
+        total = total[:, :width] + total[:, width : 2 * width]
+    return total[:, 0]
+
+
+def _per_channel(values_C: Tensor, like: Tensor, channel_dim: int = 1) -> Tensor:
+    shape = [1] * like.dim()
+    shape[channel_dim] = -1
+    return values_C.reshape(shape)
+
+
+def channel_stats(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (mean [C], biased variance [C]) of ``y`` [M, C, ...], from float64 sums."""
+    count = y.numel() // max(1, y.shape[1])
+    mean = channel_sums(y) / count
+    square = channel_sums(y.double() * y.double()) / count
+    variance = square - mean * mean
+    variance = torch.where(variance > 0.0, variance, 0.0 * square)  # keeps NaN
+    return mean.to(y.dtype), variance.to(y.dtype)
+
+
+def norm_forward(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Return ``y * scale + shift`` per channel of ``y`` [M, C, ...]."""
+    return y * _per_channel(scale, y) + _per_channel(shift, y)
+
+
+def norm_backward_(
+    y: Tensor, g: Tensor, mean: Tensor, inv_std: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Overwrite ``g`` with the gradient of ``y``; return (g_weight [C], g_bias [C])."""
+    count = y.numel() // max(1, y.shape[1])
+    d = y - _per_channel(mean, y)
+    sum_g = channel_sums(g)
+    sum_gd = channel_sums(g.double() * d.double())
+    inv = inv_std.double()
+    a = (sum_g / count).to(y.dtype)
+    b = (((inv * sum_gd) * inv) / count).to(y.dtype)
+    scale = weight * inv_std
+    g.copy_(((g - _per_channel(a, y)) - d * _per_channel(b, y)) * _per_channel(scale, y))
+    return (sum_gd * inv).to(y.dtype), sum_g.to(y.dtype)
+
+
+def norm_neuron_forward(
+    y: Tensor, scale: Tensor, shift: Tensor, v0: Tensor | None, p: NeuronParams, pack: bool
+) -> tuple[Tensor, Tensor]:
+    """Return (spikes, or their bits, last membrane) of ``y`` [T, B, C, ...]."""
+    z = norm_forward(y.flatten(0, 1), scale, shift).reshape(y.shape)
+    s, v = neuron_forward(z, v0, p)
+    return (pack_bits(s) if pack else s), v
+
+
+def norm_neuron_backward_(
+    y: Tensor,
+    g: Tensor,
+    mean: Tensor,
+    inv_std: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    p: NeuronParams,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Overwrite ``g``, of the spikes, with that of ``y``; return (g_weight, g_bias, g_leak)."""
+    scale = weight * inv_std
+    shift = bias - mean * scale
+    y_MC = y.flatten(0, 1)
+    z = norm_forward(y_MC, scale, shift).reshape(y.shape)
+    _, g_leak = neuron_backward_(z, None, g, None, p)
+    g_weight, g_bias = norm_backward_(y_MC, g.flatten(0, 1), mean, inv_std, weight)
+    return g_weight, g_bias, g_leak
