@@ -1,0 +1,114 @@
+"""Coupling: reversible blocks ``y1 = x1 + F(x2); y2 = x2 + G(y1)`` (arXiv 2312.07922, section 3), RevSResNet, RevSFormer.
+
+Halves of the stream are contiguous channel ranges. Streams and branch outputs lie on a grid, so ``x2 = y2 - G(y1)`` and
+``x1 = y1 - F(x2)`` give the block's input back bit for bit, and G and F are computed anyway for their gradients.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revedge import kernels
+from revedge.engine.replay import BranchTape, Replay, branch_forward, join
+from revedge.engine.run import Checksums, Run
+from revedge.engine.tail import Gradients
+from revedge.engine.unit import GRID_BITS, Branch, to_grid
+from revedge.errors import UsageError
+
+
+@dataclass(slots=True)
+class _Tape:
+    blocks: list[BranchTape] = field(default_factory=list)
+    sums: Checksums = field(default_factory=lambda: Checksums("none"))
+
+
+class Coupling(Run):
+    """Reversible blocks over the two channel halves of ``x`` ``[T, B, 2*C, ...]``.
+
+    Memory between forward and backward: the run's output; under ``reverse`` nothing else, whatever the depth.
+
+    Args:
+        f: the branches F, one per block; each must end in a trailing norm.
+        g: the branches G.
+        strategy: see `revedge.engine.strategy`.
+        check: "none" or "checksum".
+        on_grid: the input lies on the grid already; else it is rounded.
+
+    Raises:
+        UsageError: unequal numbers of F and G, or a branch without trailing norm.
+    """
+
+    def __init__(
+        self,
+        f: list[Branch],
+        g: list[Branch],
+        *,
+        strategy: str = "reverse",
+        check: str = "none",
+        on_grid: bool = False,
+    ) -> None:
+        super().__init__(strategy, check)
+        if not f or len(f) != len(g) or not all(branch.on_grid for branch in [*f, *g]):
+            raise UsageError(
+                f"a Coupling needs as many F ({len(f)}) as G ({len(g)}), each ending in `norm`: only then is it exact"
+            )
+        self.f = nn.ModuleList(f)
+        self.g = nn.ModuleList(g)
+        self.on_grid = on_grid
+
+    def half_blocks(self) -> list[Branch]:
+        """F, G, F, G, ...: half block i reads half 1 - i % 2 and is added to half i % 2."""
+        pairs = zip(self.f, self.g, strict=True)
+        return [branch for pair in pairs for branch in pair if isinstance(branch, Branch)]
+
+    def run_forward(self, x: Tensor, strategy: str | None) -> tuple[Tensor, _Tape]:
+        """See `Run`."""
+        tape = _Tape(sums=Checksums(self.check if strategy is not None else "none"))
+        halves = _split(x if self.on_grid else kernels.grid_round(x, GRID_BITS))
+        for index, branch in enumerate(self.half_blocks()):
+            to, read = index % 2, 1 - index % 2
+            tape.sums.take(halves[to])
+            y, branch_tape = branch_forward(branch, halves[read], strategy, "coupling")
+            written = halves[to]
+            if strategy == "store":  # what a branch read is kept, so it must not be written
+                written = written.clone()
+            halves[to] = join(branch, written, y, branch_tape.stats)
+            tape.blocks.append(branch_tape)
+        return torch.cat(halves, 2), tape
+
+    def run_backward(
+        self, x: Tensor | None, out: Tensor, tape: Any, g: Tensor, gradients: Gradients, *, need_input: bool
+    ) -> Tensor | None:
+        """See `Run`."""
+        del x
+        halves, g_halves = _split(out), _split(g)
+        blocks = self.half_blocks()
+        for index in reversed(range(len(blocks))):
+            to, read, branch = index % 2, 1 - index % 2, blocks[index]
+            replay = Replay(branch, tape.blocks.pop(), halves[read])
+            if self.strategy != "store":
+                halves[to] = join(branch, halves[to], replay.output(), replay.tape.stats, sign=-1)
+                tape.sums.compare(halves[to], f"coupling block {index // 2} half {to + 1}")
+            part = replay.backward(g_halves[to].clone(), gradients, need_input=need_input or index > 0)
+            if part is not None:
+                g_halves[read] = part.add_(g_halves[read])
+        return torch.cat(g_halves, 2) if need_input else None
+
+    def step(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """See `Run`."""
+        half = x.shape[1] // 2
+        x = x if self.on_grid else to_grid(x, GRID_BITS)
+        halves, new = [x[:, :half], x[:, half:]], list[Tensor]()
+        for index, branch in enumerate(self.half_blocks()):
+            y, states_of_branch = branch.step(halves[1 - index % 2], states[len(new) :])
+            halves[index % 2] = halves[index % 2] + y
+            new += states_of_branch
+        return torch.cat(halves, 1), new
+
+
+def _split(x: Tensor) -> list[Tensor]:
+    """Two halves ``[T, B, C, ...]`` in memory of their own."""
+    half = x.shape[2] // 2
+    return [x[:, :, :half].contiguous(), x[:, :, half:].contiguous()]

@@ -1,0 +1,168 @@
+"""The head of a unit: batch normalization and neuron, forward and hand-written backward.
+
+A `Stats` is all that normalization keeps between forward and backward: two numbers per channel. The recompute in the
+backward pass uses it, so batch statistics are taken, and running statistics updated, exactly once.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from revedge import kernels
+from revedge.engine.tail import Gradients, add_gradient
+from revedge.engine.unit import INPUT_GRID_BITS, Unit
+from revedge.errors import ReversibilityError
+from revedge.neurons import BaseNode, ParametricLIFNode, ReversibleNode
+
+_SMALLEST_GAIN = 2.0**-6  # rebuilding (X - bias) / weight from X on the 2**-18 grid is then right to 2**-13
+
+
+class Stats(NamedTuple):
+    """What normalization needs again: mean ``[C]``, variance ``[C]``, and whether they were those of this batch."""
+
+    mean: Tensor
+    var: Tensor
+    of_batch: bool
+
+
+def take_stats(norm: _BatchNorm, y: Tensor) -> Stats:
+    """Statistics of ``y`` ``[T, B, C, ...]``; in training they also move the running ones, once."""
+    if not norm.training and norm.running_mean is not None and norm.running_var is not None:
+        return Stats(norm.running_mean, norm.running_var, of_batch=False)
+    mean, var = kernels.channel_stats(y.flatten(0, 1))
+    if norm.training and norm.running_mean is not None and norm.running_var is not None:
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.add_(1)
+        count = y.numel() // mean.numel()
+        momentum = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
+        norm.running_mean.lerp_(mean, momentum)
+        norm.running_var.lerp_(var * (count / max(count - 1, 1)), momentum)
+    return Stats(mean, var, of_batch=True)
+
+
+def affine(norm: _BatchNorm, stats: Stats) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scale, shift and inverse deviation, each ``[C]``."""
+    return kernels.norm_affine(stats.mean, stats.var, norm.weight, norm.bias, norm.eps)
+
+
+def fire(unit: Unit, y: Tensor, stats: Stats | None) -> Tensor:
+    """Normalize ``y`` ``[T, B, ...]`` and let the neuron answer it over all of T from rest."""
+    if unit.neuron is None:
+        return y if unit.norm is None else _normalized(unit.norm, y, stats)
+    if isinstance(unit.neuron, ReversibleNode):
+        x = neuron_input(unit, y, stats)
+        return kernels.reversible_forward(x, unit.neuron.params(), unit.neuron.dim)
+    if unit.norm is None:
+        return kernels.neuron_forward(y, None, unit.neuron.params())[0]
+    scale, shift, _ = affine(unit.norm, _given(stats))
+    return kernels.norm_neuron_forward(y, scale, shift, None, unit.neuron.params())[0]
+
+
+def neuron_input(unit: Unit, y: Tensor, stats: Stats | None) -> Tensor:
+    """Input of a reversible neuron: normalized ``y`` on a grid, so that the neuron gives it back bit for bit."""
+    if unit.norm is None:
+        return y
+    scale, shift, _ = affine(unit.norm, _given(stats))
+    return kernels.grid_add(None, y.flatten(0, 1), scale, shift, bits=INPUT_GRID_BITS).unflatten(0, y.shape[:2])
+
+
+def fire_backward_(
+    unit: Unit, y: Tensor | None, s: Tensor | None, stats: Stats | None, g: Tensor, gradients: Gradients
+) -> Tensor:
+    """Return the gradient of ``y``; overwrites ``g`` ``[T, B, ...]``, the gradient of the neuron's output.
+
+    ``y`` is what the unit normalizes; ``s`` is what a reversible neuron gave out (others do not need it).
+    """
+    if isinstance(unit.neuron, ReversibleNode):
+        return _reversible_backward_(unit, unit.neuron, s, stats, g, gradients)
+    if unit.neuron is None and unit.norm is None:
+        return g
+    assert y is not None
+    if unit.neuron is None:
+        return norm_backward_(unit.norm, y, g, _given(stats), gradients)
+    params = unit.neuron.params()
+    if unit.norm is None:
+        g, _, g_leak = kernels.neuron_backward_(y, None, g, None, params)
+    elif stats is not None and stats.of_batch:
+        g_weight, g_bias, g_leak = kernels.norm_neuron_backward_(
+            y, g, stats.mean, _inv_std(unit.norm, stats), unit.norm.weight, unit.norm.bias, params
+        )
+        add_gradient(gradients, unit.norm.weight, g_weight)
+        add_gradient(gradients, unit.norm.bias, g_bias)
+    else:
+        z = _normalized(unit.norm, y, stats)
+        g, _, g_leak = kernels.neuron_backward_(z, None, g, None, params)
+        g = norm_backward_(unit.norm, y, g, _given(stats), gradients)
+    _add_leak_gradient(unit.neuron, g_leak, gradients)
+    return g
+
+
+def norm_backward_(norm: _BatchNorm | None, y: Tensor, g: Tensor, stats: Stats, gradients: Gradients) -> Tensor:
+    """Backward of normalization alone: ``g`` ``[T, B, C, ...]`` becomes the gradient of ``y``."""
+    assert norm is not None
+    inv_std = _inv_std(norm, stats)
+    y_flat, g_flat = y.flatten(0, 1), g.flatten(0, 1)
+    if stats.of_batch:
+        g_weight, g_bias = kernels.norm_backward_(y_flat, g_flat, stats.mean, inv_std, norm.weight)
+    else:  # constants: no gradient flows through the statistics
+        shape, axes = _channel_shape(y_flat), [d for d in range(y_flat.dim()) if d != 1]
+        g_bias = g_flat.sum(axes)
+        g_weight = (g_flat * ((y_flat - stats.mean.view(shape)) * inv_std.view(shape))).sum(axes)
+        g_flat.mul_((norm.weight * inv_std).view(shape))
+    add_gradient(gradients, norm.weight, g_weight)
+    add_gradient(gradients, norm.bias, g_bias)
+    return g
+
+
+def _reversible_backward_(
+    unit: Unit, neuron: ReversibleNode, s: Tensor | None, stats: Stats | None, g: Tensor, gradients: Gradients
+) -> Tensor:
+    """From Y alone: the neuron's input X by forward-time reconstruction, and normalization's x-hat as (X - bias)/weight."""
+    assert s is not None
+    x = kernels.reversible_backward_(s, g, neuron.params(), neuron.dim)
+    if unit.norm is None:
+        return g
+    norm, given = unit.norm, _given(stats)
+    if not bool((norm.weight.detach().abs() >= _SMALLEST_GAIN).all()):
+        raise ReversibilityError(
+            f"a batch-norm weight of {norm.weight.detach().abs().min():.1e} is below {_SMALLEST_GAIN:.1e}, so its input "
+            "cannot be rebuilt from the reversible neuron; take an LIF node, or no weight decay on batch norm"
+        )
+    if not given.of_batch:
+        raise ReversibilityError(
+            "a reversible neuron behind frozen batch norm has no backward; keep the batch norm in train mode"
+        )
+    inverse = 1.0 / norm.weight.detach()
+    weight = norm.weight.detach() * norm.weight.detach() * _inv_std(norm, given)
+    g_weight, g_bias = kernels.norm_backward_(
+        x.flatten(0, 1), g.flatten(0, 1), norm.bias.detach(), inverse, weight
+    )  # fmt: skip
+    add_gradient(gradients, norm.weight, g_weight)
+    add_gradient(gradients, norm.bias, g_bias)
+    return g
+
+
+def _add_leak_gradient(neuron: BaseNode, g_leak: Tensor | None, gradients: Gradients) -> None:
+    if g_leak is not None and isinstance(neuron, ParametricLIFNode):
+        leak = torch.sigmoid(neuron.w.detach())
+        add_gradient(gradients, neuron.w, (g_leak.sum() * leak * (1.0 - leak)).reshape(neuron.w.shape))
+
+
+def _normalized(norm: _BatchNorm, y: Tensor, stats: Stats | None) -> Tensor:
+    scale, shift, _ = affine(norm, _given(stats))
+    return kernels.norm_forward(y.flatten(0, 1), scale, shift).unflatten(0, y.shape[:2])
+
+
+def _inv_std(norm: _BatchNorm, stats: Stats) -> Tensor:
+    return affine(norm, stats)[2]
+
+
+def _given(stats: Stats | None) -> Stats:
+    assert stats is not None
+    return stats
+
+
+def _channel_shape(y: Tensor) -> tuple[int, ...]:
+    return (1, -1) + (1,) * (y.dim() - 2)

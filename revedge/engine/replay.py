@@ -1,0 +1,168 @@
+"""Forward of a branch with a tape, and its backward from that tape.
+
+The tape holds what the strategy keeps. In the backward pass `_Replay` answers two questions, "what went into unit i" and
+"what did its neuron say", from the tape where it can and by computing forward again where it must; the operations,
+shapes and statistics are those of the forward pass, so the answers are the same bits.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from revedge import kernels
+from revedge.engine.fire import Stats, affine, fire, fire_backward_, norm_backward_, take_stats
+from revedge.engine.strategy import Place, keeps_output, what_to_keep
+from revedge.engine.tail import Chance, Gradients, draw, tail_backward, tail_forward
+from revedge.engine.unit import GRID_BITS, Branch, Unit
+
+
+@dataclass(slots=True)
+class _UnitTape:
+    stats: Stats | None
+    chance: Chance
+    pre: Tensor | None = None
+    spikes: Tensor | None = None
+    bits: Tensor | None = None
+    shape: torch.Size = field(default_factory=torch.Size)
+
+
+@dataclass(slots=True)
+class BranchTape:
+    """What one branch keeps."""
+
+    units: list[_UnitTape] = field(default_factory=list)
+    out: Tensor | None = None
+    stats: Stats | None = None
+
+    @property
+    def keeps_input(self) -> bool:
+        """Whether the branch's own input is on the tape, so that nobody may write to it."""
+        return bool(self.units) and (self.units[0].pre is not None)
+
+
+def branch_forward(branch: Branch, x: Tensor, strategy: str | None, place: Place) -> tuple[Tensor, BranchTape]:
+    """Run ``x`` ``[T, B, ...]`` through the units; the trailing normalization is left to `join`.
+
+    ``strategy`` None keeps nothing.
+    """
+    tape = BranchTape()
+    y = x
+    for index, unit in enumerate(branch.unit_list()):
+        stats = None if unit.norm is None else take_stats(unit.norm, y)
+        kept = _UnitTape(stats, draw(unit))
+        s = fire(unit, y, stats)
+        if strategy is not None:
+            keep = what_to_keep(strategy, place, unit, index)
+            kept.shape = s.shape
+            kept.pre = y if keep.pre else None
+            kept.spikes = s if keep.spikes else None
+            kept.bits = kernels.pack_bits(s) if keep.bits else None
+            tape.units.append(kept)
+        y = tail_forward(unit, s, kept.chance)
+        del s
+    if branch.norm is not None:
+        tape.stats = take_stats(branch.norm, y)
+        tape.out = y if strategy is not None and keeps_output(strategy) else None
+    return y, tape
+
+
+def join(branch: Branch, x: Tensor | None, y: Tensor, stats: Stats | None, *, sign: int = 1) -> Tensor:
+    """Return ``x + sign * round(pool(norm(y)))``, exactly; ``x`` None means 0. Overwrites ``x``."""
+    if branch.norm is None:
+        return y if x is None else (x.add_(y) if sign > 0 else x.sub_(y))
+    assert stats is not None
+    scale, shift, _ = affine(branch.norm, stats)
+    y_flat = y.flatten(0, 1)
+    if branch.pool is not None:
+        y_flat = branch.pool(kernels.norm_forward(y_flat, scale, shift))
+        scale, shift = torch.ones_like(scale), torch.zeros_like(shift)
+    x_flat = None if x is None else x.flatten(0, 1)
+    out = kernels.grid_add(x_flat, y_flat, scale, shift, bits=GRID_BITS, sign=sign, out=x_flat)
+    return out.unflatten(0, y.shape[:2])
+
+
+class Replay:
+    """Backward of one branch. ``x`` is the branch's input, None where it is only known after `output` (residual)."""
+
+    def __init__(self, branch: Branch, tape: BranchTape, x: Tensor | None) -> None:
+        self.branch, self.tape, self.x = branch, tape, x
+        self.units = branch.unit_list()
+        self.pre: dict[int, Tensor] = {}
+
+    def output(self) -> Tensor:
+        """What the last unit gave out, before the trailing normalization."""
+        if self.tape.out is None:
+            self.tape.out = self._operate(len(self.units) - 1)
+        return self.tape.out
+
+    def kept_input(self) -> Tensor | None:
+        """The branch's input, where the strategy kept it."""
+        return self.tape.units[0].pre
+
+    def backward(self, g: Tensor, gradients: Gradients, *, need_input: bool) -> Tensor | None:
+        """Return the gradient of the branch's input, None if not needed; ``g`` (of its output) is overwritten."""
+        g = self._trailing_backward(g, gradients)
+        for index in reversed(range(len(self.units))):
+            unit, kept = self.units[index], self.tape.units[index]
+            needed = need_input or index > 0 or _has_parameters_before_tail(unit)
+            s = self._spikes(index)
+            g_or_none = tail_backward(unit, s, kept.chance, g, gradients, need_input=needed)
+            if g_or_none is None:
+                return None
+            g = g_or_none
+            y = None if not unit.spikes_are_bits and unit.neuron is not None else self._pre(index)
+            if unit.spikes_are_bits:
+                del s
+                g = fire_backward_(unit, y, None, kept.stats, g, gradients)
+            else:
+                g = fire_backward_(unit, y, s, kept.stats, g, gradients)
+                del s
+            del y
+            kept.pre = kept.spikes = kept.bits = None
+            self.pre.pop(index, None)
+        return g
+
+    def _trailing_backward(self, g: Tensor, gradients: Gradients) -> Tensor:
+        branch, stats = self.branch, self.tape.stats
+        if branch.norm is None:
+            return g
+        assert stats is not None
+        y = self.output()
+        self.tape.out = None
+        if branch.pool is not None:
+            scale, shift, _ = affine(branch.norm, stats)
+            z = kernels.norm_forward(y.flatten(0, 1), scale, shift).unflatten(0, y.shape[:2])
+            pooled = tail_backward(Unit(pool=branch.pool), z, Chance(), g, gradients, need_input=True)
+            assert pooled is not None
+            g = pooled
+        return norm_backward_(branch.norm, y, g, stats, gradients)
+
+    def _operate(self, index: int) -> Tensor:
+        """Output of unit ``index``."""
+        return tail_forward(self.units[index], self._spikes(index), self.tape.units[index].chance)
+
+    def _spikes(self, index: int) -> Tensor:
+        """Output of the neuron of unit ``index``."""
+        kept = self.tape.units[index]
+        if kept.spikes is not None:
+            return kept.spikes
+        if kept.bits is not None:
+            return kernels.unpack_bits(kept.bits, kept.shape)
+        return fire(self.units[index], self._pre(index), kept.stats)
+
+    def _pre(self, index: int) -> Tensor:
+        """Input of unit ``index``."""
+        kept = self.tape.units[index]
+        if kept.pre is not None:
+            return kept.pre
+        if index == 0:
+            assert self.x is not None
+            return self.x
+        if index not in self.pre:
+            self.pre[index] = self._operate(index - 1)
+        return self.pre[index]
+
+
+def _has_parameters_before_tail(unit: Unit) -> bool:
+    return any(p.requires_grad for module in (unit.norm, unit.neuron) if module is not None for p in module.parameters())

@@ -1,0 +1,93 @@
+"""Residual: a chain of blocks ``x <- x + branch(x)``, unchanged nets such as MS-ResNet and Spikingformer.
+
+A branch that begins with a neuron sees x only through spikes. So its first spikes, at one bit each, are enough to
+compute the branch again, and ``x = x' - branch`` follows exactly because stream and branch output lie on a grid.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from revedge import kernels
+from revedge.engine.replay import BranchTape, Replay, branch_forward, join
+from revedge.engine.run import Checksums, Run
+from revedge.engine.tail import Gradients
+from revedge.engine.unit import GRID_BITS, Branch, to_grid
+from revedge.errors import UsageError
+
+
+@dataclass(slots=True)
+class _Tape:
+    blocks: list[BranchTape] = field(default_factory=list)
+    sums: Checksums = field(default_factory=lambda: Checksums("none"))
+
+
+class Residual(Run):
+    """``x <- x + branch(x)`` for each branch in turn; input and output ``[T, B, ...]`` of one shape.
+
+    Memory between forward and backward: the run's output, plus per block what `revedge.engine.strategy` says: under
+    ``reverse`` 1/32 of one stream tensor.
+
+    Args:
+        branches: each must end in a trailing norm, so that its output lies on the grid.
+        strategy: see `revedge.engine.strategy`.
+        check: "none" or "checksum".
+        on_grid: the input lies on the grid already (a `Feed` with a trailing norm gave it out); else it is rounded.
+
+    Raises:
+        UsageError: a branch without trailing norm.
+    """
+
+    def __init__(
+        self, branches: list[Branch], *, strategy: str = "reverse", check: str = "none", on_grid: bool = False
+    ) -> None:
+        super().__init__(strategy, check)
+        if not branches or not all(branch.on_grid for branch in branches):
+            raise UsageError("each branch of a Residual must end in `norm`: only then is x' - branch(x) exact")
+        self.branches = nn.ModuleList(branches)
+        self.on_grid = on_grid
+
+    def branch_list(self) -> list[Branch]:
+        """Return the branches with their type."""
+        return [branch for branch in self.branches if isinstance(branch, Branch)]
+
+    def run_forward(self, x: Tensor, strategy: str | None) -> tuple[Tensor, _Tape]:
+        """See `Run`."""
+        tape = _Tape(sums=Checksums(self.check if strategy is not None else "none"))
+        x = x.clone() if self.on_grid else kernels.grid_round(x, GRID_BITS)
+        for branch in self.branch_list():
+            tape.sums.take(x)
+            y, branch_tape = branch_forward(branch, x, strategy, "residual")
+            # A stored block input must not be overwritten by the next one.
+            x = join(branch, x.clone() if branch_tape.keeps_input else x, y, branch_tape.stats)
+            tape.blocks.append(branch_tape)
+        return x, tape
+
+    def run_backward(
+        self, x: Tensor | None, out: Tensor, tape: Any, g: Tensor, gradients: Gradients, *, need_input: bool
+    ) -> Tensor | None:
+        """See `Run`."""
+        del x
+        stream, last = out.clone(), len(self.branches)
+        for branch in reversed(self.branch_list()):
+            last -= 1
+            replay = Replay(branch, tape.blocks.pop(), None)
+            kept = replay.kept_input()
+            stream = join(branch, stream, replay.output(), replay.tape.stats, sign=-1) if kept is None else kept
+            tape.sums.compare(stream, f"residual block {last}")
+            replay.x = stream
+            part = replay.backward(g.clone(), gradients, need_input=need_input or last > 0)
+            if part is not None:
+                g = part.add_(g)
+        return g if need_input else None
+
+    def step(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """See `Run`."""
+        new: list[Tensor] = []
+        x = x if self.on_grid else to_grid(x, GRID_BITS)
+        for branch in self.branch_list():
+            y, states_of_branch = branch.step(x, states[len(new) :])
+            x = x + y
+            new += states_of_branch
+        return x, new

@@ -1,0 +1,61 @@
+"""What each memory strategy keeps between forward and backward. Everything else is made again, bit for bit.
+
+| strategy    | a unit keeps                                          | a block input is found again from          |
+|-------------|-------------------------------------------------------|--------------------------------------------|
+| store       | its input and its float32 spikes                      | itself: it was kept                        |
+| keep-conv   | its input, that is the convolution output before it   | x' - branch output, which was kept         |
+| keep-spikes | its spikes at one bit each                            | x' - branch output, one convolution        |
+| reverse     | nothing, but the first of a residual branch its bits  | x' - branch output, the branch again       |
+| invert      | the output Y of its reversible neuron                 | as keep-conv                               |
+
+Three places differ in where a branch's input comes from. A `feed` has no identity path, so its input is kept (no copy:
+it is the output of the run before). A `coupling` has the other half of the stream. A `residual` branch has nothing, so
+it is replayed from its first spikes, and its input follows by subtraction.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from revedge.engine.unit import Unit
+from revedge.errors import UsageError
+
+STRATEGIES = ("store", "keep-conv", "keep-spikes", "reverse", "invert")
+Place = Literal["feed", "residual", "coupling"]
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """What one unit keeps: its input (``pre``), its neuron's output as float32 (``spikes``) or at one bit (``bits``)."""
+
+    pre: bool = False
+    spikes: bool = False
+    bits: bool = False
+
+
+def check_strategy(name: str) -> str:
+    """Return ``name`` if it is a strategy.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if name not in STRATEGIES:
+        raise UsageError(f"strategy {name!r} is not known; choose one of {', '.join(STRATEGIES)}")
+    return name
+
+
+def what_to_keep(strategy: str, place: Place, unit: Unit, index: int) -> Keep:
+    """Return what ``unit``, the ``index``-th of a branch that stands in ``place``, keeps under ``strategy``."""
+    first = index == 0
+    if strategy == "store":
+        return Keep(pre=not first or place != "feed", spikes=unit.neuron is not None)
+    if strategy == "invert" and unit.neuron is not None and not unit.spikes_are_bits:
+        return Keep(spikes=True)
+    if strategy in ("keep-conv", "invert"):
+        return Keep(pre=not first)
+    needed = place == "residual" if first else strategy == "keep-spikes" or place == "feed"
+    return Keep(bits=needed and unit.spikes_are_bits, spikes=needed and not unit.spikes_are_bits)
+
+
+def keeps_output(strategy: str) -> bool:
+    """Whether a branch keeps the output of its last unit for the normalization that follows."""
+    return strategy in ("store", "keep-conv", "invert")

@@ -1,0 +1,173 @@
+"""A spiking network: stem, runs, head. Every model of the registry is one of these."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revedge.engine import Branch, Coupling, Feed, Residual, Run, Unit
+from revedge.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class StateSpec:
+    """One neuron's state in `SpikingNet.step`: its name, its shape without the batch, its value at rest."""
+
+    name: str
+    shape: tuple[int, ...]
+    init: float
+
+
+class SpikingNet(nn.Module):
+    """Stem -> body -> head over ``T`` time steps.
+
+    Attributes:
+        config: JSON-able arguments; ``revedge.models.create(**config)`` builds the same net.
+        in_shape: (C, H, W) of one frame or image.
+        num_classes: length of the logits.
+        timesteps: T for static images, and the T that event data are cut into.
+        static: the input is one image per sample; the stem runs once and its output is repeated T times.
+        stem, body, head: runs of `revedge.engine`. The head ends in a linear layer.
+    """
+
+    def __init__(
+        self,
+        *,
+        stem: Feed,
+        body: Sequence[Run],
+        head: Feed,
+        in_shape: tuple[int, int, int],
+        num_classes: int,
+        timesteps: int,
+        static: bool,
+        config: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.stem = stem
+        self.body = nn.ModuleList(body)
+        self.head = head
+        self.in_shape = in_shape
+        self.num_classes = num_classes
+        self.timesteps = timesteps
+        self.static = static
+        self.config = config
+
+    def runs(self) -> list[Run]:
+        """Stem, body and head in order."""
+        return [self.stem, *(run for run in self.body if isinstance(run, Run)), self.head]
+
+    def set_strategy(self, strategy: str | Sequence[str], *, check: str | None = None) -> None:
+        """Choose what every run (one name) or each run in order (a list) keeps for the backward pass.
+
+        Raises:
+            UsageError: an unknown name, or a list of another length than there are runs.
+        """
+        runs = self.runs()
+        names = [strategy] * len(runs) if isinstance(strategy, str) else list(strategy)
+        if len(names) != len(runs):
+            raise UsageError(f"{len(names)} strategies were given for {len(runs)} runs; give one name, or one per run")
+        for run, name in zip(runs, names, strict=True):
+            run.set_strategy(name, check=check)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits ``[B, num_classes]``, the mean over time.
+
+        Args:
+            x: events ``[T, B, C, H, W]``, or images ``[B, C, H, W]`` if the net is static. float32.
+        """
+        self._check_input(x, dims=4 if self.static else 5)
+        stream = self.stem(x[None] if self.static else x)
+        if self.static:
+            stream = stream.expand(self.timesteps, *stream.shape[1:])
+        for run in self.body:
+            stream = run(stream)
+        logits: Tensor = self.head(stream)
+        return logits.mean(0)
+
+    def step(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """One time step in plain PyTorch: logits of this step ``[B, num_classes]`` and the new states.
+
+        Batch normalization uses its running statistics. The mean of the logits over the steps is what `forward` gives.
+
+        Args:
+            x: one frame ``[B, C, H, W]`` (for a static net the image, at every step).
+            states: one tensor per entry of `state_spec`, ``[B, *shape]``.
+        """
+        self._check_input(x, dims=4)
+        new: list[Tensor] = []
+        stream = x
+        for run in self.runs():
+            stream, states_of_run = run.step(stream, states[len(new) :])
+            new += states_of_run
+        return stream, new
+
+    def state_spec(self) -> list[StateSpec]:
+        """Names, shapes and rest values of the neurons' states, in the order of `step`."""
+        specs: list[StateSpec] = []
+        shapes = _state_shapes(self)
+        for (name, unit), shape in zip(spiking_units(self), shapes, strict=True):
+            assert unit.neuron is not None
+            v_reset = unit.neuron.v_reset
+            specs.append(StateSpec(f"{name}.neuron", shape, 0.0 if v_reset is None else float(v_reset)))
+        return specs
+
+    def initial_states(self, batch: int, *, device: torch.device | str = "cpu") -> list[Tensor]:
+        """Return the states at rest, one ``[batch, *shape]`` tensor per entry of `state_spec`."""
+        return [torch.full((batch, *spec.shape), spec.init, device=device) for spec in self.state_spec()]
+
+    def _check_input(self, x: Tensor, *, dims: int) -> None:
+        if x.dim() != dims or tuple(x.shape[-3:]) != self.in_shape:
+            layout = {4: "[B, C, H, W]", 5: "[T, B, C, H, W]"}[dims]
+            raise UsageError(
+                f"input of shape {tuple(x.shape)} does not fit; this {'static ' if self.static else ''}net takes "
+                f"{layout} with (C, H, W) = {self.in_shape}"
+            )
+
+
+def spiking_units(net: SpikingNet) -> Iterator[tuple[str, Unit]]:
+    """Units with a neuron and their names, in the order in which `SpikingNet.step` uses their states."""
+    names = {module: name for name, module in net.named_modules()}
+    for run in net.runs():
+        for branch in branches_of(run):
+            for unit in branch.unit_list():
+                if unit.neuron is not None:
+                    yield names[unit], unit
+
+
+def branches_of(run: Run) -> list[Branch]:
+    """The branches of a run in the order in which they run."""
+    if isinstance(run, Coupling):
+        return run.half_blocks()
+    assert isinstance(run, Feed | Residual)
+    return run.branch_list()
+
+
+def _state_shapes(net: SpikingNet) -> list[tuple[int, ...]]:
+    """Shapes without the batch, found by sending an empty batch through; no memory and no arithmetic."""
+    shapes: list[tuple[int, ...]] = []
+    parameter = next(net.parameters())
+    x = torch.empty((0, *net.in_shape), device=parameter.device, dtype=parameter.dtype)
+    with torch.no_grad():
+        for run in net.runs():
+            x = _run_shapes(run, x, shapes)
+    return shapes
+
+
+def _run_shapes(run: Run, x: Tensor, shapes: list[tuple[int, ...]]) -> Tensor:
+    if isinstance(run, Coupling):
+        for branch in run.half_blocks():
+            _branch_shapes(branch, x[:, : x.shape[1] // 2], shapes)
+        return x
+    outs = [_branch_shapes(branch, x, shapes) for branch in branches_of(run)]
+    return x if isinstance(run, Residual) else outs[0]
+
+
+def _branch_shapes(branch: Branch, x: Tensor, shapes: list[tuple[int, ...]]) -> Tensor:
+    for unit in branch.unit_list():
+        if unit.neuron is not None:
+            shapes.append(tuple(x.shape[1:]))
+        for module in (unit.pool, unit.op):
+            x = x if module is None else module(x)
+    return x if branch.pool is None else branch.pool(x)
