@@ -1,1 +1,20 @@
-"""TODO."""
+"""Spiking neurons: modules in SpikingJelly's vocabulary, each with an explicit-state ``step``."""
+
+from revedge.neurons.base import BaseNode
+from revedge.neurons.integrate import IFNode, LIFNode, ParametricLIFNode
+from revedge.neurons.reversible import ReversibleNode
+from revedge.neurons.state import StateSpec, detach_net, reset_net, set_step_mode
+from revedge.neurons.surrogate import Surrogate
+
+__all__ = [
+    "BaseNode",
+    "IFNode",
+    "LIFNode",
+    "ParametricLIFNode",
+    "ReversibleNode",
+    "StateSpec",
+    "Surrogate",
+    "detach_net",
+    "reset_net",
+    "set_step_mode",
+]

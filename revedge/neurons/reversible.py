@@ -1,0 +1,133 @@
+"""The reversible neuron as a module."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from revedge.errors import UsageError
+from revedge.kernels import ReversibleParams, reversible_backward_, reversible_forward
+from revedge.neurons import functional
+from revedge.neurons.state import StateSpec, StepMode, check_step_mode
+from revedge.neurons.surrogate import Surrogate
+
+
+class _ReversibleSequence(torch.autograd.Function):
+    """All steps from a zero state; keeps its output Y, not its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rp: ReversibleParams, dim: int) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        y, v = reversible_forward(x.contiguous(), rp, dim, return_state=True)
+        ctx.save_for_backward(y)
+        ctx.settings = (rp, dim)
+        ctx.mark_non_differentiable(v)
+        return y, v
+
+    @staticmethod
+    def backward(ctx: Any, g_y: Tensor | None, _: Any) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
+        if g_y is None:
+            return None, None, None
+        (y,) = ctx.saved_tensors
+        rp, dim = ctx.settings
+        g = g_y.clone(memory_format=torch.contiguous_format)
+        reversible_backward_(y, g, rp, dim)
+        return g, None, None
+
+
+class ReversibleNode(nn.Module):
+    """The reversible neuron of arXiv 2308.08649: its input can be rebuilt from its output.
+
+    The output is real-valued, ``spike + beta * input of another group``, [T, B, ...] like the
+    input. Kept for the backward pass: the output, which the next layer keeps anyway; the input is
+    rebuilt, bit for bit if it lies on the grid and beta is a power of two.
+
+    Args:
+        groups: 2 or more; divides dimension ``dim``.
+        tau: time constant in steps, >= 1.
+        alpha: share of the old membrane added after the reset.
+        beta: weight of the input passed through, not 0.
+        v_threshold, v_reset, detach_reset, surrogate: as in BaseNode; the reset is hard.
+        dim: the dimension that the groups split, neither time nor (in "s" mode) the first.
+        step_mode: "m" or "s", as in BaseNode.
+
+    In "m" mode a state carried over from an earlier call runs step by step through autograd, which
+    keeps more; call ``reset_net`` between sequences.
+    """
+
+    v: Tensor | None
+
+    def __init__(
+        self,
+        groups: int = 2,
+        tau: float = 2.0,
+        alpha: float = 0.1,
+        beta: float = 1.0,
+        v_threshold: float = 1.0,
+        v_reset: float = 0.0,
+        detach_reset: bool = False,
+        surrogate: str | Surrogate = "atan",
+        dim: int = -1,
+        step_mode: str = "m",
+    ) -> None:
+        super().__init__()
+        if groups < 2:
+            raise UsageError(f"groups {groups} is below 2; use 2, or another divisor of the width")
+        if beta == 0 or not tau >= 1.0:
+            raise UsageError(f"beta {beta} must not be 0 and tau {tau} not below 1; use 1 and 2")
+        self.groups, self.dim = int(groups), int(dim)
+        self.tau, self.alpha, self.beta = float(tau), float(alpha), float(beta)
+        self.v_threshold, self.v_reset = float(v_threshold), float(v_reset)
+        self.detach_reset = bool(detach_reset)
+        self.surrogate = Surrogate.of(surrogate)
+        self.step_mode: StepMode = check_step_mode(step_mode)
+        self.v = None
+
+    def params(self) -> ReversibleParams:
+        """Return the neuron as plain numbers."""
+        return ReversibleParams(
+            groups=self.groups,
+            tau=self.tau,
+            alpha=self.alpha,
+            beta=self.beta,
+            v_threshold=self.v_threshold,
+            v_reset=self.v_reset,
+            detach_reset=self.detach_reset,
+            surrogate=self.surrogate.name,
+            surrogate_alpha=self.surrogate.sharpness,
+        )
+
+    def step(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (Y, V') after one step of input x [B, ...] from state v [B, ...]."""
+        # ``dim`` counts time; one step has none.
+        dim = self.dim if self.dim < 0 else self.dim - 1
+        return functional.reversible_step(x, v, self.params(), dim)
+
+    def initial_state(self, shape: tuple[int, ...] | torch.Size, like: Tensor) -> Tensor:
+        """Return the state [B, ...] before the first step: zero."""
+        return like.new_zeros(shape)
+
+    def state_spec(self, shape: tuple[int, ...]) -> list[StateSpec]:
+        """Return the state of a neuron whose input has ``shape``, without the batch."""
+        return [StateSpec("v", tuple(shape), 0.0)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return Y: [T, B, ...] of a sequence in "m" mode, [B, ...] of a step in "s" mode."""
+        if self.step_mode == "m" and self.v is None:
+            y, self.v = _ReversibleSequence.apply(x, self.params(), self.dim)  # type: ignore[no-untyped-call]
+            return y
+        steps = x if self.step_mode == "m" else x[None]
+        v = self.initial_state(steps.shape[1:], x) if self.v is None else self.v
+        outputs = []
+        for x_t in steps:
+            y, v = self.step(x_t, v)
+            outputs.append(y)
+        self.v = v
+        return torch.stack(outputs) if self.step_mode == "m" else outputs[0]
+
+    def extra_repr(self) -> str:
+        """Return what print shows."""
+        return (
+            f"groups={self.groups}, tau={self.tau}, alpha={self.alpha}, beta={self.beta}, "
+            f"dim={self.dim}, surrogate={self.surrogate.name}({self.surrogate.sharpness:g})"
+        )
