@@ -1,7 +1,7 @@
 """The `revedge` command: finds the subcommand, and words every error the same way.
 
-A command is a module with ``add_arguments(parser)`` and ``run(args) -> int``; it is imported only when it is the one
-asked for, so that ``revedge --help`` costs no torch.
+A command is a module with ``add_arguments(parser)`` and ``run(args) -> int``; it is imported only
+when it is the one asked for, so that ``revedge --help`` costs no torch.
 """
 
 import argparse
@@ -23,14 +23,17 @@ COMMANDS = {
     "devices": "list boards, or probe this one",
     "doctor": "say what this machine can do, and what is missing",
 }
-_EPILOG = "exit codes: 0 done, 1 the answer is no (does not fit, check failed, file damaged), 2 usage"
+_EPILOG = (
+    "exit codes: 0 done, 1 the answer is no (does not fit, check failed, file damaged), 2 usage"
+)
 
 
 def build_parser(command: str | None) -> argparse.ArgumentParser:
     """Return the parser; only ``command``'s module is imported."""
     parser = argparse.ArgumentParser(
         prog="revedge",
-        description="Train spiking neural networks on the device, inside a RAM limit, and ship what was trained.",
+        description="Train spiking neural networks on the device, inside a RAM limit, "
+        "and ship what was trained.",
         epilog=_EPILOG,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
@@ -41,7 +44,9 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
         )
         if name == command:
             importlib.import_module(f"revedge.cli.{name}").add_arguments(sub)
-        sub.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
+        sub.add_argument(
+            "--json", action="store_true", help="print one JSON object as the last line of stdout"
+        )
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -76,7 +81,7 @@ def report(error: Exception, *, as_json: bool) -> int:
     """Print one line for ``error`` and return its exit code."""
     text, code = str(error), getattr(error, "exit_code", 1)
     if isinstance(error, ModuleNotFoundError):
-        text = f"this command needs the package {error.name!r}; install it with: pip install 'revedge[all]'"
+        text = f"this needs the package {error.name!r}; install it with: pip install 'revedge[all]'"
     if isinstance(error, PermissionError):
         text = f"{error.filename}: permission denied; choose a folder that you can write"
     print(f"revedge: error: {text}", file=sys.stderr)

@@ -1,0 +1,210 @@
+"""`revedge doctor`: what this machine can do, what is missing, and what to do about it.
+
+Whatever needs torch, or sets a limit that cannot be taken back, is tried in a child process.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from revedge.cli.output import emit
+from revedge.units import format_bytes
+
+_EPILOG = """example:
+  revedge doctor --json
+
+exit code 1 only when training cannot work here"""
+_CHILD_S = 180.0
+_LEAST_BYTES = 512 * 2**20  # torch alone takes about 220 MiB
+_OLDEST_TORCH = (2, 4)
+_OPTIONAL = {
+    "tonic": ("data", "the data sets digits, nmnist and dvsgesture"),
+    "scikit-learn": ("data", "the data set digits"),
+    "onnx": ("export", "revedge export --format onnx"),
+    "onnxscript": ("export", "revedge export --format onnx"),
+    "onnxruntime": ("runtime", "revedge run, and the check after revedge export"),
+    "matplotlib": ("report", "the picture in a run folder"),
+}
+_ASK_KERNELS = """
+import json
+from revedge.kernels import native_status
+print(json.dumps({key: str(value) for key, value in native_status().items()}))
+"""
+# Asks for four times the limit: a fence that holds refuses it.
+_ASK_FENCE = """
+import mmap
+from revedge.devices.fence import fence_data
+fence_data(64 * 2**20)
+try:
+    mmap.mmap(-1, 256 * 2**20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    print("false")
+except OSError:
+    print("true")
+"""
+_ASK_ALLOCATOR = """
+from revedge.devices.allocator import set_policy
+print("true" if set_policy("tight") else "false")
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One line of the answer; ``required`` ones decide the exit code."""
+
+    name: str
+    ok: bool
+    found: str
+    advice: str = ""
+    required: bool = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add nothing: there is nothing to choose."""
+    parser.epilog = _EPILOG
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print every check; return 1 if training cannot work here."""
+    checks = [
+        _python(),
+        _torch(),
+        *(_needed(name) for name in ("numpy", "safetensors", "psutil")),
+        _memory(),
+        _cache(),
+        _kernels(),
+        _fence(),
+        _allocator(),
+        *(_optional(name, *words) for name, words in _OPTIONAL.items()),
+    ]
+    can_train = all(check.ok for check in checks if check.required)
+    lines = [_line(check) for check in checks]
+    missing = sum(not check.ok for check in checks)
+    if not can_train:
+        lines.append("\ntraining cannot work here: see the lines with `missing` above")
+    elif missing:
+        lines.append(
+            f"\ntraining works here; {missing} of {len(checks)} checks name what is missing"
+        )
+    else:
+        lines.append("\ntraining works here, and nothing is missing")
+    payload = {"can_train": can_train, "checks": [asdict(check) for check in checks]}
+    emit(args, "\n".join(lines), payload)
+    return 0 if can_train else 1
+
+
+def _line(check: Check) -> str:
+    state = "ok" if check.ok else "missing"
+    advice = f"; {check.advice}" if check.advice and not check.ok else ""
+    return f"{state:<8} {check.name:<16} {check.found}{advice}"
+
+
+def _python() -> Check:
+    return Check(
+        name="python",
+        ok=sys.version_info >= (3, 10),
+        found=f"{platform.python_version()} on {platform.system()} {platform.machine()}",
+        advice="install Python 3.10 or newer",
+        required=True,
+    )
+
+
+def _torch() -> Check:
+    from revedge.devices.probe import package_version
+
+    version = package_version("torch")
+    advice = "on a Jetson install the torch built for it, elsewhere: pip install torch"
+    ok = version is not None and _major_minor(version) >= _OLDEST_TORCH
+    found = version or "not installed"
+    return Check(name="torch", ok=ok, found=found, advice=advice, required=True)
+
+
+def _major_minor(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+
+
+def _needed(name: str) -> Check:
+    from revedge.devices.probe import package_version
+
+    version = package_version(name)
+    found, advice = version or "not installed", f"pip install {name}"
+    return Check(name=name, ok=version is not None, found=found, advice=advice, required=True)
+
+
+def _optional(name: str, extra: str, purpose: str) -> Check:
+    from revedge.devices.probe import package_version
+
+    version = package_version(name)
+    return Check(
+        name=name,
+        ok=version is not None,
+        found=version or f"not installed, needed for {purpose}",
+        advice=f"pip install 'revedge[{extra}]'",
+    )
+
+
+def _memory() -> Check:
+    from revedge.devices.probe import probe
+
+    usable = probe().usable_bytes
+    least = format_bytes(_LEAST_BYTES)
+    found = f"{format_bytes(usable)} can be used now"
+    advice = f"close other programs: the smallest training takes about {least}"
+    ok = usable >= _LEAST_BYTES
+    return Check(name="memory", ok=ok, found=found, advice=advice, required=True)
+
+
+def _cache() -> Check:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(os.environ.get("REVEDGE_CACHE_DIR") or Path(base) / "revedge")
+    there = next((one for one in (folder, *folder.parents) if one.exists()), Path("/"))
+    ok = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    advice = "name a folder that you can write in REVEDGE_CACHE_DIR"
+    found = str(folder) if ok else f"{folder} cannot be written"
+    return Check(name="cache", ok=ok, found=found, advice=advice, required=True)
+
+
+def _kernels() -> Check:
+    name = "C kernels"
+    answer = _child(_ASK_KERNELS)
+    try:
+        status: dict[str, str] = json.loads(answer)
+    except ValueError:
+        return Check(name=name, ok=False, found=answer, advice="see the line of torch")
+    if status.get("loaded") == "True":
+        threads = "OpenMP" if status.get("openmp") == "True" else "no OpenMP: one thread"
+        return Check(name=name, ok=True, found=f"loaded, {threads}")
+    found = (
+        f"not loaded, slower PyTorch reference in use: {status.get('reason', 'no reason given')}"
+    )
+    return Check(name=name, ok=False, found=found, advice="install gcc, then install revedge again")
+
+
+def _fence() -> Check:
+    ok = _child(_ASK_FENCE) == "true"
+    found = "RLIMIT_DATA holds" if ok else "RLIMIT_DATA does not hold"
+    advice = "the budget is then watched, but not enforced by the kernel"
+    return Check(name="memory fence", ok=ok, found=found, advice=advice)
+
+
+def _allocator() -> Check:
+    ok = _child(_ASK_ALLOCATOR) == "true"
+    found = "mallopt: freed memory is given back" if ok else "no mallopt in this C library"
+    advice = "budgets need up to twice the memory; use a system with glibc"
+    return Check(name="allocator", ok=ok, found=found, advice=advice)
+
+
+def _child(code: str) -> str:
+    """Return the last line that a child process prints, or the last line of its error."""
+    words = [sys.executable, "-c", code]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=_CHILD_S, check=False)
+    except subprocess.TimeoutExpired:
+        return f"no answer within {_CHILD_S:.0f} s"
+    text = done.stdout if done.returncode == 0 else done.stderr
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else f"exit code {done.returncode}"
