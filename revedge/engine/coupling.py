@@ -1,4 +1,4 @@
-"""Coupling: reversible blocks ``y1 = x1 + F(x2); y2 = x2 + G(y1)`` (arXiv 2312.07922, section 3), RevSResNet, RevSFormer.
+"""Coupling: reversible blocks ``y1 = x1 + F(x2); y2 = x2 + G(y1)`` (arXiv 2312.07922, section 3).
 
 Halves of the stream are contiguous channel ranges. Streams and branch outputs lie on a grid, so ``x2 = y2 - G(y1)`` and
 ``x1 = y1 - F(x2)`` give the block's input back bit for bit, and G and F are computed anyway for their gradients.
@@ -79,7 +79,14 @@ class Coupling(Run):
         return torch.cat(halves, 2), tape
 
     def run_backward(
-        self, x: Tensor | None, out: Tensor, tape: Any, g: Tensor, gradients: Gradients, *, need_input: bool
+        self,
+        x: Tensor | None,
+        out: Tensor,
+        tape: Any,
+        g: Tensor,
+        gradients: Gradients,
+        *,
+        need_input: bool,
     ) -> Tensor | None:
         """See `Run`."""
         del x
@@ -91,7 +98,9 @@ class Coupling(Run):
             if self.strategy != "store":
                 halves[to] = join(branch, halves[to], replay.output(), replay.tape.stats, sign=-1)
                 tape.sums.compare(halves[to], f"coupling block {index // 2} half {to + 1}")
-            part = replay.backward(g_halves[to].clone(), gradients, need_input=need_input or index > 0)
+            part = replay.backward(
+                g_halves[to].clone(), gradients, need_input=need_input or index > 0
+            )
             if part is not None:
                 g_halves[read] = part.add_(g_halves[read])
         return torch.cat(g_halves, 2) if need_input else None

@@ -21,10 +21,14 @@ class Feed(Run):
         UsageError: no branch, or several of which one does not end on the grid.
     """
 
-    def __init__(self, branches: list[Branch], *, strategy: str = "reverse", check: str = "none") -> None:
+    def __init__(
+        self, branches: list[Branch], *, strategy: str = "reverse", check: str = "none"
+    ) -> None:
         super().__init__(strategy, check)
         if not branches or (len(branches) > 1 and not all(branch.on_grid for branch in branches)):
-            raise UsageError("a Feed needs a branch, and if it has several each must end in `norm`, or sums are inexact")
+            raise UsageError(
+                "a Feed needs a branch, and if it has several each must end in `norm`, or sums are inexact"
+            )
         self.branches = nn.ModuleList(branches)
 
     @property
@@ -48,13 +52,22 @@ class Feed(Run):
         return out, tapes
 
     def run_backward(
-        self, x: Tensor | None, out: Tensor, tape: Any, g: Tensor, gradients: Gradients, *, need_input: bool
+        self,
+        x: Tensor | None,
+        out: Tensor,
+        tape: Any,
+        g: Tensor,
+        gradients: Gradients,
+        *,
+        need_input: bool,
     ) -> Tensor | None:
         """See `Run`."""
         del out
         g_x: Tensor | None = None
         for branch, branch_tape in zip(self.branch_list(), tape, strict=True):
-            part = Replay(branch, branch_tape, x).backward(g.clone(), gradients, need_input=need_input)
+            part = Replay(branch, branch_tape, x).backward(
+                g.clone(), gradients, need_input=need_input
+            )
             g_x = part if g_x is None or part is None else g_x.add_(part)
         return g_x
 

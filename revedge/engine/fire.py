@@ -12,11 +12,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from revedge import kernels
 from revedge.engine.tail import Gradients, add_gradient
-from revedge.engine.unit import INPUT_GRID_BITS, Unit
+from revedge.engine.unit import INPUT_GRID_BITS, Unit, unfold_time
 from revedge.errors import ReversibilityError
 from revedge.neurons import BaseNode, ParametricLIFNode, ReversibleNode
 
-_SMALLEST_GAIN = 2.0**-6  # rebuilding (X - bias) / weight from X on the 2**-18 grid is then right to 2**-13
+_SMALLEST_GAIN = (
+    2.0**-6
+)  # rebuilding (X - bias) / weight from X on the 2**-18 grid is then right to 2**-13
 
 
 class Stats(NamedTuple):
@@ -36,7 +38,9 @@ def take_stats(norm: _BatchNorm, y: Tensor) -> Stats:
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
         count = y.numel() // mean.numel()
-        momentum = norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
+        momentum = (
+            norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
+        )
         norm.running_mean.lerp_(mean, momentum)
         norm.running_var.lerp_(var * (count / max(count - 1, 1)), momentum)
     return Stats(mean, var, of_batch=True)
@@ -65,11 +69,17 @@ def neuron_input(unit: Unit, y: Tensor, stats: Stats | None) -> Tensor:
     if unit.norm is None:
         return y
     scale, shift, _ = affine(unit.norm, _given(stats))
-    return kernels.grid_add(None, y.flatten(0, 1), scale, shift, bits=INPUT_GRID_BITS).unflatten(0, y.shape[:2])
+    x = kernels.grid_add(None, y.flatten(0, 1), scale, shift, bits=INPUT_GRID_BITS)
+    return unfold_time(x, y)
 
 
 def fire_backward_(
-    unit: Unit, y: Tensor | None, s: Tensor | None, stats: Stats | None, g: Tensor, gradients: Gradients
+    unit: Unit,
+    y: Tensor | None,
+    s: Tensor | None,
+    stats: Stats | None,
+    g: Tensor,
+    gradients: Gradients,
 ) -> Tensor:
     """Return the gradient of ``y``; overwrites ``g`` ``[T, B, ...]``, the gradient of the neuron's output.
 
@@ -99,7 +109,9 @@ def fire_backward_(
     return g
 
 
-def norm_backward_(norm: _BatchNorm | None, y: Tensor, g: Tensor, stats: Stats, gradients: Gradients) -> Tensor:
+def norm_backward_(
+    norm: _BatchNorm | None, y: Tensor, g: Tensor, stats: Stats, gradients: Gradients
+) -> Tensor:
     """Backward of normalization alone: ``g`` ``[T, B, C, ...]`` becomes the gradient of ``y``."""
     assert norm is not None
     inv_std = _inv_std(norm, stats)
@@ -117,9 +129,14 @@ def norm_backward_(norm: _BatchNorm | None, y: Tensor, g: Tensor, stats: Stats, 
 
 
 def _reversible_backward_(
-    unit: Unit, neuron: ReversibleNode, s: Tensor | None, stats: Stats | None, g: Tensor, gradients: Gradients
+    unit: Unit,
+    neuron: ReversibleNode,
+    s: Tensor | None,
+    stats: Stats | None,
+    g: Tensor,
+    gradients: Gradients,
 ) -> Tensor:
-    """From Y alone: the neuron's input X by forward-time reconstruction, and normalization's x-hat as (X - bias)/weight."""
+    """From Y alone: X by forward-time reconstruction, and x-hat of the norm as (X - bias) / weight."""
     assert s is not None
     x = kernels.reversible_backward_(s, g, neuron.params(), neuron.dim)
     if unit.norm is None:
@@ -127,8 +144,9 @@ def _reversible_backward_(
     norm, given = unit.norm, _given(stats)
     if not bool((norm.weight.detach().abs() >= _SMALLEST_GAIN).all()):
         raise ReversibilityError(
-            f"a batch-norm weight of {norm.weight.detach().abs().min():.1e} is below {_SMALLEST_GAIN:.1e}, so its input "
-            "cannot be rebuilt from the reversible neuron; take an LIF node, or no weight decay on batch norm"
+            f"a batch-norm weight of {norm.weight.detach().abs().min():.1e} is below "
+            f"{_SMALLEST_GAIN:.1e}, so its input cannot be rebuilt from the reversible neuron; "
+            "take an LIF node, or no weight decay on batch norm"
         )
     if not given.of_batch:
         raise ReversibilityError(
@@ -147,12 +165,13 @@ def _reversible_backward_(
 def _add_leak_gradient(neuron: BaseNode, g_leak: Tensor | None, gradients: Gradients) -> None:
     if g_leak is not None and isinstance(neuron, ParametricLIFNode):
         leak = torch.sigmoid(neuron.w.detach())
-        add_gradient(gradients, neuron.w, (g_leak.sum() * leak * (1.0 - leak)).reshape(neuron.w.shape))
+        total = g_leak.sum(dtype=torch.float64).to(leak.dtype)
+        add_gradient(gradients, neuron.w, (total * leak * (1.0 - leak)).reshape(neuron.w.shape))
 
 
 def _normalized(norm: _BatchNorm, y: Tensor, stats: Stats | None) -> Tensor:
     scale, shift, _ = affine(norm, _given(stats))
-    return kernels.norm_forward(y.flatten(0, 1), scale, shift).unflatten(0, y.shape[:2])
+    return unfold_time(kernels.norm_forward(y.flatten(0, 1), scale, shift), y)
 
 
 def _inv_std(norm: _BatchNorm, stats: Stats) -> Tensor:

@@ -1,7 +1,7 @@
 """Forward of a branch with a tape, and its backward from that tape.
 
-The tape holds what the strategy keeps. In the backward pass `_Replay` answers two questions, "what went into unit i" and
-"what did its neuron say", from the tape where it can and by computing forward again where it must; the operations,
+The tape holds what the strategy keeps. In the backward pass `Replay` answers two questions, "what
+went into unit i" and "what did its neuron say", from the tape where it can and by computing forward again where it must; the operations,
 shapes and statistics are those of the forward pass, so the answers are the same bits.
 """
 
@@ -14,7 +14,7 @@ from revedge import kernels
 from revedge.engine.fire import Stats, affine, fire, fire_backward_, norm_backward_, take_stats
 from revedge.engine.strategy import Place, keeps_output, what_to_keep
 from revedge.engine.tail import Chance, Gradients, draw, tail_backward, tail_forward
-from revedge.engine.unit import GRID_BITS, Branch, Unit
+from revedge.engine.unit import GRID_BITS, Branch, Unit, unfold_time
 
 
 @dataclass(slots=True)
@@ -41,7 +41,9 @@ class BranchTape:
         return bool(self.units) and (self.units[0].pre is not None)
 
 
-def branch_forward(branch: Branch, x: Tensor, strategy: str | None, place: Place) -> tuple[Tensor, BranchTape]:
+def branch_forward(
+    branch: Branch, x: Tensor, strategy: str | None, place: Place
+) -> tuple[Tensor, BranchTape]:
     """Run ``x`` ``[T, B, ...]`` through the units; the trailing normalization is left to `join`.
 
     ``strategy`` None keeps nothing.
@@ -67,7 +69,9 @@ def branch_forward(branch: Branch, x: Tensor, strategy: str | None, place: Place
     return y, tape
 
 
-def join(branch: Branch, x: Tensor | None, y: Tensor, stats: Stats | None, *, sign: int = 1) -> Tensor:
+def join(
+    branch: Branch, x: Tensor | None, y: Tensor, stats: Stats | None, *, sign: int = 1
+) -> Tensor:
     """Return ``x + sign * round(pool(norm(y)))``, exactly; ``x`` None means 0. Overwrites ``x``."""
     if branch.norm is None:
         return y if x is None else (x.add_(y) if sign > 0 else x.sub_(y))
@@ -79,7 +83,7 @@ def join(branch: Branch, x: Tensor | None, y: Tensor, stats: Stats | None, *, si
         scale, shift = torch.ones_like(scale), torch.zeros_like(shift)
     x_flat = None if x is None else x.flatten(0, 1)
     out = kernels.grid_add(x_flat, y_flat, scale, shift, bits=GRID_BITS, sign=sign, out=x_flat)
-    return out.unflatten(0, y.shape[:2])
+    return unfold_time(out, y)
 
 
 class Replay:
@@ -132,8 +136,10 @@ class Replay:
         self.tape.out = None
         if branch.pool is not None:
             scale, shift, _ = affine(branch.norm, stats)
-            z = kernels.norm_forward(y.flatten(0, 1), scale, shift).unflatten(0, y.shape[:2])
-            pooled = tail_backward(Unit(pool=branch.pool), z, Chance(), g, gradients, need_input=True)
+            z = unfold_time(kernels.norm_forward(y.flatten(0, 1), scale, shift), y)
+            pooled = tail_backward(
+                Unit(pool=branch.pool), z, Chance(), g, gradients, need_input=True
+            )
             assert pooled is not None
             g = pooled
         return norm_backward_(branch.norm, y, g, stats, gradients)
@@ -165,4 +171,9 @@ class Replay:
 
 
 def _has_parameters_before_tail(unit: Unit) -> bool:
-    return any(p.requires_grad for module in (unit.norm, unit.neuron) if module is not None for p in module.parameters())
+    return any(
+        p.requires_grad
+        for module in (unit.norm, unit.neuron)
+        if module is not None
+        for p in module.parameters()
+    )

@@ -40,11 +40,18 @@ class Residual(Run):
     """
 
     def __init__(
-        self, branches: list[Branch], *, strategy: str = "reverse", check: str = "none", on_grid: bool = False
+        self,
+        branches: list[Branch],
+        *,
+        strategy: str = "reverse",
+        check: str = "none",
+        on_grid: bool = False,
     ) -> None:
         super().__init__(strategy, check)
         if not branches or not all(branch.on_grid for branch in branches):
-            raise UsageError("each branch of a Residual must end in `norm`: only then is x' - branch(x) exact")
+            raise UsageError(
+                "each branch of a Residual must end in `norm`: only then is x' - branch(x) exact"
+            )
         self.branches = nn.ModuleList(branches)
         self.on_grid = on_grid
 
@@ -65,7 +72,14 @@ class Residual(Run):
         return x, tape
 
     def run_backward(
-        self, x: Tensor | None, out: Tensor, tape: Any, g: Tensor, gradients: Gradients, *, need_input: bool
+        self,
+        x: Tensor | None,
+        out: Tensor,
+        tape: Any,
+        g: Tensor,
+        gradients: Gradients,
+        *,
+        need_input: bool,
     ) -> Tensor | None:
         """See `Run`."""
         del x
@@ -74,7 +88,11 @@ class Residual(Run):
             last -= 1
             replay = Replay(branch, tape.blocks.pop(), None)
             kept = replay.kept_input()
-            stream = join(branch, stream, replay.output(), replay.tape.stats, sign=-1) if kept is None else kept
+            stream = (
+                join(branch, stream, replay.output(), replay.tape.stats, sign=-1)
+                if kept is None
+                else kept
+            )
             tape.sums.compare(stream, f"residual block {last}")
             replay.x = stream
             part = replay.backward(g.clone(), gradients, need_input=need_input or last > 0)

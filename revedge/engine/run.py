@@ -1,4 +1,4 @@
-"""A run: blocks that one autograd function carries forward and backward, so that memory does not grow with its depth."""
+"""A run: blocks that one autograd function carries, so that memory does not grow with depth."""
 
 from abc import abstractmethod
 from typing import Any
@@ -42,7 +42,7 @@ class Run(nn.Module):
         """Return the run's output for ``x`` ``[T, B, ...]``."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         if torch.is_grad_enabled() and (x.requires_grad or parameters):
-            out: Tensor = _RunFunction.apply(self, x, *parameters)
+            out: Tensor = _RunFunction.apply(self, x, *parameters)  # type: ignore[no-untyped-call]
             return out
         with torch.no_grad():
             return self.run_forward(x.contiguous(), None)[0]
@@ -53,9 +53,19 @@ class Run(nn.Module):
 
     @abstractmethod
     def run_backward(
-        self, x: Tensor | None, out: Tensor, tape: Any, g: Tensor, gradients: Gradients, *, need_input: bool
+        self,
+        x: Tensor | None,
+        out: Tensor,
+        tape: Any,
+        g: Tensor,
+        gradients: Gradients,
+        *,
+        need_input: bool,
     ) -> Tensor | None:
-        """Return the gradient of ``x`` and fill ``gradients``. ``x`` is None unless `keeps_input`; ``g`` is not written."""
+        """Return the gradient of ``x`` and fill ``gradients``; ``g`` is not written.
+
+        ``x`` is None unless `keeps_input`.
+        """
 
     @property
     def keeps_input(self) -> bool:
@@ -118,7 +128,8 @@ class Checksums:
         expected, found = self.sums.pop(), _sum_of_bits(x)
         if expected != found:
             raise ReversibilityError(
-                f"the input of {block} was rebuilt with other bits than it had (checksum {found} instead of {expected}); "
+                f"the input of {block} was rebuilt with other bits than it had "
+                f"(checksum {found} instead of {expected}); "
                 "the forward pass was not repeated exactly: keep threads, memory layout and weights fixed between "
                 "forward and backward, or use the strategy keep-conv or store"
             )

@@ -25,7 +25,7 @@ Place = Literal["feed", "residual", "coupling"]
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """What one unit keeps: its input (``pre``), its neuron's output as float32 (``spikes``) or at one bit (``bits``)."""
+    """What one unit keeps: its input (``pre``), its neuron's output as float32 or as bits."""
 
     pre: bool = False
     spikes: bool = False

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from revedge.engine.unit import GlobalMean, Unit
+from revedge.engine.unit import GlobalMean, Unit, unfold_time
 
-Gradients = dict[nn.Parameter, Tensor]
+Gradients = dict[Tensor, Tensor]  # parameter -> its gradient
 
 
 @dataclass(slots=True)
@@ -24,7 +23,7 @@ class Chance:
     rng_state: Tensor | None = None
 
 
-def add_gradient(gradients: Gradients, parameter: nn.Parameter | None, gradient: Tensor | None) -> None:
+def add_gradient(gradients: Gradients, parameter: Tensor | None, gradient: Tensor | None) -> None:
     """Add ``gradient`` to what ``parameter`` has got so far."""
     if parameter is None or gradient is None or not parameter.requires_grad:
         return
@@ -75,13 +74,15 @@ class _Stage:
     def forward(self, x: Tensor) -> Tensor:
         with _replayed(self.rng_state):
             y: Tensor = self.module(x.flatten(0, 1))
-        return y.unflatten(0, x.shape[:2])
+        return unfold_time(y, x)
 
-    def backward(self, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool) -> Tensor | None:
+    def backward(
+        self, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+    ) -> Tensor | None:
         backward = _BACKWARD.get(type(self.module), _by_autograd)
         with _replayed(self.rng_state):
             g_x = backward(self.module, x.flatten(0, 1), g.flatten(0, 1), gradients, need_input)
-        return None if g_x is None else g_x.unflatten(0, x.shape[:2])
+        return None if g_x is None else unfold_time(g_x, x)
 
 
 class _Dropout:
@@ -95,7 +96,9 @@ class _Dropout:
         kept = torch.rand(x.shape[1:], generator=generator, device=x.device) >= self.probability
         return x * (kept.to(x.dtype) * (1.0 / (1.0 - self.probability)))
 
-    def backward(self, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool) -> Tensor | None:
+    def backward(
+        self, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+    ) -> Tensor | None:
         del x, gradients
         return self.forward(g) if need_input else None
 
@@ -135,7 +138,9 @@ def _is_random(module: nn.Module | None) -> bool:
 _Backward = Callable[[nn.Module, Tensor, Tensor, Gradients, bool], Tensor | None]
 
 
-def _by_autograd(module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool) -> Tensor | None:
+def _by_autograd(
+    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+) -> Tensor | None:
     parameters = [p for p in module.parameters() if p.requires_grad]
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(need_input)
@@ -150,7 +155,9 @@ def _by_autograd(module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, 
     return torch.zeros_like(x) if found[-1] is None else found[-1]
 
 
-def _conv2d(module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool) -> Tensor | None:
+def _conv2d(
+    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+) -> Tensor | None:
     assert isinstance(module, nn.Conv2d)
     if isinstance(module.padding, str) or module.padding_mode != "zeros":
         return _by_autograd(module, x, g, gradients, need_input)
@@ -164,7 +171,9 @@ def _conv2d(module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_
     return g_x if need_input else None
 
 
-def _linear(module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool) -> Tensor | None:
+def _linear(
+    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+) -> Tensor | None:
     assert isinstance(module, nn.Linear)
     g_2d, x_2d = g.flatten(0, -2), x.flatten(0, -2)
     if module.weight.requires_grad:
@@ -174,29 +183,43 @@ def _linear(module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_
     return g @ module.weight if need_input else None
 
 
-def _avg_pool(module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool) -> Tensor | None:
+def _avg_pool(
+    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+) -> Tensor | None:
     del gradients
     assert isinstance(module, nn.AvgPool2d)
     if not need_input:
         return None
     stride = module.kernel_size if module.stride is None else module.stride
-    return torch.ops.aten.avg_pool2d_backward(
+    g_x: Tensor = torch.ops.aten.avg_pool2d_backward(
         g, x, _pair(module.kernel_size), _pair(stride), _pair(module.padding),
         module.ceil_mode, module.count_include_pad, module.divisor_override,
     )  # fmt: skip
+    return g_x
 
 
-def _max_pool(module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool) -> Tensor | None:
+def _max_pool(
+    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+) -> Tensor | None:
     del gradients
     assert isinstance(module, nn.MaxPool2d)
     if not need_input:
         return None
-    window = (_pair(module.kernel_size), _pair(module.stride), _pair(module.padding), _pair(module.dilation))
+    window = (
+        _pair(module.kernel_size),
+        _pair(module.stride),
+        _pair(module.padding),
+        _pair(module.dilation),
+    )
     _, indices = torch.ops.aten.max_pool2d_with_indices(x, *window, module.ceil_mode)
-    return torch.ops.aten.max_pool2d_with_indices_backward(g, x, *window, module.ceil_mode, indices)
+    backward = torch.ops.aten.max_pool2d_with_indices_backward
+    g_x: Tensor = backward(g, x, *window, module.ceil_mode, indices)
+    return g_x
 
 
-def _global_mean(module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool) -> Tensor | None:
+def _global_mean(
+    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+) -> Tensor | None:
     del module, gradients
     if not need_input:
         return None
@@ -204,12 +227,16 @@ def _global_mean(module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, 
     return share[..., None, None].expand(x.shape).contiguous()
 
 
-def _flatten(module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool) -> Tensor | None:
+def _flatten(
+    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+) -> Tensor | None:
     del module, gradients
     return g.reshape(x.shape) if need_input else None
 
 
-def _sequence(module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool) -> Tensor | None:
+def _sequence(
+    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+) -> Tensor | None:
     assert isinstance(module, nn.Sequential)
     parts, inputs = list(module), [x]
     for part in parts[:-1]:

@@ -10,7 +10,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from revedge.errors import UsageError
 from revedge.neurons import BaseNode, ReversibleNode
 
-GRID_BITS = 14  # streams are multiples of 2**-14 and below 2**9, so that their sums are exact in float32
+GRID_BITS = (
+    14  # streams are multiples of 2**-14 and below 2**9, so that their sums are exact in float32
+)
 INPUT_GRID_BITS = 18  # the input of a reversible neuron: multiples of 2**-18 below 2**5
 
 
@@ -49,7 +51,9 @@ class Unit(nn.Module):
     ) -> None:
         super().__init__()
         if not 0.0 <= dropout < 1.0:
-            raise UsageError(f"dropout={dropout} is not in [0, 1); it is the probability of silencing an input")
+            raise UsageError(
+                f"dropout={dropout} is not in [0, 1); it is the probability of silencing an input"
+            )
         self.norm = norm
         self.neuron = neuron
         self.pool = pool
@@ -88,7 +92,9 @@ class Branch(nn.Module):
         pool: between the trailing normalization and the rounding.
     """
 
-    def __init__(self, units: list[Unit], *, norm: _BatchNorm | None = None, pool: nn.Module | None = None) -> None:
+    def __init__(
+        self, units: list[Unit], *, norm: _BatchNorm | None = None, pool: nn.Module | None = None
+    ) -> None:
         super().__init__()
         if not units:
             raise UsageError("a Branch of 0 units computes nothing; give it at least one Unit")
@@ -128,7 +134,9 @@ def normalize(norm: nn.Module | None, x: Tensor) -> Tensor:
     assert isinstance(norm, _BatchNorm)
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    scale, shift, _ = norm_affine(norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+    scale, shift, _ = norm_affine(
+        norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps
+    )
     shape = (1, -1) + (1,) * (x.dim() - 2)
     return x * scale.view(shape) + shift.view(shape)
 
@@ -136,3 +144,8 @@ def normalize(norm: nn.Module | None, x: Tensor) -> Tensor:
 def to_grid(x: Tensor, bits: int) -> Tensor:
     """Round to multiples of ``2**-bits``, half to even, without the range check of the kernel."""
     return torch.round(x * float(2**bits)) * float(2.0**-bits)
+
+
+def unfold_time(y: Tensor, like: Tensor) -> Tensor:
+    """``[T*B, ...] -> [T, B, ...]`` with T and B of ``like``; no copy."""
+    return y.view(*like.shape[:2], *y.shape[1:])

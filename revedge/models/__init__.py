@@ -1,6 +1,7 @@
 """Spiking networks by name: `create`, `names`, `families`."""
 
-from revedge.models.net import SpikingNet, StateSpec, spiking_units
+from revedge.models.net import SpikingNet, spiking_units
 from revedge.models.registry import create, families, names
+from revedge.neurons import StateSpec
 
 __all__ = ["SpikingNet", "StateSpec", "create", "families", "names", "spiking_units"]

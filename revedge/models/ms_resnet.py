@@ -41,7 +41,11 @@ def build(
             body.append(_entry(neuron, widths[stage - 1], width))
         identity = count - (stage > 0)
         if identity:
-            body.append(Residual([basic_branch(neuron, width, width) for _ in range(identity)], on_grid=True))
+            body.append(
+                Residual(
+                    [basic_branch(neuron, width, width) for _ in range(identity)], on_grid=True
+                )
+            )
     return SpikingNet(
         stem=stem(in_shape[0], widths[0], dvs_pool=nn.MaxPool2d(3, 2, 1) if dvs_stem else None),
         body=body,

@@ -1,7 +1,6 @@
 """A spiking network: stem, runs, head. Every model of the registry is one of these."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,15 +8,7 @@ from torch import Tensor, nn
 
 from revedge.engine import Branch, Coupling, Feed, Residual, Run, Unit
 from revedge.errors import UsageError
-
-
-@dataclass(frozen=True, slots=True)
-class StateSpec:
-    """One neuron's state in `SpikingNet.step`: its name, its shape without the batch, its value at rest."""
-
-    name: str
-    shape: tuple[int, ...]
-    init: float
+from revedge.neurons import StateSpec
 
 
 class SpikingNet(nn.Module):
@@ -67,7 +58,9 @@ class SpikingNet(nn.Module):
         runs = self.runs()
         names = [strategy] * len(runs) if isinstance(strategy, str) else list(strategy)
         if len(names) != len(runs):
-            raise UsageError(f"{len(names)} strategies were given for {len(runs)} runs; give one name, or one per run")
+            raise UsageError(
+                f"{len(names)} strategies were given for {len(runs)} runs; give one name, or one per run"
+            )
         for run, name in zip(runs, names, strict=True):
             run.set_strategy(name, check=check)
 
@@ -110,12 +103,16 @@ class SpikingNet(nn.Module):
         for (name, unit), shape in zip(spiking_units(self), shapes, strict=True):
             assert unit.neuron is not None
             v_reset = unit.neuron.v_reset
-            specs.append(StateSpec(f"{name}.neuron", shape, 0.0 if v_reset is None else float(v_reset)))
+            specs.append(
+                StateSpec(f"{name}.neuron", shape, 0.0 if v_reset is None else float(v_reset))
+            )
         return specs
 
     def initial_states(self, batch: int, *, device: torch.device | str = "cpu") -> list[Tensor]:
         """Return the states at rest, one ``[batch, *shape]`` tensor per entry of `state_spec`."""
-        return [torch.full((batch, *spec.shape), spec.init, device=device) for spec in self.state_spec()]
+        return [
+            torch.full((batch, *spec.shape), spec.init, device=device) for spec in self.state_spec()
+        ]
 
     def _check_input(self, x: Tensor, *, dims: int) -> None:
         if x.dim() != dims or tuple(x.shape[-3:]) != self.in_shape:

@@ -12,20 +12,31 @@ from revedge.neurons import BaseNode, IFNode, LIFNode, ParametricLIFNode, Revers
 MakeNeuron = Callable[[], BaseNode | ReversibleNode]
 
 
-def neuron_maker(name: str, *, tau: float, surrogate: str, allow_reversible: bool = False) -> MakeNeuron:
+def neuron_maker(
+    name: str, *, tau: float, surrogate: str, allow_reversible: bool = False
+) -> MakeNeuron:
     """Return a function that makes one neuron; threshold 1, hard reset to 0, reset detached, as in both papers.
 
     Raises:
         UsageError: unknown neuron, or the reversible one where its real-valued output does not fit.
     """
-    common: dict[str, Any] = {"v_threshold": 1.0, "v_reset": 0.0, "detach_reset": True, "surrogate": surrogate}
+    common: dict[str, Any] = {
+        "v_threshold": 1.0,
+        "v_reset": 0.0,
+        "detach_reset": True,
+        "surrogate": surrogate,
+    }
     makers: dict[str, MakeNeuron] = {
         "if": lambda: IFNode(**common),
         "lif": lambda: LIFNode(tau=tau, decay_input=True, **common),
         "plif": lambda: ParametricLIFNode(init_tau=tau, decay_input=True, **common),
     }
-    if allow_reversible:  # two groups over channels: widths are even everywhere, image sides are not
-        makers["reversible"] = lambda: ReversibleNode(groups=2, tau=tau, surrogate=surrogate, dim=-3)
+    if (
+        allow_reversible
+    ):  # two groups over channels: widths are even everywhere, image sides are not
+        makers["reversible"] = lambda: ReversibleNode(
+            groups=2, tau=tau, surrogate=surrogate, dim=-3
+        )
     if name not in makers:
         raise UsageError(f"neuron {name!r} is not known here; choose one of {', '.join(makers)}")
     return makers[name]
@@ -52,12 +63,16 @@ def basic_branch(neuron: MakeNeuron, c_in: int, c_out: int, stride: int = 1) -> 
 def stem(c_in: int, c_out: int, *, dvs_pool: nn.Module | None = None) -> Feed:
     """conv3x3-BN, or for large event frames conv3x3 stride 2-BN-pool; analog, no neuron."""
     stride = 1 if dvs_pool is None else 2
-    return Feed([Branch([Unit(op=conv(c_in, c_out, 3, stride))], norm=nn.BatchNorm2d(c_out), pool=dvs_pool)])
+    return Feed(
+        [Branch([Unit(op=conv(c_in, c_out, 3, stride))], norm=nn.BatchNorm2d(c_out), pool=dvs_pool)]
+    )
 
 
 def head(neuron: MakeNeuron, c_in: int, num_classes: int) -> Feed:
     """neuron-global average-linear, at every time step."""
-    return Feed([Branch([Unit(neuron=neuron(), pool=GlobalMean(), op=nn.Linear(c_in, num_classes))])])
+    return Feed(
+        [Branch([Unit(neuron=neuron(), pool=GlobalMean(), op=nn.Linear(c_in, num_classes))])]
+    )
 
 
 def spread(total: int, stages: int) -> list[int]:
@@ -67,7 +82,9 @@ def spread(total: int, stages: int) -> list[int]:
     [3, 2, 2]
     """
     if total < stages:
-        raise UsageError(f"depth {total} is less than one block for each of {stages} stages; use depth >= {stages}")
+        raise UsageError(
+            f"depth {total} is less than one block for each of {stages} stages; use depth >= {stages}"
+        )
     return [total // stages + (index < total % stages) for index in range(stages)]
 
 

@@ -14,7 +14,26 @@ _VGG: dict[str, list[int | str]] = {
     "vgg5": [32, "M", 64, "M", 128],
     "vgg11": [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
     "vgg13": [64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
-    "vgg16": [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"],
+    "vgg16": [
+        64,
+        64,
+        "M",
+        128,
+        128,
+        "M",
+        256,
+        256,
+        256,
+        "M",
+        512,
+        512,
+        512,
+        "M",
+        512,
+        512,
+        512,
+        "M",
+    ],
     "vgg19": [64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4, "M"],
 }
 
@@ -106,7 +125,9 @@ def create(
     Raises:
         UsageError: something of this is not known or not possible.
     """
-    config = {key: value for key, value in locals().items() if value is not None and key != "strategy"}
+    config = {
+        key: value for key, value in locals().items() if value is not None and key != "strategy"
+    }
     member = _member(name)
     shape = _checked_shape(in_shape)
     _check_counts(num_classes, timesteps)
@@ -117,10 +138,14 @@ def create(
     }  # fmt: skip
     if member.family == "vgg":
         if depth is not None:
-            raise UsageError(f"depth={depth} does not apply to {name}; choose another member: {', '.join(_VGG)}")
+            raise UsageError(
+                f"depth={depth} does not apply to {name}; choose another member: {', '.join(_VGG)}"
+            )
         sizes = [layer for layer in member.layers if isinstance(layer, int)]
         scaled_sizes = iter(scaled(sizes, width))
-        layers = [next(scaled_sizes) if isinstance(layer, int) else layer for layer in member.layers]
+        layers = [
+            next(scaled_sizes) if isinstance(layer, int) else layer for layer in member.layers
+        ]
         net = vgg.build(layers=layers, **common)
     else:
         blocks = list(member.blocks) if depth is None else spread(depth, len(member.blocks))
@@ -131,7 +156,9 @@ def create(
     return net
 
 
-def _neuron(member: _Member, neuron: str | None, tau: float | None, surrogate: str | None) -> MakeNeuron:
+def _neuron(
+    member: _Member, neuron: str | None, tau: float | None, surrogate: str | None
+) -> MakeNeuron:
     return neuron_maker(
         neuron or member.neuron,
         tau=member.tau if tau is None else tau,
@@ -150,7 +177,9 @@ def _member(name: str) -> _Member:
 
 def _checked_shape(in_shape: Sequence[int]) -> tuple[int, int, int]:
     if len(in_shape) != 3 or min(in_shape) < 1:
-        raise UsageError(f"in_shape={tuple(in_shape)} is not (channels, height, width), each 1 or more")
+        raise UsageError(
+            f"in_shape={tuple(in_shape)} is not (channels, height, width), each 1 or more"
+        )
     channels, height, width = (int(size) for size in in_shape)
     return channels, height, width
 

@@ -35,7 +35,11 @@ def build(
     """
     check_size(in_shape, layers.count("M"), config["name"])
     widths = [layer for layer in layers if isinstance(layer, int)]
-    pooled = [index + 1 < len(layers) and layers[index + 1] == "M" for index, w in enumerate(layers) if w != "M"]
+    pooled = [
+        index + 1 < len(layers) and layers[index + 1] == "M"
+        for index, w in enumerate(layers)
+        if w != "M"
+    ]
     units = [
         Unit(
             norm=nn.BatchNorm2d(width) if index else None,
@@ -47,7 +51,10 @@ def build(
     ]
     last = nn.Sequential(nn.MaxPool2d(2), GlobalMean()) if pooled[-1] else GlobalMean()
     readout = Unit(
-        norm=nn.BatchNorm2d(widths[-1]), neuron=neuron(), pool=last, op=nn.Linear(widths[-1], num_classes)
+        norm=nn.BatchNorm2d(widths[-1]),
+        neuron=neuron(),
+        pool=last,
+        op=nn.Linear(widths[-1], num_classes),
     )
     return SpikingNet(
         stem=stem(in_shape[0], widths[0]),

@@ -1,0 +1,100 @@
+"""Names, published sizes, and the two forms (sequence and step) of every model."""
+
+import pytest
+import torch
+
+from revedge import models
+from revedge.errors import UsageError
+
+# Parameters as published (arXiv 2312.07922, its code, and re-counts by others).
+PUBLISHED = [
+    ("revsresnet21", 100, 11_048_420),
+    ("revsresnet21", 10, 10_967_690),
+    ("revsresnet37", 100, 23_590_884),
+    ("revsresnet37", 10, 23_510_154),
+    ("ms-resnet18", 100, 11_220_132),
+    ("ms-resnet34", 100, 21_328_292),
+    ("revsresnet24", 10, 260_362),
+    ("revsresnet24", 11, 260_459),
+    ("ms-resnet20", 10, 272_330),
+    ("ms-resnet20", 11, 272_395),
+]
+
+
+@pytest.mark.parametrize(("name", "classes", "expected"), PUBLISHED)
+def test_parameter_counts(name, classes, expected):
+    """Each published net has the published number of parameters."""
+    shape = (2, 128, 128) if name in ("revsresnet24", "ms-resnet20") else (3, 32, 32)
+    net = models.create(
+        name, in_shape=shape, num_classes=classes, timesteps=4, static=shape[0] == 3
+    )
+    assert sum(p.numel() for p in net.parameters()) == expected
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_member_builds_steps_and_rebuilds(name):
+    """A net made again from its config has the same tensors; steps in turn give the sequence's logits."""
+    torch.manual_seed(0)
+    net = models.create(name, in_shape=(2, 32, 32), num_classes=4, timesteps=2, width=4)
+    again = models.create(**net.config)
+    assert {k: v.shape for k, v in net.state_dict().items()} == {
+        k: v.shape for k, v in again.state_dict().items()
+    }
+
+    net.eval()
+    x = torch.rand(
+        2, 1, 2, 32, 32
+    )  # batch 1: one convolution sees T*B = 2 or 1 images, same per-image arithmetic
+    with torch.no_grad():
+        whole = net(x)
+        states, logits = net.initial_states(1), []
+        for x_t in x:
+            out, states = net.step(x_t, states)
+            logits.append(out)
+    assert [tuple(s.shape[1:]) for s in states] == [spec.shape for spec in net.state_spec()]
+    # Convolutions may differ in the last bit with the batch, so a spike may flip; most nets here agree to rounding.
+    torch.testing.assert_close(torch.stack(logits).mean(0), whole, rtol=0, atol=0.05)
+
+
+def test_static_images_run_the_stem_once():
+    """A static net repeats the stem's output, not the image."""
+    net = models.create("revsresnet11", in_shape=(1, 8, 8), num_classes=3, timesteps=5, static=True)
+    seen = []
+    net.stem.register_forward_hook(lambda module, args, out: seen.append(tuple(out.shape)))
+    assert net(torch.rand(2, 1, 8, 8)).shape == (2, 3)
+    assert seen == [(1, 2, 32, 8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "revsresnet12"}, "did you mean revsresnet"),
+        ({"neuron": "izhikevich"}, "choose one of if, lif, plif"),
+        ({"neuron": "reversible"}, "choose one of if, lif, plif"),
+        ({"in_shape": (2, 1, 1)}, "halves its input 1 times"),
+        ({"in_shape": (2, 0, 8)}, "channels, height, width"),
+        ({"num_classes": 1}, "num_classes=1"),
+        ({"timesteps": 0}, "timesteps=0"),
+        ({"depth": 1}, "depth 1 is less than"),
+        ({"width": 0}, "width 0"),
+        ({"strategy": "magic"}, "keep-conv"),
+        ({"strategy": ["store"]}, "1 strategies were given for"),
+    ],
+)
+def test_bad_arguments_say_what_to_do(change, message):
+    """Each mistake is a UsageError that names the value and a way out."""
+    arguments = {
+        "name": "revsresnet11",
+        "in_shape": (2, 8, 8),
+        "num_classes": 3,
+        "timesteps": 2,
+    } | change
+    with pytest.raises(UsageError, match=message):
+        models.create(**arguments)
+
+
+def test_wrong_input_is_named():
+    """Shape and layout of a wrong input are in the message."""
+    net = models.create("revsresnet11", in_shape=(2, 8, 8), num_classes=3, timesteps=2)
+    with pytest.raises(UsageError, match=r"takes \[T, B, C, H, W\]"):
+        net(torch.rand(2, 2, 8, 8))
