@@ -1,0 +1,153 @@
+"""One net under one strategy, a few training steps, in a process of its own: what `verify` and `bench` measure.
+
+Reads one JSON object from its first argument, prints one JSON line. The process follows the allocator policy of a
+training, so that its memory is what a training has.
+"""
+
+import contextlib
+import hashlib
+import json
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from revedge import child
+from revedge.allocator import return_freed_memory
+from revedge.devices.meter import status_bytes
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+PLAIN = "plain"  # autograd over the reference operators, no engine
+
+
+@contextlib.contextmanager
+def anonymous_peak(found: dict[str, int]) -> Iterator[None]:
+    """Sample RssAnon every 0.5 ms; puts its growth from here to the peak into ``found``."""
+    start = top = status_bytes()["RssAnon"]
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal top
+        while not done.wait(0.0005):
+            top = max(top, status_bytes()["RssAnon"])
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    yield
+    done.set()
+    thread.join()
+    found["anon_peak_bytes"] = max(top, status_bytes()["RssAnon"]) - start
+
+
+def run_step(job: dict[str, Any]) -> dict[str, Any]:
+    """Build, warm up, measure; returns the row.
+
+    Args:
+        job: model (arguments of `revedge.models.create`), strategy, batch, threads, repeats,
+            gradients (path to write to, or null), reference (path to compare with, or null).
+    """
+    return_freed_memory()
+    import torch
+
+    from revedge import models
+
+    torch.set_num_threads(job["threads"])
+    torch.manual_seed(0)
+    config = dict(job["model"])
+    plain = job["strategy"] == PLAIN
+    net = models.create(**config, strategy="store" if plain else job["strategy"])
+    net.set_strategy("store" if plain else job["strategy"], check=job.get("check", "none"))
+    net.train()
+    x, label = _batch(net.in_shape, config, job["batch"])
+
+    forward: Callable[[Tensor], Tensor] = net
+    if plain:
+        from revedge.models.plain import plain_forward
+
+        def forward(x: "Tensor") -> "Tensor":
+            return plain_forward(net, x)
+
+    def step() -> float:
+        net.zero_grad(set_to_none=True)
+        loss = torch.nn.functional.cross_entropy(forward(x), label)
+        loss.backward()
+        return float(loss)
+
+    row: dict[str, Any] = {"strategy": job["strategy"]}
+    with anonymous_peak(row):
+        row["loss"] = step()
+        row |= _digests(net, job)
+        if job["repeats"] > 1:
+            step()
+    times = []
+    for _ in range(job["repeats"]):
+        start = time.process_time()
+        step()
+        times.append(time.process_time() - start)
+    row["cpu_s"] = round(min(times), 4)
+    row["peak_bytes"] = status_bytes()["VmHWM"]
+    return row
+
+
+def _batch(in_shape: tuple[int, ...], config: dict[str, Any], batch: int) -> tuple["Tensor", "Tensor"]:
+    import torch
+
+    shape = (batch, *in_shape) if config.get("static") else (config["timesteps"], batch, *in_shape)
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 2
+    label = torch.randint(config["num_classes"], (batch,), generator=torch.Generator().manual_seed(2))
+    return x, label
+
+
+def _digests(net: "nn.Module", job: dict[str, Any]) -> dict[str, Any]:
+    """SHA-256 of gradients and of running statistics, and the distance from the reference gradients."""
+    import numpy as np
+
+    gradients = {name: p.grad.numpy() for name, p in net.named_parameters() if p.grad is not None}
+    statistics = {name: b.numpy() for name, b in net.named_buffers()}
+    found: dict[str, Any] = {
+        "gradient_sha256": _sha256(gradients),
+        "statistics_sha256": _sha256(statistics),
+    }
+    if job.get("gradients"):
+        with open(job["gradients"], "wb") as file:
+            np.savez(file, **gradients)
+    if job.get("reference"):
+        with np.load(job["reference"], allow_pickle=False) as reference:
+            found["max_relative_error"] = max(
+                float(np.linalg.norm(gradients[name] - reference[name]))
+                / max(float(np.linalg.norm(reference[name])), 1e-12)
+                for name in reference.files
+            )
+    return found
+
+
+def _sha256(arrays: dict[str, Any]) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        sha.update(name.encode())
+        sha.update(arrays[name].tobytes())
+    return sha.hexdigest()
+
+
+def spawn(job: dict[str, Any]) -> dict[str, Any]:
+    """Run ``job`` in a fresh process and return its row; an error in it comes back as the row's ``error``."""
+    import subprocess
+
+    words = child.command("revedge.cli.step_child", json.dumps(job))
+    env = child.environment(PYTHONWARNINGS="ignore")
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
+    lines = done.stdout.splitlines()
+    if done.returncode == 0 and lines:
+        row: dict[str, Any] = json.loads(lines[-1])
+        return row
+    reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
+    return {"strategy": job["strategy"], "error": f"exit code {done.returncode}: {reason}"}
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    print(json.dumps(run_step(json.loads(sys.argv[1]))))
