@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from revedge.errors import ExportError as ExportError
     from revedge.errors import GridRangeError as GridRangeError
     from revedge.errors import PlanFormatError as PlanFormatError
-    from revedge.errors import ReversibilityError as ReversibilityError
     from revedge.errors import RevedgeError as RevedgeError
+    from revedge.errors import ReversibilityError as ReversibilityError
     from revedge.errors import UsageError as UsageError
     from revedge.models import SpikingNet as SpikingNet
     from revedge.models import create as create
@@ -43,9 +43,9 @@ __all__ = [
     "ParametricLIFNode",
     "Plan",
     "PlanFormatError",
+    "RevedgeError",
     "ReversibilityError",
     "ReversibleNode",
-    "RevedgeError",
     "SpikingNet",
     "UsageError",
     "__version__",
@@ -77,9 +77,12 @@ if not TYPE_CHECKING:
     def __getattr__(name: str) -> object:
         """Import the module of a public name when the name is first used."""
         if name == "__version__":
-            from importlib.metadata import version
+            from importlib.metadata import PackageNotFoundError, version
 
-            value: object = version("revedge")
+            try:
+                value: object = version("revedge")
+            except PackageNotFoundError:
+                value = "0+checkout"  # imported from a checkout, without an installation
         elif name in __all__:
             from importlib import import_module
 

@@ -12,6 +12,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from revedge import child
 from revedge.cli.output import emit
 from revedge.units import format_bytes
 
@@ -47,8 +48,8 @@ except OSError:
     print("true")
 """
 _ASK_ALLOCATOR = """
-from revedge.devices.allocator import set_policy
-print("true" if set_policy("tight") else "false")
+from revedge.allocator import return_freed_memory
+print("true" if return_freed_memory() else "false")
 """
 
 
@@ -172,8 +173,8 @@ def _kernels() -> Check:
     name = "C kernels"
     answer = _child(_ASK_KERNELS)
     try:
-        status: dict[str, str] = json.loads(answer)
-    except ValueError:
+        status: dict[str, str] = dict(json.loads(answer))
+    except (TypeError, ValueError):  # torch did not start, and the answer is its error
         return Check(name=name, ok=False, found=answer, advice="see the line of torch")
     if status.get("loaded") == "True":
         threads = "OpenMP" if status.get("openmp") == "True" else "no OpenMP: one thread"
@@ -200,9 +201,15 @@ def _allocator() -> Check:
 
 def _child(code: str) -> str:
     """Return the last line that a child process prints, or the last line of its error."""
-    words = [sys.executable, "-c", code]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_CHILD_S, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=child.environment(PYTHONSAFEPATH="1"),
+            capture_output=True,
+            text=True,
+            timeout=_CHILD_S,
+            check=False,
+        )
     except subprocess.TimeoutExpired:
         return f"no answer within {_CHILD_S:.0f} s"
     text = done.stdout if done.returncode == 0 else done.stderr

@@ -7,6 +7,7 @@ when it is the one asked for, so that ``revedge --help`` costs no torch.
 import argparse
 import importlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -58,36 +59,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser(command)
     args = parser.parse_args(words)
     if args.version:
-        from importlib.metadata import version
+        import revedge
 
-        print(f"revedge {version('revedge')}")
+        print(f"revedge {revedge.__version__}")
         return 0
     if args.command is None:
         parser.print_help()
         return 2
     try:
         code: int = importlib.import_module(f"revedge.cli.{args.command}").run(args)
+        sys.stdout.flush()
         return code
-    except (RevedgeError, ModuleNotFoundError, PermissionError) as error:
-        if args.debug:
-            traceback.print_exc()
-        return report(error, as_json=args.json)
+    except BrokenPipeError:  # the reader, `head` for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("revedge: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        return report(error, as_json=args.json)
 
 
 def report(error: Exception, *, as_json: bool) -> int:
     """Print one line for ``error`` and return its exit code."""
-    text, code = str(error), getattr(error, "exit_code", 1)
-    if isinstance(error, ModuleNotFoundError):
-        text = f"this needs the package {error.name!r}; install it with: pip install 'revedge[all]'"
-    if isinstance(error, PermissionError):
-        text = f"{error.filename}: permission denied; choose a folder that you can write"
+    text, code = _one_line(error), int(getattr(error, "exit_code", 1))
     print(f"revedge: error: {text}", file=sys.stderr)
     if as_json:
         print(json.dumps({"error": text, "exit_code": code}))
-    return int(code)
+    return code
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, RevedgeError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and not str(error.name).startswith("revedge"):
+        return f"this needs the package {error.name!r}; install it with: pip install 'revedge[all]'"
+    if isinstance(error, PermissionError):
+        return f"{error.filename}: permission denied; choose a folder that you can write"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {(error.strerror or 'cannot be used').lower()}"
+    text = " ".join(str(error).split())
+    return f"not foreseen, {type(error).__name__}: {text}; --debug shows where"
 
 
 if __name__ == "__main__":
