@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +91,8 @@ def run_step(job: dict[str, Any]) -> dict[str, Any]:
         times.append(time.process_time() - start)
     row["cpu_s"] = round(min(times), 4)
     row["peak_bytes"] = status_bytes()["VmHWM"]
+    if job.get("track"):
+        row["tracked_peak_bytes"] = _tracked_peak_bytes(step)
     return row
 
 
@@ -109,8 +112,9 @@ def _digests(net: "nn.Module", job: dict[str, Any]) -> dict[str, Any]:
     gradients = {name: p.grad.numpy() for name, p in net.named_parameters() if p.grad is not None}
     statistics = {name: b.numpy() for name, b in net.named_buffers()}
     found: dict[str, Any] = {
-        "gradient_sha256": _sha256(gradients),
-        "statistics_sha256": _sha256(statistics),
+        "gradient_sha256": _digest("sha256", gradients),
+        "gradient_sha1": _digest("sha1", gradients),
+        "statistics_sha256": _digest("sha256", statistics),
     }
     if job.get("gradients"):
         with open(job["gradients"], "wb") as file:
@@ -125,8 +129,38 @@ def _digests(net: "nn.Module", job: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _sha256(arrays: dict[str, Any]) -> str:
-    sha = hashlib.sha256()
+def _tracked_peak_bytes(step: Callable[[], float]) -> int:
+    """Largest sum of live storages that torch operators made during a step; blind to native workspaces."""
+    import gc
+
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_flatten
+
+    live: dict[int, int] = {}
+    peak = 0
+
+    class Tracker(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal peak
+            out = func(*args, **(kwargs or {}))
+            for tensor in tree_flatten(out)[0]:
+                if isinstance(tensor, torch.Tensor):
+                    storage = tensor.untyped_storage()
+                    if storage._cdata not in live:
+                        weakref.finalize(storage, live.pop, storage._cdata, None)
+                    live[storage._cdata] = storage.nbytes()
+            peak = max(peak, sum(live.values()))
+            return out
+
+    gc.collect()
+    with Tracker():
+        step()
+    return peak
+
+
+def _digest(kind: str, arrays: dict[str, Any]) -> str:
+    sha = hashlib.new(kind)
     for name in sorted(arrays):
         sha.update(name.encode())
         sha.update(arrays[name].tobytes())

@@ -12,6 +12,7 @@ from revedge.models.parts import MakeNeuron, neuron_maker, scaled, spread
 
 _VGG: dict[str, list[int | str]] = {
     "vgg5": [32, "M", 64, "M", 128],
+    "vgg-iso10": [32] * 10,  # ten equal blocks without pooling
     "vgg11": [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
     "vgg13": [64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
     "vgg16": [
