@@ -113,7 +113,8 @@ def norm_neuron_forward(
     bits = y.new_empty((y.numel() + 7) // 8 if pack else 0, dtype=torch.uint8)
     s = y.new_empty(0 if pack else y.shape)
     v = y.new_empty(y.shape[1:])
-    time, (batch, channels, size) = y.shape[0], _planes(y[:1].squeeze(0), 1)
+    _, channels, size = _planes(y, 2)
+    time, batch = y.shape[:2]
     tensors = [y, scale, shift, v0, s, bits, v]
     _call("norm_neuron_forward", tensors, [time, batch, channels, size], p)
     return (bits if pack else s), v
@@ -137,7 +138,8 @@ def norm_neuron_backward_(
     g_leak = _leak_like(y[0], p)
     scale = weight * inv_std
     shift = bias - mean * scale
-    time, (batch, channels, size) = y.shape[0], _planes(y[:1].squeeze(0), 1)
+    _, channels, size = _planes(y, 2)
+    time, batch = y.shape[:2]
     tensors = [y, g, scale, shift, mean, inv_std, weight, g_weight, g_bias, g_leak]
     _call("norm_neuron_backward", tensors, [time, batch, channels, size], p)
     return g_weight, g_bias, g_leak

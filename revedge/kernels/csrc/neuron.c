@@ -1,0 +1,59 @@
+/* Integrate-and-fire over a whole sequence. x, s, g: [T, N]; v0, v, g_vT, g_v0, g_leak: [N]. */
+#include "neuron_block.h"
+
+REVEDGE_API int revedge_abi_version(void) { return 1; }
+
+REVEDGE_API int revedge_has_openmp(void) {
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+static const affine_t AS_IT_IS = {PLAIN, NULL, NULL};
+
+CLONES static void forward_block(const float *x, const float *v0, float *s, float *v, int64_t T,
+                                 int64_t stride, int64_t n, const neuron_t *q) {
+    start_row(v0, v, n, q);
+    for (int64_t t = 0; t < T; ++t)
+        step_any(0, 1, x + t * stride, AS_IT_IS, v, NULL, s + t * stride, n, q);
+}
+
+REVEDGE_API int revedge_neuron_forward(const float *x, const float *v0, float *s, float *v,
+                                       int64_t T, int64_t N, const float *p, int threads) {
+    const neuron_t q = neuron_of(p);
+    const int64_t size = block_for(T), blocks = (N + size - 1) / size;
+    threads = threads_for(T * N, blocks, threads);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t b = 0; b < blocks; ++b) {
+        const int64_t at = b * size, n = smaller(size, N - at);
+        forward_block(x + at, v0 ? v0 + at : NULL, s + at, v + at, T, N, n, &q);
+    }
+    return 0;
+}
+
+REVEDGE_API int revedge_neuron_backward(const float *x, const float *v0, float *g,
+                                        const float *g_vT, float *g_v0, float *g_leak, int64_t T,
+                                        int64_t N, const float *p, int threads) {
+    const neuron_t q = neuron_of(p);
+    const int64_t size = block_for(T), blocks = (N + size - 1) / size;
+    const int64_t scratch = backward_scratch(T, size);
+    threads = threads_for(T * N, blocks, threads);
+    float *all = malloc((size_t)threads * (size_t)scratch * sizeof(float));
+    if (!all) return OUT_OF_MEMORY;
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t b = 0; b < blocks; ++b) {
+        const int64_t at = b * size, n = smaller(size, N - at);
+        float *own = all + thread_index() * scratch;
+        const rows_t rows = {x + at, N, g + at, N, AS_IT_IS};
+        if (g_vT)
+            memcpy(g_v0 + at, g_vT + at, (size_t)n * sizeof(float));
+        else
+            memset(g_v0 + at, 0, (size_t)n * sizeof(float));
+        backward_block(rows, v0 ? v0 + at : NULL, g_v0 + at, g_leak ? g_leak + at : NULL, T, n,
+                       size, own, &q);
+    }
+    free(all);
+    return 0;
+}

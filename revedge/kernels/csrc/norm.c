@@ -1,0 +1,64 @@
+/* Batch norm by its parts. y, g, z: [M, C, S]; everything else: [C]. A thread owns a channel. */
+#include "norm_channel.h"
+
+CLONES static void stats_channel(const float *y, float *mean, float *variance, int64_t M,
+                                 int64_t S, int64_t stride) {
+    double sums[2];
+    sums_of(0, y, NULL, 0.0f, M, S, stride, sums);
+    const double count = (double)(M * S), average = sums[0] / count, square = sums[1] / count;
+    const double spread = square - average * average;
+    *mean = (float)average;
+    *variance = (float)(spread > 0.0 ? spread : 0.0 * square); /* rounding may go below 0 */
+}
+
+REVEDGE_API int revedge_channel_stats(const float *y, float *mean, float *variance, int64_t M,
+                                      int64_t C, int64_t S, const float *p, int threads) {
+    (void)p;
+    threads = threads_for(M * C * S, C, threads);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t c = 0; c < C; ++c)
+        stats_channel(y + c * S, mean + c, variance + c, M, S, C * S);
+    return 0;
+}
+
+CLONES static void scale_plane(const float *y, float scale, float shift, float *restrict z,
+                               int64_t S) {
+    for (int64_t i = 0; i < S; ++i) z[i] = y[i] * scale + shift;
+}
+
+CLONES static void scale_channels(const float *y, const float *scale, const float *shift,
+                                  float *restrict z, int64_t C) {
+    for (int64_t c = 0; c < C; ++c) z[c] = y[c] * scale[c] + shift[c];
+}
+
+REVEDGE_API int revedge_norm_forward(const float *y, const float *scale, const float *shift,
+                                     float *z, int64_t M, int64_t C, int64_t S, const float *p,
+                                     int threads) {
+    (void)p;
+    threads = threads_for(M * C * S, M, threads);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t m = 0; m < M; ++m) {
+        if (S == 1) {
+            scale_channels(y + m * C, scale, shift, z + m * C, C);
+            continue;
+        }
+        for (int64_t c = 0; c < C; ++c) {
+            const int64_t at = (m * C + c) * S;
+            scale_plane(y + at, scale[c], shift[c], z + at, S);
+        }
+    }
+    return 0;
+}
+
+REVEDGE_API int revedge_norm_backward(const float *y, float *g, const float *mean,
+                                      const float *inv_std, const float *weight, float *g_weight,
+                                      float *g_bias, int64_t M, int64_t C, int64_t S,
+                                      const float *p, int threads) {
+    (void)p;
+    threads = threads_for(M * C * S, C, threads);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t c = 0; c < C; ++c)
+        norm_backward_channel(y + c * S, g + c * S, mean[c], inv_std[c], weight[c], g_weight + c,
+                              g_bias + c, M, S, C * S);
+    return 0;
+}

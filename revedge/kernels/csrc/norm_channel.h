@@ -1,0 +1,79 @@
+/* Sums and the norm's own arithmetic on one channel: M planes of S elements, `stride` apart.
+ *
+ * The order of every sum is fixed by reference/norm.py: 16 float64 lanes, lane j takes elements
+ * j, j + 16, ... of each plane, planes in order; then the lanes are added in pairs.
+ */
+#ifndef REVEDGE_NORM_CHANNEL_H
+#define REVEDGE_NORM_CHANNEL_H
+
+#include "revedge.h"
+
+enum { LANES = 16 };
+
+/* Vectors of four serve every instruction set; unaligned, since a plane may start anywhere. */
+typedef float float4 __attribute__((vector_size(16), aligned(4), may_alias));
+typedef double double4 __attribute__((vector_size(32)));
+
+INLINE double pairwise(double *lane) {
+    for (int width = LANES / 2; width; width /= 2)
+        for (int j = 0; j < width; ++j) lane[j] = lane[j] + lane[j + width];
+    return lane[0];
+}
+
+/* sums[0] = sum of first, sums[1] = sum of first * second, where
+ * first = y, second = y (statistics; g NULL), or first = g, second = y - mean (gradient). */
+INLINE void sums_of(int gradient, const float *y, const float *g, float mean, int64_t M, int64_t S,
+                    int64_t stride, double sums[2]) {
+    union {
+        double lane[LANES];
+        double4 four[LANES / 4];
+    } a, b;
+    memset(&a, 0, sizeof a);
+    memset(&b, 0, sizeof b);
+    for (int64_t m = 0; m < M; ++m) {
+        const float *py = y + m * stride, *pg = gradient ? g + m * stride : py;
+        int64_t i = 0;
+        for (; i + LANES <= S; i += LANES) {
+            for (int k = 0; k < LANES / 4; ++k) {
+                const float4 first = *(const float4 *)(pg + i + 4 * k);
+                float4 second = *(const float4 *)(py + i + 4 * k);
+                if (gradient) second = second - mean;
+                const double4 wide = __builtin_convertvector(first, double4);
+                a.four[k] = a.four[k] + wide;
+                b.four[k] = b.four[k] + wide * __builtin_convertvector(second, double4);
+            }
+        }
+        for (int64_t j = 0; i + j < S; ++j) {
+            const float second = gradient ? py[i + j] - mean : py[i + j];
+            const double wide = (double)pg[i + j];
+            a.lane[j] = a.lane[j] + wide;
+            b.lane[j] = b.lane[j] + wide * (double)second;
+        }
+    }
+    sums[0] = pairwise(a.lane);
+    sums[1] = pairwise(b.lane);
+}
+
+/* Overwrite g with the gradient of y; write the gradients of weight and bias. */
+CLONES static void norm_backward_channel(const float *y, float *g, float mean, float inv_std,
+                                         float weight, float *g_weight, float *g_bias, int64_t M,
+                                         int64_t S, int64_t stride) {
+    double sums[2];
+    sums_of(1, y, g, mean, M, S, stride, sums);
+    const double count = (double)(M * S), inv = (double)inv_std;
+    const float a = (float)(sums[0] / count);
+    const float b = (float)(((inv * sums[1]) * inv) / count);
+    const float scale = weight * inv_std;
+    *g_weight = (float)(sums[1] * inv);
+    *g_bias = (float)sums[0];
+    for (int64_t m = 0; m < M; ++m) {
+        const float *py = y + m * stride;
+        float *pg = g + m * stride;
+        for (int64_t i = 0; i < S; ++i) {
+            const float d = py[i] - mean;
+            pg[i] = ((pg[i] - a) - d * b) * scale;
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,142 @@
+/* Batch norm and neuron in one sweep. y, s, g: [T, B, C, S]; v0, v, g_leak: [B, C, S]; else [C].
+ *
+ * Planes of SMALL or more elements are worked on one by one. Smaller ones, down to the single
+ * element behind a linear layer, are taken together as rows of C * S neurons, each with its own
+ * scale and shift.
+ */
+#include "bit_block.h"
+#include "neuron_block.h"
+#include "norm_channel.h"
+
+enum { SMALL = 32 };
+
+/* scale, shift of every neuron of a row [2][C * S]; NULL if memory is out. */
+static float *expand(const float *scale, const float *shift, int64_t C, int64_t S) {
+    float *each = malloc((size_t)(2 * C * S) * sizeof(float));
+    if (!each) return NULL;
+    for (int64_t c = 0; c < C; ++c)
+        for (int64_t i = 0; i < S; ++i) {
+            each[c * S + i] = scale[c];
+            each[(C + c) * S + i] = shift[c];
+        }
+    return each;
+}
+
+typedef struct {
+    float *s;      /* or NULL */
+    uint8_t *bits; /* or NULL */
+    int whole;     /* every block starts at a byte */
+} spikes_t;
+
+/* Block of n neurons at `at` of the R per time step. row: scratch [n] for packing. */
+CLONES static void forward_block(const float *y, affine_t a, const float *v0, spikes_t out,
+                                 float *v, int64_t T, int64_t R, int64_t at, int64_t n, float *row,
+                                 const neuron_t *q) {
+    start_row(v0 ? v0 + at : NULL, v + at, n, q);
+    for (int64_t t = 0; t < T; ++t) {
+        float *s = out.bits ? row : out.s + t * R + at;
+        step_any(0, 1, y + t * R + at, a, v + at, NULL, s, n, q);
+        if (!out.bits) continue;
+        if (out.whole)
+            pack_aligned(s, out.bits + (t * R + at) / 8, n);
+        else
+            pack_anywhere(s, out.bits, t * R + at, n);
+    }
+}
+
+REVEDGE_API int revedge_norm_neuron_forward(const float *y, const float *scale, const float *shift,
+                                            const float *v0, float *s, uint8_t *bits, float *v,
+                                            int64_t T, int64_t B, int64_t C, int64_t S,
+                                            const float *p, int threads) {
+    const neuron_t q = neuron_of(p);
+    const int64_t R = B * C * S, size = block_for(T);
+    /* A unit is what one scale belongs to, or a whole row of small planes. */
+    const int small = S < SMALL;
+    const int64_t unit = small ? C * S : S, units = unit ? R / unit : 0;
+    const int64_t pieces = (unit + size - 1) / size;
+    float *each = small && R ? expand(scale, shift, C, S) : NULL;
+    const spikes_t out = {s, bits, unit % 8 == 0 && size % 8 == 0};
+    threads = threads_for(R * T, units * pieces, threads);
+    float *row = malloc((size_t)threads * (size_t)size * sizeof(float));
+    if (!row || (small && R && !each)) {
+        free(row);
+        free(each);
+        return OUT_OF_MEMORY;
+    }
+    if (bits && !out.whole) memset(bits, 0, (size_t)((T * R + 7) / 8));
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t task = 0; task < units * pieces; ++task) {
+        const int64_t u = task / pieces, from = task % pieces * size;
+        const int64_t n = smaller(size, unit - from), c = u % C;
+        affine_t a = {BY_ONE, scale + c, shift + c};
+        if (small) a = (affine_t){BY_EACH, each + from, each + unit + from};
+        forward_block(y, a, v0, out, v, T, R, u * unit + from, n, row + thread_index() * size, &q);
+    }
+    free(row);
+    free(each);
+    return 0;
+}
+
+/* Neuron backward on planes [first, first + size) of each of `count` units, `apart` neurons apart.
+ * scratch: see backward_scratch, plus one row for g_v. */
+static void neuron_backward_units(rows_t rows, float *g_leak, int64_t T, int64_t unit,
+                                  int64_t count, int64_t apart, int64_t size, float *scratch,
+                                  const neuron_t *q) {
+    float *g_v = scratch + backward_scratch(T, size);
+    const affine_t whole = rows.affine;
+    for (int64_t u = 0; u < count; ++u)
+        for (int64_t from = 0; from < unit; from += size) {
+            const int64_t n = smaller(size, unit - from), at = u * apart + from;
+            rows_t block = rows;
+            block.y += at;
+            block.g += at;
+            if (whole.mode == BY_EACH)
+                block.affine = (affine_t){BY_EACH, whole.scale + from, whole.shift + from};
+            memset(g_v, 0, (size_t)n * sizeof(float));
+            backward_block(block, NULL, g_v, g_leak ? g_leak + at : NULL, T, n, size, scratch, q);
+        }
+}
+
+REVEDGE_API int revedge_norm_neuron_backward(const float *y, float *g, const float *scale,
+                                             const float *shift, const float *mean,
+                                             const float *inv_std, const float *weight,
+                                             float *g_weight, float *g_bias, float *g_leak,
+                                             int64_t T, int64_t B, int64_t C, int64_t S,
+                                             const float *p, int threads) {
+    const neuron_t q = neuron_of(p);
+    const int64_t R = B * C * S, size = block_for(T), scratch = backward_scratch(T, size) + size;
+    const int small = S < SMALL;
+    const int by_channel = threads_for(R * T, C, threads);
+    const int by_sample = threads_for(R * T, B, threads);
+    float *each = small && R ? expand(scale, shift, C, S) : NULL;
+    float *all = malloc((size_t)threads * (size_t)scratch * sizeof(float));
+    if (!all || (small && R && !each)) {
+        free(all);
+        free(each);
+        return OUT_OF_MEMORY;
+    }
+    if (small && R) {
+#pragma omp parallel for num_threads(by_sample) schedule(static) if (by_sample > 1)
+        for (int64_t b = 0; b < B; ++b) {
+            const int64_t at = b * C * S;
+            const rows_t rows = {y + at, R, g + at, R, {BY_EACH, each, each + C * S}};
+            neuron_backward_units(rows, g_leak ? g_leak + at : NULL, T, C * S, 1, 0, size,
+                                  all + thread_index() * scratch, &q);
+        }
+    }
+    /* All of one channel in turn, so that the second and third look at it find it in the cache. */
+#pragma omp parallel for num_threads(by_channel) schedule(static) if (by_channel > 1)
+    for (int64_t c = 0; c < C; ++c) {
+        const int64_t at = c * S;
+        if (!small) {
+            const rows_t rows = {y + at, R, g + at, R, {BY_ONE, scale + c, shift + c}};
+            neuron_backward_units(rows, g_leak ? g_leak + at : NULL, T, S, B, C * S, size,
+                                  all + thread_index() * scratch, &q);
+        }
+        norm_backward_channel(y + at, g + at, mean[c], inv_std[c], weight[c], g_weight + c,
+                              g_bias + c, T * B, S, C * S);
+    }
+    free(all);
+    free(each);
+    return 0;
+}

@@ -1,0 +1,116 @@
+"""C neurons equal the PyTorch reference bit for bit."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from revedge import kernels
+from revedge.kernels import NeuronParams, reference
+
+from kernel_checks import assert_same_bits, name_of, neuron_variants
+
+pytestmark = pytest.mark.usefixtures("native")
+VARIANTS = neuron_variants()
+NEURONS = [1, 3, 63, 100, 4097]
+# (B, C, plane): every size of plane, one and three channels, blocks that a plane does not fill.
+PLANES = [(1, 1, 1), (3, 3, 1), (2, 3, 9), (2, 1, 49), (2, 3, 49), (2, 3, 1024), (1, 2, 4097)]
+
+
+def check_neuron(p: NeuronParams, x: Tensor, *, with_state: bool) -> None:
+    v0 = torch.randn(x.shape[1:]) if with_state else None
+    s, v = kernels.neuron_forward(x, v0, p)
+    s_expected, v_expected = reference.neuron_forward(x, v0, p)
+    assert_same_bits(s, s_expected)
+    assert_same_bits(v, v_expected)
+
+    g = torch.randn_like(x)
+    g_v = torch.randn(x.shape[1:]) if with_state else None
+    g_expected = g.clone()
+    g_x, g_v0, g_leak = kernels.neuron_backward_(x, v0, g, g_v, p)
+    g_v0_expected, g_leak_expected = reference.neuron_backward_(x, v0, g_expected, g_v, p)
+    assert g_x is g
+    assert_same_bits(g_x, g_expected)
+    assert_same_bits(g_v0, g_v0_expected)
+    assert (g_leak is not None) == p.learns_leak
+    if g_leak is not None:
+        assert_same_bits(g_leak, g_leak_expected)
+
+
+@pytest.mark.parametrize("p", VARIANTS, ids=name_of)
+def test_every_variant(p: NeuronParams, threads: int) -> None:
+    """All surrogates, resets, detachments and leaks, on a size that needs several blocks."""
+    check_neuron(p, torch.randn(7, 4097) * 1.5, with_state=True)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("neurons", NEURONS)
+@pytest.mark.parametrize("with_state", [False, True])
+def test_every_size(neurons: int, steps: int, with_state: bool, threads: int) -> None:
+    """Odd sizes, from one neuron on."""
+    for p in (VARIANTS[3], VARIANTS[-1]):
+        check_neuron(p, torch.randn(steps, neurons) * 1.5, with_state=with_state)
+
+
+def test_threads_share_large_work(threads: int) -> None:
+    """Enough work that two threads really run; a shape with several dimensions."""
+    check_neuron(VARIANTS[3], torch.randn(5, 3, 7, 31, 33), with_state=True)
+
+
+def check_norm_neuron(p: NeuronParams, y: Tensor, *, with_state: bool) -> None:
+    channels = y.shape[2]
+    weight, bias = torch.randn(channels), torch.randn(channels) * 0.3
+    mean, var = kernels.channel_stats(y.flatten(0, 1))
+    scale, shift, inv_std = kernels.norm_affine(mean, var, weight, bias, 1e-5)
+    v0 = torch.randn(y.shape[1:]) if with_state else None
+    s_expected, v_expected = reference.norm_neuron_forward(y, scale, shift, v0, p, False)
+    s, v = kernels.norm_neuron_forward(y, scale, shift, v0, p)
+    assert_same_bits(s, s_expected)
+    assert_same_bits(v, v_expected)
+    packed, v = kernels.norm_neuron_forward(y, scale, shift, v0, p, pack=True)
+    assert_same_bits(packed, reference.pack_bits(s_expected))
+    assert_same_bits(v, v_expected)
+
+    g = torch.randn_like(y)
+    g_expected, g_composed = g.clone(), g.clone()
+    results = kernels.norm_neuron_backward_(y, g, mean, inv_std, weight, bias, p)
+    expected = reference.norm_neuron_backward_(y, g_expected, mean, inv_std, weight, bias, p)
+    assert_same_bits(g, g_expected)
+    for value, value_expected in zip(results, expected, strict=True):
+        if value is not None:
+            assert_same_bits(value, value_expected)
+
+    z = kernels.norm_forward(y.flatten(0, 1), scale, shift).reshape(y.shape)
+    kernels.neuron_backward_(z, None, g_composed, None, p)
+    g_weight, g_bias = kernels.norm_backward_(
+        y.flatten(0, 1), g_composed.flatten(0, 1), mean, inv_std, weight
+    )
+    assert_same_bits(g_composed, g)
+    assert_same_bits(g_weight, results[0])
+    assert_same_bits(g_bias, results[1])
+
+
+@pytest.mark.parametrize("p", VARIANTS[::3], ids=name_of)
+@pytest.mark.parametrize("plane", [9, 49])
+def test_norm_neuron_variants(p: NeuronParams, plane: int, threads: int) -> None:
+    """The fused operators, on small and large planes, equal the reference and the composition."""
+    check_norm_neuron(p, torch.randn(3, 2, 3, plane) * 2 + 0.5, with_state=True)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("size", PLANES, ids=str)
+@pytest.mark.parametrize("with_state", [False, True])
+def test_norm_neuron_sizes(
+    size: tuple[int, int, int], steps: int, with_state: bool, threads: int
+) -> None:
+    """Channels of one, planes of one, planes larger than a block, bits that share bytes."""
+    check_norm_neuron(VARIANTS[3], torch.randn(steps, *size), with_state=with_state)
+
+
+def test_norm_neuron_threads_share_bytes(threads: int) -> None:
+    """Two threads write bits of one byte: planes of 49 start anywhere in it."""
+    check_norm_neuron(VARIANTS[0], torch.randn(4, 8, 64, 7, 7), with_state=False)
+
+
+def test_without_dimensions_after_channels(threads: int) -> None:
+    """Behind a linear layer there is nothing after the channels."""
+    check_norm_neuron(VARIANTS[0], torch.randn(4, 5, 6), with_state=False)

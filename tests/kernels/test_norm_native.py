@@ -1,0 +1,72 @@
+"""Batch norm by its parts: C equals the reference bit for bit, and the reference equals torch."""
+
+import pytest
+import torch
+
+from revedge import kernels
+from revedge.kernels import reference
+
+from kernel_checks import assert_same_bits
+
+SHAPES = [(1, 1), (5, 3), (6, 3, 9), (4, 1, 7, 7), (2, 3, 32, 32), (3, 2, 4097), (64, 17, 31)]
+
+
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_native_equals_reference(shape: tuple[int, ...], threads: int) -> None:
+    """Statistics, forward and backward, at odd sizes, for one and two threads."""
+    y, g, weight = torch.randn(shape) + 3, torch.randn(shape), torch.randn(shape[1])
+    for value, expected in zip(
+        kernels.channel_stats(y), reference.channel_stats(y), strict=True
+    ):
+        assert_same_bits(value, expected)
+    mean, var = reference.channel_stats(y)
+    scale, shift, inv_std = kernels.norm_affine(mean, var, weight, weight - 1, 1e-5)
+    assert_same_bits(
+        kernels.norm_forward(y, scale, shift), reference.norm_forward(y, scale, shift)
+    )
+    g_expected = g.clone()
+    results = kernels.norm_backward_(y, g, mean, inv_std, weight)
+    expected = reference.norm_backward_(y, g_expected, mean, inv_std, weight)
+    assert_same_bits(g, g_expected)
+    for value, value_expected in zip(results, expected, strict=True):
+        assert_same_bits(value, value_expected)
+
+
+def test_sum_order_is_the_documented_one() -> None:
+    """Sixteen lanes over each plane, planes in order, pairs of lanes last: written out in full."""
+    values = torch.randn(3, 2, 37)
+    expected = []
+    for channel in range(2):
+        lanes = [0.0] * 16
+        for plane in values[:, channel].double().tolist():
+            for i, value in enumerate(plane):
+                lanes[i % 16] += value
+        while len(lanes) > 1:
+            half = len(lanes) // 2
+            lanes = [lanes[j] + lanes[j + half] for j in range(half)]
+        expected.append(lanes[0] / (3 * 37))
+    assert kernels.channel_stats(values)[0].tolist() == torch.tensor(
+        expected, dtype=torch.float64
+    ).to(torch.float32).tolist()
+
+
+def test_equals_batch_norm() -> None:
+    """Forward and gradients are those of torch's batch norm in float64, to float32 rounding.
+
+    2e-6: some ten float32 roundings of 6e-8 each, on values of order 1 to 4.
+    """
+    y = torch.randn(12, 5, 6, 6) * 2 + 1
+    weight, bias, g = torch.randn(5), torch.randn(5), torch.randn(12, 5, 6, 6)
+    y64, weight64, bias64 = (a.double().requires_grad_() for a in (y, weight, bias))
+    z64 = torch.nn.functional.batch_norm(y64, None, None, weight64, bias64, True, 0.1, 1e-5)
+    (z64 * g.double()).sum().backward()
+    mean, var = kernels.channel_stats(y)
+    scale, shift, inv_std = kernels.norm_affine(mean, var, weight, bias, 1e-5)
+    z = kernels.norm_forward(y, scale, shift)
+    g_weight, g_bias = kernels.norm_backward_(y, g, mean, inv_std, weight)
+    grads = (y64.grad, weight64.grad, bias64.grad)
+    for value, expected in zip((z, g, g_weight, g_bias), (z64, *grads), strict=True):
+        assert expected is not None
+        error = (value.double() - expected.detach()).abs().max() / expected.detach().abs().max()
+        assert float(error) < 2e-6
