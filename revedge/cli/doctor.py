@@ -160,11 +160,10 @@ def _memory() -> Check:
 
 
 def _cache() -> Check:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(os.environ.get("REVEDGE_CACHE_DIR") or Path(base) / "revedge")
+    folder = Path(os.environ.get("REVEDGE_CACHE") or "~/.cache/revedge").expanduser().absolute()
     there = next((one for one in (folder, *folder.parents) if one.exists()), Path("/"))
     ok = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-    advice = "name a folder that you can write in REVEDGE_CACHE_DIR"
+    advice = "name a folder that you can write in REVEDGE_CACHE"
     found = str(folder) if ok else f"{folder} cannot be written"
     return Check(name="cache", ok=ok, found=found, advice=advice, required=True)
 

@@ -71,9 +71,9 @@ def test_an_old_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cache_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A file where the cache folder should be is noticed without writing anything."""
     (tmp_path / "file").touch()
-    monkeypatch.setenv("REVEDGE_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    monkeypatch.setenv("REVEDGE_CACHE", str(tmp_path / "file" / "cache"))
 
     check = doctor._cache()
     assert check.ok is False
-    assert "REVEDGE_CACHE_DIR" in check.advice
+    assert "REVEDGE_CACHE" in check.advice
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
