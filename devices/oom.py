@@ -1,0 +1,76 @@
+"""Tells an out-of-memory failure from every other one, by its text.
+
+Most are no `torch.OutOfMemoryError`: on the CPU it is a plain RuntimeError, on Jetson-class boards often an internal
+assertion. The texts are those seen in the wild.
+"""
+
+import gc
+import re
+import signal
+import traceback
+
+_TEXTS = (
+    r"OutOfMemoryError",
+    r"MemoryError",
+    r"can't allocate memory",
+    r"Cannot allocate memory",
+    r"DefaultCPUAllocator",
+    r"could not create a primitive",  # oneDNN without memory for its code
+    r"could not create a memory object",
+    r"std::bad_alloc",
+    r"NVML_SUCCESS == r.{0,20}INTERNAL ASSERT",
+    r"CUDA error: out of memory",
+    r"CUDA out of memory",
+    r"CUDNN_STATUS_(ALLOC_FAILED|NOT_INITIALIZED|INTERNAL_ERROR)",
+    r"CUBLAS_STATUS_ALLOC_FAILED",
+    r"CUDA driver error: operation not supported",  # expandable segments on Tegra
+    r"NvMapMemAllocInternalTagged",
+    r"Unable to allocate .{1,40} for an array",  # numpy
+)
+_PATTERN = re.compile("|".join(_TEXTS), re.IGNORECASE | re.DOTALL)
+
+
+def classify(text: str) -> bool:
+    """Return whether an error text (or the tail of a log) speaks of too little memory."""
+    return _PATTERN.search(text) is not None
+
+
+def describe(error: BaseException) -> str:
+    """Return type and first line of an error, at most 300 characters."""
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first}"[:300]
+
+
+def died_of_memory(
+    signal_number: int, log_tail: str, kernel_oom_kills: int, near_budget: bool
+) -> bool:
+    """Return whether a process that a signal ended was ended by want of memory.
+
+    Args:
+        signal_number: the signal that ended it.
+        log_tail: the end of its stderr.
+        kernel_oom_kills: how many kills for memory the kernel counted while it ran.
+        near_budget: whether its memory was within a few MiB of the fence when last sampled.
+    """
+    if signal_number == signal.SIGKILL:
+        return kernel_oom_kills > 0
+    crash = signal_number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
+    return crash and (near_budget or classify(log_tail))
+
+
+def release(error: BaseException) -> None:
+    """Let go of everything that an error's frames still hold; call it before the except block ends.
+
+    The live exception holds the frames, the frames hold the activations: nothing can be freed until they are cleared.
+    """
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        current = pending.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        traceback.clear_frames(current.__traceback__)
+        pending += [current.__cause__, current.__context__]
+        current.__traceback__ = None
+    gc.collect()
