@@ -1,0 +1,122 @@
+"""Child processes of the planner, and the folder in which it remembers what they measured."""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import revedge
+from revedge.allocator import page_bytes
+
+_PACKAGE = Path(revedge.__file__).resolve().parent
+_TRACED_ROOMS = ("kernels", "neurons", "engine", "models", "planner")
+
+
+def python_command(module: str, *arguments: str) -> list[str]:
+    """Return the command that runs ``module`` in a fresh interpreter."""
+    return [sys.executable, "-m", module, *arguments]
+
+
+def environment() -> dict[str, str]:
+    """Return the child's environment: it must find the same revedge that this process runs."""
+    found = dict(os.environ)
+    paths = [str(_PACKAGE.parent), *filter(None, [found.get("PYTHONPATH")])]
+    found["PYTHONPATH"] = os.pathsep.join(paths)
+    return found
+
+
+def cache_folder() -> Path:
+    """Return the folder for measurements: $REVEDGE_CACHE, or revedge in the user's cache folder."""
+    if os.environ.get("REVEDGE_CACHE"):
+        return Path(os.environ["REVEDGE_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "revedge"
+
+
+def fingerprint(**more: object) -> str:
+    """Return a short text that changes with anything that a measurement depends on.
+
+    That is: torch, Python, machine, kernel, page size, the code of the rooms that are traced and of
+    the native library (size and modification time), and ``more``.
+    """
+    facts: dict[str, object] = {
+        "torch": _version("torch"),
+        "numpy": _version("numpy"),
+        "python": sys.version,
+        "machine": list(platform.uname())[:5],
+        "page_bytes": page_bytes(),
+        "environment": {
+            name: os.environ.get(name)
+            for name in ("REVEDGE_NO_NATIVE", "LD_PRELOAD", "OMP_NUM_THREADS")
+        },
+        **more,
+    }
+    for room in _TRACED_ROOMS:
+        for path in sorted((_PACKAGE / room).rglob("*")):
+            if path.suffix in (".py", ".so"):
+                stat = path.stat()
+                facts[str(path)] = [stat.st_size, stat.st_mtime_ns]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+class Memory:
+    """A JSON object in a file, remembered between runs; a file that cannot be read or written is no
+    error.
+
+    Args:
+        name: file name in the cache folder; it should hold a `fingerprint`.
+        limit: with this many entries it starts afresh.
+    """
+
+    def __init__(self, name: str, *, limit: int = 20_000) -> None:
+        self._path = cache_folder() / name
+        self._limit = limit
+        self._changed = False
+        self.values: dict[str, Any] = {}
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = None
+        if isinstance(found, dict):
+            self.values = found
+
+    def get(self, key: str) -> Any:
+        """Return what is remembered under ``key``, or None."""
+        return self.values.get(key)
+
+    def set(self, key: str, value: Mapping[str, Any]) -> None:
+        """Remember ``value`` (JSON-able); `save` writes it."""
+        if len(self.values) >= self._limit:
+            self.values.clear()
+        self.values[key] = dict(value)
+        self._changed = True
+
+    def save(self) -> None:
+        """Write the file if anything is new: whole, or not at all."""
+        if not self._changed:
+            return
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self._path.parent, suffix=".tmp")
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    json.dump(self.values, file)
+                os.replace(name, self._path)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+        except OSError:
+            return
+        self._changed = False

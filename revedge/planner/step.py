@@ -1,0 +1,112 @@
+"""What a training process does in memory, on any device: the same code is traced on meta and
+measured on the CPU.
+
+It mirrors the budgeted training loop: frames come as uint8, become float32, go through the network;
+the gradient is accumulated over micro-batches; fused AdamW or SGD updates in place; evaluation runs
+without gradients.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from revedge import models
+from revedge.planner.setting import Setting
+
+Watch = Callable[[list[Tensor], str], None]
+_SLOTS = {"adamw": 2, "sgd": 1}
+
+
+def _ignore(tensors: list[Tensor], kind: str) -> None:
+    del tensors, kind
+
+
+class Rehearsal:
+    """A network, its optimizer state and its data buffers, for ``setting``, on ``device``."""
+
+    def __init__(self, setting: Setting, device: str) -> None:
+        self.setting, self.device = setting, device
+        with torch.device(device):
+            self.net: nn.Module = models.create(
+                setting.model,
+                in_shape=setting.in_shape,
+                num_classes=setting.num_classes,
+                timesteps=setting.timesteps,
+                static=setting.static,
+                strategy=setting.strategy,
+                **setting.model_options,
+            )
+        self.parameters = [p for p in self.net.parameters() if p.requires_grad]
+        self.slots = [
+            [torch.zeros_like(p) for p in self.parameters] for _ in range(_SLOTS[setting.optimizer])
+        ]
+        self.step_counts = [torch.zeros((), device=device) for _ in self.parameters]
+
+    def weights(self) -> list[Tensor]:
+        """Return parameters and buffers."""
+        return [*self.net.parameters(), *self.net.buffers()]
+
+    def optimizer_state(self) -> list[Tensor]:
+        """Return the optimizer's tensors."""
+        return [each for slot in self.slots for each in slot] + self.step_counts
+
+    def train_step(self, watch: Watch = _ignore) -> None:
+        """Forward and backward of every micro-batch (two stand for any number), then the update."""
+        setting = self.setting
+        self.net.train()
+        rounds = 1 if setting.micro_batch_size == setting.batch_size else 2
+        for _ in range(rounds):
+            x, labels = self._batch(watch)
+            logits = self.net(x)
+            del x
+            loss = functional.cross_entropy(logits, labels, label_smoothing=0.1) / rounds
+            loss.backward()  # type: ignore[no-untyped-call]
+            del labels, logits, loss
+        watch([p.grad for p in self.parameters if p.grad is not None], "gradients")
+        self._update()
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def evaluate(self, watch: Watch = _ignore) -> None:
+        """One batch of the evaluation, of the size of a micro-batch."""
+        self.net.eval()
+        x, labels = self._batch(watch)
+        _ = (self.net(x).argmax(1) == labels).sum()
+
+    def _batch(self, watch: Watch) -> tuple[Tensor, Tensor]:
+        setting = self.setting
+        steps = [] if setting.static else [setting.timesteps]
+        shape = (*steps, setting.micro_batch_size, *setting.in_shape)
+        raw = torch.ones(shape, dtype=torch.uint8, device=self.device)
+        labels = torch.zeros(setting.micro_batch_size, dtype=torch.int64, device=self.device)
+        x = raw.to(torch.float32)
+        if self.device != "meta":
+            x.bernoulli_(0.2)
+        watch([raw, labels, x], "data")
+        return x, labels
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        chosen = [i for i, p in enumerate(self.parameters) if p.grad is not None]
+        weights = [self.parameters[i].detach() for i in chosen]
+        gradients = [g for g in (self.parameters[i].grad for i in chosen) if g is not None]
+        slots = [[slot[i] for i in chosen] for slot in self.slots]
+        if self.device == "meta":  # in place, without temporaries
+            return
+        common: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.01, "maximize": False}
+        if self.setting.optimizer == "sgd":
+            torch._fused_sgd_(
+                weights, gradients, slots[0], **common,
+                momentum=0.9, dampening=0.0, nesterov=False, is_first_step=False,
+            )  # fmt: skip
+            return
+        counts = [self.step_counts[i] for i in chosen]
+        torch._foreach_add_(counts, 1.0)
+        torch._fused_adamw_(
+            weights, gradients, slots[0], slots[1], list[Tensor](), counts, **common,
+            beta1=0.9, beta2=0.999, eps=1e-8, amsgrad=False,
+        )  # fmt: skip

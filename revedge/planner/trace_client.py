@@ -1,0 +1,119 @@
+"""Asks the tracing process, and remembers its answers. Free of torch."""
+
+import json
+import selectors
+import subprocess
+import tempfile
+from typing import IO, Any
+
+from revedge.errors import DeviceError, UsageError
+from revedge.planner.process import Memory, environment, fingerprint, python_command
+from revedge.planner.setting import Setting
+
+_PATIENCE_S = 300.0
+
+
+class TraceError(DeviceError):
+    """A configuration that could not be traced: the model does not exist in this form, or its code failed."""
+
+
+class TraceClient:
+    """A tracing process, started at the first question that is not in the cache; close it, or use `with`."""
+
+    def __init__(self) -> None:
+        self._memory = Memory(f"traces-{fingerprint()}.json")
+        self._process: subprocess.Popen[str] | None = None
+        self._log: IO[str] | None = None
+        self.asked = 0  # questions that the process had to answer
+
+    def families(self) -> dict[str, list[str]]:
+        """Return the models of each family."""
+        found = self._ask("families", {"do": "families"})["families"]
+        return {str(family): [str(name) for name in members] for family, members in found.items()}
+
+    def trace(self, setting: Setting) -> dict[str, int]:
+        """Return the bytes of `revedge.planner.trace_child.trace`.
+
+        Raises:
+            UsageError: the model does not exist, or not in this form.
+            TraceError: its code failed.
+        """
+        return self._ask(setting.key(), {"do": "trace", "setting": setting.to_json()})
+
+    def close(self) -> None:
+        """End the process and write the cache."""
+        self._memory.save()
+        if self._process is not None:
+            assert self._process.stdin is not None
+            assert self._process.stdout is not None
+            self._process.stdin.close()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process.stdout.close()
+            self._process = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def __enter__(self) -> "TraceClient":
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def _ask(self, key: str, request: dict[str, Any]) -> dict[str, Any]:
+        known = self._memory.get(key)
+        if known is None:
+            self.asked += 1
+            known = self._exchange(request)
+            if known.get("kind") == "failure":
+                raise TraceError(f"this configuration cannot be traced: {known['error']}")
+            self._memory.set(key, known)
+        if "error" in known:
+            raise UsageError(known["error"])
+        return dict(known)
+
+    def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self._process is None:
+            self._start()
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            with selectors.DefaultSelector() as selector:
+                selector.register(process.stdout, selectors.EVENT_READ)
+                line = process.stdout.readline() if selector.select(_PATIENCE_S) else ""
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            process.kill()
+            raise DeviceError(f"the tracing process ended without an answer: {self._last_words()}")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def _start(self) -> None:
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            python_command("revedge.planner.trace_child"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=environment(),
+            text=True,
+        )
+
+    def _last_words(self) -> str:
+        assert self._log is not None
+        assert self._process is not None
+        self._process.wait(10)
+        self._log.seek(0)
+        lines = self._log.read().strip().splitlines()
+        return lines[-1] if lines else f"exit status {self._process.returncode}"

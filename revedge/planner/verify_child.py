@@ -1,0 +1,77 @@
+"""Runs two real training steps and an evaluation at a plan's configuration: ``... verify_child
+PLAN.toml``.
+
+Behind the same fence and allocator policy as the trainer, with random data, so that nothing but the
+plan is needed. Prints one JSON line: ``peak_bytes`` (largest resident bytes of this process),
+``base_bytes`` (before the network), ``step_s`` (the second step), and ``error`` where memory ran
+out.
+"""
+
+import gc
+import json
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from revedge import allocator
+from revedge.planner.base_probe import TRAINER_MODULES, load, status_bytes, warm_up
+from revedge.planner.plan import Plan
+from revedge.planner.setting import Setting
+
+
+def measure(plan: Plan) -> dict[str, Any]:
+    """Rehearse ``plan`` and return what was measured."""
+    load(TRAINER_MODULES)
+    warm_up(plan.threads)
+    allocator.trim()
+    base = status_bytes()
+    _fence(
+        plan.budget_bytes - plan.parts.get("supervisor_bytes", 0) - base["VmRSS"], base["VmData"]
+    )
+    found: dict[str, Any] = {"base_bytes": base["VmRSS"]}
+    try:
+        found["step_s"] = _rehearse(plan)
+    except (RuntimeError, MemoryError) as error:
+        found["error"] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    found["peak_bytes"] = _peak_bytes()
+    return found
+
+
+def _rehearse(plan: Plan) -> float:
+    from revedge.planner.step import Rehearsal
+
+    rehearsal = Rehearsal(Setting.of(plan), plan.device)
+    for _ in range(2):
+        began_s = time.perf_counter()
+        rehearsal.train_step()
+        step_s = time.perf_counter() - began_s
+    rehearsal.evaluate()
+    del rehearsal
+    gc.collect()
+    return step_s
+
+
+def _fence(allowed_bytes: int, data_bytes: int) -> None:
+    limit = data_bytes + max(0, allowed_bytes)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def _peak_bytes() -> int:
+    found = status_bytes()
+    return max(found["VmHWM"], found["VmRSS"])
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure the plan in the file ``argv[0]``."""
+    allocator.return_freed_memory()
+    print(json.dumps(measure(Plan.load(argv[0]))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
