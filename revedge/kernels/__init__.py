@@ -9,6 +9,7 @@ from revedge.kernels._native import native_status
 from revedge.kernels.bits import pack_bits, unpack_bits
 from revedge.kernels.grid import grid_add, grid_round
 from revedge.kernels.neuron import (
+    neuron_backward,
     neuron_backward_,
     neuron_forward,
     norm_neuron_backward_,
@@ -31,6 +32,7 @@ __all__ = [
     "grid_add",
     "grid_round",
     "native_status",
+    "neuron_backward",
     "neuron_backward_",
     "neuron_forward",
     "norm_affine",

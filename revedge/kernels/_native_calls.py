@@ -65,12 +65,27 @@ def neuron_backward_(
     x: Tensor, v0: Tensor | None, g: Tensor, g_vT: Tensor | None, p: _Floats
 ) -> tuple[Tensor, Tensor]:
     """See reference.neuron_backward_."""
+    return _neuron_backward(x, v0, g, g, g_vT, p)
+
+
+def neuron_backward(
+    x: Tensor, v0: Tensor | None, g: Tensor, g_vT: Tensor | None, p: _Floats
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See reference.neuron_backward."""
+    g_x = torch.empty_like(x)
+    return g_x, *_neuron_backward(x, v0, g, g_x, g_vT, p)
+
+
+def _neuron_backward(
+    x: Tensor, v0: Tensor | None, g: Tensor, g_x: Tensor, g_vT: Tensor | None, p: _Floats
+) -> tuple[Tensor, Tensor]:
     for name, tensor in (("v0", v0), ("g_vT", g_vT)):
         _check_shape(name, tensor, x.shape[1:])
     _check_shape("g_s", g, x.shape)
     g_v0 = x.new_empty(x.shape[1:])
     g_leak = _leak_like(g_v0, p)
-    _call("neuron_backward", [x, v0, g, g_vT, g_v0, g_leak], [x.shape[0], _neurons(x)], p)
+    tensors = [x, v0, g, g_x, g_vT, g_v0, g_leak]
+    _call("neuron_backward", tensors, [x.shape[0], _neurons(x)], p)
     return g_v0, g_leak
 
 

@@ -40,6 +40,19 @@ _neuron_backward = register(
     native=native.neuron_backward_,
     meta=lambda x, v0, g, g_vT, p: (x.new_empty(x.shape[1:]), _leak_like(x[0], p)),
 )
+_neuron_backward_apart = register(
+    "neuron_backward(Tensor x, Tensor? v0, Tensor g, Tensor? g_vT, float[] p)"
+    " -> (Tensor, Tensor, Tensor)",
+    reference=lambda x, v0, g, g_vT, p: reference.neuron_backward(
+        x, v0, g, g_vT, NeuronParams.from_floats(p)
+    ),
+    native=native.neuron_backward,
+    meta=lambda x, v0, g, g_vT, p: (
+        x.new_empty(x.shape),
+        x.new_empty(x.shape[1:]),
+        _leak_like(x[0], p),
+    ),
+)
 _norm_neuron_forward = register(
     "norm_neuron_forward(Tensor y, Tensor scale, Tensor shift, Tensor? v0, float[] p, bool pack)"
     " -> (Tensor, Tensor)",
@@ -103,6 +116,18 @@ def neuron_backward_(
     """
     g_v0, g_leak = _neuron_backward(x, v0, g_s, g_vT, p.as_floats())
     return g_s, g_v0, g_leak if p.learns_leak else None
+
+
+@torch.no_grad()
+def neuron_backward(
+    x: Tensor, v0: Tensor | None, g_s: Tensor, g_vT: Tensor | None, p: NeuronParams
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As :func:`neuron_backward_`, but leave ``g_s`` as it is and return a new g_x.
+
+    Faster than a copy of ``g_s`` and the other; for gradients that belong to someone else.
+    """
+    g_x, g_v0, g_leak = _neuron_backward_apart(x, v0, g_s.contiguous(), g_vT, p.as_floats())
+    return g_x, g_v0, g_leak if p.learns_leak else None
 
 
 @torch.no_grad()

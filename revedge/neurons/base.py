@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from revedge.errors import UsageError
-from revedge.kernels import NeuronParams, neuron_backward_, neuron_forward
+from revedge.kernels import NeuronParams, neuron_backward, neuron_forward
 from revedge.neurons import functional
 from revedge.neurons.state import StateSpec, StepMode, check_step_mode
 from revedge.neurons.surrogate import Surrogate
@@ -32,10 +32,9 @@ class _Sequence(torch.autograd.Function):
         ctx: Any, g_s: Tensor | None, g_v: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, v0 = ctx.saved_tensors
-        # A copy: autograd may hand the same gradient to others.
-        g = torch.zeros_like(x) if g_s is None else g_s.clone(memory_format=torch.contiguous_format)
+        g = torch.zeros_like(x) if g_s is None else g_s
         g_v = None if g_v is None else g_v.contiguous()
-        g_x, g_v0, g_k = neuron_backward_(x, v0, g, g_v, ctx.p)
+        g_x, g_v0, g_k = neuron_backward(x, v0, g, g_v, ctx.p)
         g_leak = None if g_k is None else g_k.sum(dtype=torch.float64).to(g_k.dtype)
         return g_x, g_v0 if ctx.needs_input_grad[1] else None, g_leak, None
 

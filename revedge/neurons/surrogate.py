@@ -36,9 +36,7 @@ class Surrogate:
     def __post_init__(self) -> None:
         """Check, and fill the default in."""
         if self.name not in SURROGATES:
-            raise UsageError(
-                f"surrogate {self.name!r} does not exist; use {', '.join(SURROGATES)}"
-            )
+            raise UsageError(f"surrogate {self.name!r} does not exist; use {', '.join(SURROGATES)}")
         if self.alpha is None:
             object.__setattr__(self, "alpha", _DEFAULT_ALPHA[self.name])
         elif not self.alpha > 0:

@@ -1,4 +1,4 @@
-/* Integrate-and-fire over a whole sequence. x, s, g: [T, N]; v0, v, g_vT, g_v0, g_leak: [N]. */
+/* Integrate-and-fire over a whole sequence. x, s, g_s, g_x: [T, N]; v0, v, g_vT, g_v0, g_leak: [N]. */
 #include "neuron_block.h"
 
 REVEDGE_API int revedge_abi_version(void) { return 1; }
@@ -33,9 +33,9 @@ REVEDGE_API int revedge_neuron_forward(const float *x, const float *v0, float *s
     return 0;
 }
 
-REVEDGE_API int revedge_neuron_backward(const float *x, const float *v0, float *g,
-                                        const float *g_vT, float *g_v0, float *g_leak, int64_t T,
-                                        int64_t N, const float *p, int threads) {
+REVEDGE_API int revedge_neuron_backward(const float *x, const float *v0, const float *g_s,
+                                        float *g_x, const float *g_vT, float *g_v0, float *g_leak,
+                                        int64_t T, int64_t N, const float *p, int threads) {
     const neuron_t q = neuron_of(p);
     const int64_t size = block_for(T), blocks = (N + size - 1) / size;
     const int64_t scratch = backward_scratch(T, size);
@@ -46,7 +46,7 @@ REVEDGE_API int revedge_neuron_backward(const float *x, const float *v0, float *
     for (int64_t b = 0; b < blocks; ++b) {
         const int64_t at = b * size, n = smaller(size, N - at);
         float *own = all + thread_index() * scratch;
-        const rows_t rows = {x + at, N, g + at, N, AS_IT_IS};
+        const rows_t rows = {x + at, N, g_s + at, g_x + at, N, AS_IT_IS};
         if (g_vT)
             memcpy(g_v0 + at, g_vT + at, (size_t)n * sizeof(float));
         else

@@ -83,30 +83,32 @@ INLINE void step_any(int want_h, int want_s, const float *y, affine_t a, float *
     }
 }
 
-/* One step back. h [n] in; g_h [n] out in its place if `learns`; g: dL/ds in, dL/dx out;
+/* One step back. h [n]: h in, dL/dh out; g_s: dL/ds in; g_x: dL/dx out, may be g_s itself;
  * g_v: dL/dv[t] in, dL/dv[t-1] out. */
-INLINE void back_row(int kind, int hard, int detach, float *restrict h, float *restrict g,
-                     float *restrict g_v, int64_t n, const neuron_t *q) {
+INLINE void back_row(int kind, int hard, int detach, float *restrict h, const float *g_s,
+                     float *g_x, float *restrict g_v, int64_t n, const neuron_t *q) {
     const neuron_t c = *q;
+    INDEPENDENT
     for (int64_t j = 0; j < n; ++j) {
         const float m = h[j], gv = g_v[j];
-        float gs = g[j];
+        float gs = g_s[j];
         if (!detach) gs = gs + gv * (hard ? c.v_reset - m : -c.v_threshold);
         const float through = hard ? (m >= c.v_threshold ? 0.0f : gv) : gv;
         const float gh = gs * surrogate_at(kind, m - c.v_threshold, c.surrogate) + through;
         h[j] = gh;
-        g[j] = gh * c.gain;
+        g_x[j] = gh * c.gain;
         g_v[j] = gh * c.decay;
     }
 }
 
 #define BACK_CASES(kind)                                                                           \
-    case kind * 4 + 0: back_row(kind, 0, 0, h, g, g_v, n, q); break;                               \
-    case kind * 4 + 1: back_row(kind, 0, 1, h, g, g_v, n, q); break;                               \
-    case kind * 4 + 2: back_row(kind, 1, 0, h, g, g_v, n, q); break;                               \
-    case kind * 4 + 3: back_row(kind, 1, 1, h, g, g_v, n, q); break
+    case kind * 4 + 0: back_row(kind, 0, 0, h, g_s, g_x, g_v, n, q); break;                               \
+    case kind * 4 + 1: back_row(kind, 0, 1, h, g_s, g_x, g_v, n, q); break;                               \
+    case kind * 4 + 2: back_row(kind, 1, 0, h, g_s, g_x, g_v, n, q); break;                               \
+    case kind * 4 + 3: back_row(kind, 1, 1, h, g_s, g_x, g_v, n, q); break
 
-CLONES static void back_any(float *h, float *g, float *g_v, int64_t n, const neuron_t *q) {
+CLONES static void back_any(float *h, const float *g_s, float *g_x, float *g_v, int64_t n,
+                            const neuron_t *q) {
     switch (q->kind * 4 + q->hard * 2 + q->detach) {
         BACK_CASES(ATAN);
         BACK_CASES(SIGMOID);
@@ -140,7 +142,8 @@ INLINE void start_row(const float *v0, float *v, int64_t n, const neuron_t *q) {
 typedef struct {
     const float *y;
     int64_t y_stride;
-    float *g;
+    const float *g_s;
+    float *g_x; /* may be g_s */
     int64_t g_stride;
     affine_t affine;
 } rows_t;
@@ -159,7 +162,8 @@ CLONES static void backward_block(rows_t rows, const float *v0, float *g_v, floa
         step_any(1, 0, rows.y + t * rows.y_stride, rows.affine, v, h + t * size, NULL, n, q);
     if (g_leak) memset(g_leak, 0, (size_t)n * sizeof(float));
     for (int64_t t = T - 1; t >= 0; --t) {
-        back_any(h + t * size, rows.g + t * rows.g_stride, g_v, n, q);
+        back_any(h + t * size, rows.g_s + t * rows.g_stride, rows.g_x + t * rows.g_stride, g_v, n,
+                 q);
         if (!g_leak) continue;
         if (t == 0)
             start_row(v0, v, n, q);

@@ -89,7 +89,8 @@ static void neuron_backward_units(rows_t rows, float *g_leak, int64_t T, int64_t
             const int64_t n = smaller(size, unit - from), at = u * apart + from;
             rows_t block = rows;
             block.y += at;
-            block.g += at;
+            block.g_s += at;
+            block.g_x += at;
             if (whole.mode == BY_EACH)
                 block.affine = (affine_t){BY_EACH, whole.scale + from, whole.shift + from};
             memset(g_v, 0, (size_t)n * sizeof(float));
@@ -119,7 +120,7 @@ REVEDGE_API int revedge_norm_neuron_backward(const float *y, float *g, const flo
 #pragma omp parallel for num_threads(by_sample) schedule(static) if (by_sample > 1)
         for (int64_t b = 0; b < B; ++b) {
             const int64_t at = b * C * S;
-            const rows_t rows = {y + at, R, g + at, R, {BY_EACH, each, each + C * S}};
+            const rows_t rows = {y + at, R, g + at, g + at, R, {BY_EACH, each, each + C * S}};
             neuron_backward_units(rows, g_leak ? g_leak + at : NULL, T, C * S, 1, 0, size,
                                   all + thread_index() * scratch, &q);
         }
@@ -129,7 +130,7 @@ REVEDGE_API int revedge_norm_neuron_backward(const float *y, float *g, const flo
     for (int64_t c = 0; c < C; ++c) {
         const int64_t at = c * S;
         if (!small) {
-            const rows_t rows = {y + at, R, g + at, R, {BY_ONE, scale + c, shift + c}};
+            const rows_t rows = {y + at, R, g + at, g + at, R, {BY_ONE, scale + c, shift + c}};
             neuron_backward_units(rows, g_leak ? g_leak + at : NULL, T, S, B, C * S, size,
                                   all + thread_index() * scratch, &q);
         }

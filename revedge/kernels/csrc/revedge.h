@@ -29,6 +29,15 @@
 #define CLONES __attribute__((noinline))
 #endif
 
+/* Before a loop whose arrays may be one and the same, but never overlap at different indices. */
+#if defined(__GNUC__) && !defined(__clang__)
+#define INDEPENDENT _Pragma("GCC ivdep")
+#elif defined(__clang__)
+#define INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define INDEPENDENT
+#endif
+
 enum { OUT_OF_MEMORY = -1 };
 
 /* Below this many element-steps per thread, waking another thread costs more than it saves. */

@@ -6,7 +6,7 @@ and uses only operations that IEEE 754 rounds exactly: ``+ - * /``, comparison, 
 
 from revedge.kernels.reference.bits import pack_bits, unpack_bits
 from revedge.kernels.reference.grid import grid_add_
-from revedge.kernels.reference.neuron import neuron_backward_, neuron_forward
+from revedge.kernels.reference.neuron import neuron_backward, neuron_backward_, neuron_forward
 from revedge.kernels.reference.norm import (
     channel_stats,
     norm_backward_,
@@ -26,6 +26,7 @@ __all__ = [
     "channel_stats",
     "exp_of_negative",
     "grid_add_",
+    "neuron_backward",
     "neuron_backward_",
     "neuron_forward",
     "norm_backward_",

@@ -70,3 +70,11 @@ def neuron_backward_(
         g_TN[t] = g_h * to_float32(p.gain)
         g_v = g_h * to_float32(p.decay)
     return g_v, g_leak
+
+
+def neuron_backward(
+    x_TN: Tensor, v0_N: Tensor | None, g_TN: Tensor, g_vT_N: Tensor | None, p: NeuronParams
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (g_x, g_v0, g_leak) and leave ``g_TN`` as it is."""
+    g_x = g_TN.clone(memory_format=torch.contiguous_format)
+    return g_x, *neuron_backward_(x_TN, v0_N, g_x, g_vT_N, p)
