@@ -12,22 +12,48 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from revedge.data.npz_file import NpzFile, find_npz
 from revedge.data.writer import Samples, write_cache
-from revedge.errors import DataError, RevedgeError, UsageError
+from revedge.errors import RevedgeError, UsageError
 
 _REPORT_EVERY_S = 3.0
 _READERS = ("numpy", "tonic", "scikit-learn", "pillow")
 
 
-def open_samples(
-    name: str, data_dir: Path | None, timesteps: int, downsample: int
-) -> Samples:  # imports late: each needs packages of its own
-    """Return the data set ``name``, ready to be written."""
+def open_samples(name: str, data_dir: Path | None, timesteps: int, downsample: int) -> Samples:
+    """Return the data set ``name``, ready to be written; each import needs packages of its own."""
     if name == "digits":
         from revedge.data._digits import open_digits
 
         return open_digits(timesteps)
+    if data_dir is None:
+        raise UsageError(f"{name} is read from disk; pass its folder with --data-dir DIR")
+    if name in ("nmnist", "dvsgesture"):
+        from revedge.data import _recordings
+
+        opener = _recordings.open_nmnist if name == "nmnist" else _recordings.open_dvsgesture
+        return opener(data_dir, timesteps, downsample)
+    if name == "npz":
+        return _npz_samples(find_npz(data_dir))
+    if name == "folder":
+        from revedge.data._images import open_images
+
+        return open_images(data_dir)
     raise UsageError(f"no data set is called {name!r}")
+
+
+def _npz_samples(found: NpzFile) -> Samples:
+    return Samples(
+        in_shape=found.in_shape,
+        timesteps=found.timesteps,
+        class_names=tuple(str(label) for label in range(found.num_classes)),
+        labels=np.concatenate([found.train.labels, found.test.labels]),
+        num_train=len(found.train.labels),
+        scale=1.0 if found.timesteps else 1 / 255,
+        frames=found.frames(),
+    )
 
 
 class Progress:
@@ -61,6 +87,13 @@ def build(task: dict[str, Any]) -> dict[str, Any]:
     return {"samples": len(samples.labels)}
 
 
+def describe(task: dict[str, Any]) -> dict[str, Any]:
+    """Return what a network must fit to, where that takes a reader: folders of images."""
+    from revedge.data._images import describe_images
+
+    return describe_images(Path(task["data_dir"]))
+
+
 def _versions() -> dict[str, str]:
     found = {"revedge": _version("revedge"), **{name: _version(name) for name in _READERS}}
     return {name: version for name, version in found.items() if version}
@@ -77,7 +110,7 @@ def main() -> int:
     """Do one task; every error that a user can cause becomes one line of the answer."""
     task = json.load(sys.stdin)
     try:
-        answer = build(task)
+        answer = build(task) if task["action"] == "build" else describe(task)
     except ModuleNotFoundError as error:
         answer = {"error": str(error), "kind": "ModuleNotFoundError", "module": error.name}
     except RevedgeError as error:
@@ -86,9 +119,9 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        name = error.filename or task["data_dir"] or task["out"]
-        problem = DataError(f"{name}: {error.strerror or error}; check the file and the disk")
-        answer = {"error": str(problem), "kind": "DataError"}
+        name = error.filename or task["data_dir"]
+        text = f"{name}: {error.strerror or error}; check the file and the disk"
+        answer = {"error": text, "kind": "DataError"}
     print(json.dumps(answer), flush=True)
     return 1 if "error" in answer else 0
 

@@ -22,7 +22,7 @@ _WHITE = 16
 
 def open_digits(timesteps: int) -> Samples:
     """Return the digits' frames [T, 2, H, W], training part first."""
-    scans = load_digits()
+    scans: Any = load_digits()  # a Bunch, which ships no types
     labels = np.asarray(scans.target, dtype=np.int64)
     train, test = stratified_split(labels)
     order = np.concatenate([train, test])

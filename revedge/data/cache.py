@@ -176,7 +176,7 @@ class FrameCache:
             )
 
     def _read_into(self, sample: UInt8, index: int) -> None:
-        view = memoryview(sample).cast("B")
+        view = sample.data.cast("B")
         done = 0
         while done < self.sample_bytes:
             offset = index * self.sample_bytes + done

@@ -85,7 +85,8 @@ class EventCamera:
         light = weight_y @ scan.astype(np.float64) @ weight_x.transpose(0, 2, 1)
         level = light.astype(np.int64) * _LEVELS // (white * one * one)
         table = np.rint(_LOG_ONE * np.log1p(self.gain * np.arange(_LEVELS + 1) / _LEVELS))
-        return table.astype(np.int64)[level]
+        seen: Int64 = table.astype(np.int64)[level]
+        return seen
 
     def _weights(self, shift_K: Int64, cells: int) -> tuple[npt.NDArray[np.float64], int]:
         """Interpolation weights [K, pixels, cells], integers that sum to the returned ``one`` inside the scan.

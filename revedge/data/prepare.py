@@ -10,15 +10,14 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import revedge
 from revedge.data.cache import FORMAT_VERSION, FrameCache
+from revedge.data.child import run_child
 from revedge.data.sources import DatasetInfo, Source, find_source
 from revedge.errors import DataError, UsageError
 
@@ -42,8 +41,7 @@ def describe(name: str, data_dir: PathLike | None = None, *, downsample: int = 1
         DataError: the files are damaged.
     """
     folder = _expanded(data_dir)
-    source = find_source(name, folder, downsample)
-    return source.info
+    return find_source(name, folder, downsample).describe()
 
 
 def prepare(
@@ -76,14 +74,14 @@ def prepare(
         raise UsageError(f"timesteps {timesteps} is not possible; use 1 to {_TIMESTEPS_LIMIT}")
     folder = _expanded(data_dir)
     source = find_source(name, folder, downsample)
-    fixed = source.info.timesteps
+    fixed = source.timesteps
     if fixed is not None and fixed != timesteps:
         raise UsageError(
             f"{folder} has {fixed} timesteps, not {timesteps}; use --timesteps {fixed}"
         )
     key = _key(source, timesteps, downsample)
     parent = _cache_root(cache_dir)
-    steps = "static" if source.info.static else f"T{timesteps}"
+    steps = "static" if source.static else f"T{timesteps}"
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
     final = parent / f"{name}-{steps}-{digest[:16]}"
     if _usable(final, key):
@@ -111,46 +109,6 @@ def prepare(
         finally:
             shutil.rmtree(own, ignore_errors=True)
     return final
-
-
-def run_child(task: dict[str, Any]) -> dict[str, Any]:
-    """Run one task of ``revedge.data._build_cache`` in a process of its own; return its answer.
-
-    Its stderr (progress) is this process's stderr.
-
-    Raises:
-        UsageError, DataError, ModuleNotFoundError: as the child did.
-    """
-    package_root = str(Path(revedge.__file__).resolve().parent.parent)
-    paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "OPENBLAS_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    words = [sys.executable, "-W", "ignore", "-m", "revedge.data._build_cache"]
-    text = json.dumps(task | {"parent_pid": os.getpid()})
-    with subprocess.Popen(
-        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
-    ) as child:
-        try:
-            stdout, _ = child.communicate(text)
-        except BaseException:
-            child.kill()
-            raise
-    lines = stdout.splitlines()
-    try:
-        answer = json.loads(lines[-1]) if lines else None
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        cause = f"ended with exit code {child.returncode}"
-        if child.returncode < 0:
-            cause = f"was ended by signal {-child.returncode} (9: out of memory, or killed)"
-        raise DataError(f"the process that prepares {task['name']} {cause}; see its output above")
-    if "error" in answer:
-        _raise_again(answer)
-    return answer
 
 
 def publish(own: Path, final: Path, key: dict[str, Any]) -> None:
@@ -193,8 +151,8 @@ def _key(source: Source, timesteps: int, downsample: int) -> dict[str, Any]:
     """
     return {
         "format_version": FORMAT_VERSION,
-        "name": source.info.name,
-        "timesteps": None if source.info.static else timesteps,
+        "name": source.name,
+        "timesteps": None if source.static else timesteps,
         "downsample": downsample,
         "source": source.key,
     }
@@ -237,10 +195,3 @@ def _lock(path: Path) -> Iterator[bool]:
         yield alone
     finally:
         os.close(descriptor)
-
-
-def _raise_again(answer: dict[str, Any]) -> None:
-    text, kind = str(answer["error"]), answer.get("kind")
-    if kind == "ModuleNotFoundError":
-        raise ModuleNotFoundError(text, name=answer.get("module"))
-    raise UsageError(text) if kind == "UsageError" else DataError(text)

@@ -1,0 +1,58 @@
+"""Runs the child process that reads recordings, and gives its errors their classes again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import revedge
+from revedge.errors import DataError, UsageError
+
+
+def run_child(task: dict[str, Any]) -> dict[str, Any]:
+    """Run one task of ``revedge.data._build_cache`` in a process of its own; return its answer.
+
+    Its stderr (progress) is this process's stderr.
+
+    Raises:
+        UsageError, DataError, ModuleNotFoundError: as the child did.
+    """
+    package_root = str(Path(revedge.__file__).resolve().parent.parent)
+    paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    words = [sys.executable, "-W", "ignore", "-m", "revedge.data._build_cache"]
+    text = json.dumps(task | {"parent_pid": os.getpid()})
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+    ) as child:
+        try:
+            stdout, _ = child.communicate(text)
+        except BaseException:
+            child.kill()
+            raise
+    lines = stdout.splitlines()
+    try:
+        answer = json.loads(lines[-1]) if lines else None
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        cause = f"ended with exit code {child.returncode}"
+        if child.returncode < 0:
+            cause = f"was ended by signal {-child.returncode} (9: out of memory, or killed)"
+        raise DataError(f"the process that prepares {task['name']} {cause}; see its output above")
+    if "error" in answer:
+        _raise_again(answer)
+    return answer
+
+
+def _raise_again(answer: dict[str, Any]) -> None:
+    text, kind = str(answer["error"]), answer.get("kind")
+    if kind == "ModuleNotFoundError":
+        raise ModuleNotFoundError(text, name=answer.get("module"))
+    raise UsageError(text) if kind == "UsageError" else DataError(text)
