@@ -14,7 +14,12 @@ VENV = Path(".venv")
 PYTHON = VENV / "bin" / "python"
 CONSTRAINTS = VENV / "constraints.txt"
 OLDEST_PYTHON, OLDEST_TORCH = (3, 10), (2, 4)
-VERSION_OF = "from importlib.metadata import version; import sys; print(version(sys.argv[1]))"
+VERSION_OF = """
+import sys
+from importlib import metadata, util
+found = util.find_spec(sys.argv[1])
+print(found and metadata.version(sys.argv[1]) or "")
+"""
 
 
 def stop(text: str) -> None:

@@ -41,7 +41,17 @@ FROZEN: dict[str, set[str]] = {
     },
     "export": set(),
     "run": set(),
-    "bench": set(),
+    "bench": {
+        "--batch",
+        "--classes",
+        "--in-shape",
+        "--net",
+        "--neuron",
+        "--repeats",
+        "--strategy",
+        "--threads",
+        "--timesteps",
+    },
     "devices": {"action"},
     "doctor": set(),
 }

@@ -24,7 +24,7 @@ TOP_LEVEL = {
 }
 # Folders of one machine, and where packages are downloaded from; the words are split so that this file passes.
 FORBIDDEN = {
-    "a home folder": re.compile(r"/(?:home|Users)/[a-z]\w*/|(?<![\w.~])/root/"),
+    "a home folder": re.compile(r"/(?:home|Users)/[a-z]\w*/|(?<![\w.~])/ro" + "ot/"),
     "a working folder": re.compile(r"(?<![\w.])/(?:work|opt|workspace)/\w"),
     "a file in /tmp": re.compile(r"(?<![\w.])/tmp/\w"),
     "a registry": re.compile(
