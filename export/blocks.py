@@ -1,0 +1,165 @@
+"""Units, branches and runs as deployment needs them: one time step, states in and out, scriptable.
+
+Each mirrors its namesake in `revedge.engine` (Unit, Branch, Feed, Residual, Coupling). ``carry`` lists hold what the
+cells of a part take, in order of execution; what they give comes back in the same order.
+"""
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from revedge.export.cells import Cell, NoCell, ReversibleCell
+
+
+class Affine(nn.Module):
+    """Batch normalization that no operator directly precedes: ``x * scale + shift`` per channel of ``[B, C, ...]``."""
+
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale, then shift, each rounded once, as the kernels do."""
+        shape = [1, -1] + [1] * (x.dim() - 2)
+        return x * self.scale.reshape(shape) + self.shift.reshape(shape)
+
+
+class Grid(nn.Module):
+    """Round to multiples of ``2**-bits``, half to even: exactly where training rounds."""
+
+    up: Final[float]
+    down: Final[float]
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.up = float(2**bits)
+        self.down = float(2.0**-bits)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiplying by powers of two is exact, so only the rounding rounds."""
+        return torch.round(x * self.up) * self.down
+
+
+class SpaceMean(nn.Module):
+    """Mean over height and width: ``[B, C, H, W] -> [B, C]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mean over the two last axes."""
+        return x.mean((-2, -1))
+
+
+class UnitStep(nn.Module):
+    """``tail(cell(head(x)))``: head is normalization or nothing, tail is pool and operator."""
+
+    takes: Final[int]
+
+    def __init__(self, head: nn.Module, cell: Cell | ReversibleCell | NoCell, tail: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        self.cell = cell
+        self.tail = tail
+        self.takes = cell.takes
+
+    def forward(self, x: Tensor, carry: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """One time step."""
+        x, given = self.cell(self.head(x), carry)
+        return self.tail(x), given
+
+
+class BranchStep(nn.Module):
+    """Units in turn, then ``close``: what is left of the trailing normalization, pool, grid; or nothing."""
+
+    takes: Final[int]
+
+    def __init__(self, units: list[UnitStep], close: nn.Module) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(units)
+        self.close = close
+        self.takes = sum(unit.takes for unit in units)
+
+    def forward(self, x: Tensor, carry: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """One time step."""
+        given: list[Tensor] = []
+        at = 0
+        for unit in self.units:
+            x, new = unit(x, carry[at : at + unit.takes])
+            given += new
+            at += unit.takes
+        return self.close(x), given
+
+
+class FeedStep(nn.Module):
+    """The sum of branches."""
+
+    takes: Final[int]
+
+    def __init__(self, first: BranchStep, others: list[BranchStep]) -> None:
+        super().__init__()
+        self.first = first
+        self.others = nn.ModuleList(others)
+        self.takes = first.takes + sum(branch.takes for branch in others)
+
+    def forward(self, x: Tensor, carry: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """One time step."""
+        at = self.first.takes
+        out, given = self.first(x, carry[:at])
+        for branch in self.others:
+            y, new = branch(x, carry[at : at + branch.takes])
+            out = out + y
+            given += new
+            at += branch.takes
+        return out, given
+
+
+class ResidualStep(nn.Module):
+    """``x <- x + branch(x)``, branch by branch."""
+
+    takes: Final[int]
+
+    def __init__(self, entry: nn.Module, branches: list[BranchStep]) -> None:
+        super().__init__()
+        self.entry = entry
+        self.branches = nn.ModuleList(branches)
+        self.takes = sum(branch.takes for branch in branches)
+
+    def forward(self, x: Tensor, carry: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """One time step."""
+        x = self.entry(x)
+        given: list[Tensor] = []
+        at = 0
+        for branch in self.branches:
+            y, new = branch(x, carry[at : at + branch.takes])
+            x = x + y
+            given += new
+            at += branch.takes
+        return x, given
+
+
+class CouplingStep(nn.Module):
+    """``x1 <- x1 + F(x2)``, ``x2 <- x2 + G(x1)`` on channel halves; ``branches`` are F, G, F, G, ... ."""
+
+    takes: Final[int]
+    half: Final[int]
+
+    def __init__(self, entry: nn.Module, branches: list[BranchStep], half: int) -> None:
+        super().__init__()
+        self.entry = entry
+        self.branches = nn.ModuleList(branches)
+        self.half = half
+        self.takes = sum(branch.takes for branch in branches)
+
+    def forward(self, x: Tensor, carry: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """One time step; after each half block the two halves trade places, so that one rule serves F and G."""
+        x = self.entry(x)
+        written = x.narrow(1, 0, self.half)
+        read = x.narrow(1, self.half, self.half)
+        given: list[Tensor] = []
+        at = 0
+        for branch in self.branches:
+            y, new = branch(read, carry[at : at + branch.takes])
+            written, read = read, written + y
+            given += new
+            at += branch.takes
+        return torch.cat([written, read], 1), given

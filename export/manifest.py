@@ -1,0 +1,176 @@
+"""What an exported file says about itself: inputs, states, time steps, versions. No torch, no numpy.
+
+The same fields stand in the ``metadata_props`` of an ONNX file (each value a string, lists and objects as JSON) and in
+``revedge.json`` inside a TorchScript file. README.md in this folder is their specification; `SCHEMA` is its version.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from revedge.errors import ExportError
+
+SCHEMA = 1
+_LARGEST = 2**31 - 1  # of any size in a file
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StateEntry:
+    """One neuron's state: it goes in as ``name``, comes out as ``next``, and starts from ``init`` everywhere.
+
+    ``shape`` is without the batch; ``path`` is the neuron's place in the trained network.
+    """
+
+    name: str
+    next: str
+    shape: tuple[int, ...]
+    init: float
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """Everything that a reader of the file has to know.
+
+    Attributes:
+        graph: "step" (state in, state out) or "stream" (the file keeps the state).
+        in_shape: (C, H, W); the input is ``x`` float32 ``[B, C, H, W]``.
+        input_scale: what 8-bit frames are multiplied with, 1.0 if values are used as they are.
+        static: one image per sample, shown at every step, instead of one frame per step.
+        timesteps: T of the training; the prediction is the mean of the logits over T steps.
+        num_classes, class_names: of the logits ``[B, num_classes]``.
+        states: in the order of the inputs; empty names of a stream file are still listed.
+        grid_bits: residual streams are multiples of ``2**-grid_bits``.
+        numerics: "float": spikes agree up to rounding near thresholds.
+        model: what `revedge.models.create` was called with.
+        versions: of revedge, torch, onnx and the exporter.
+        opset: of ONNX files, None otherwise.
+    """
+
+    graph: str
+    in_shape: tuple[int, ...]
+    input_scale: float
+    static: bool
+    timesteps: int
+    num_classes: int
+    class_names: tuple[str, ...]
+    states: tuple[StateEntry, ...]
+    grid_bits: int
+    model: Mapping[str, Any]
+    versions: Mapping[str, str]
+    data: str = ""
+    opset: int | None = None
+    numerics: str = "float"
+    schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON-able values."""
+        return {
+            "schema": self.schema,
+            "graph": self.graph,
+            "opset": self.opset,
+            "timesteps": self.timesteps,
+            "input": {
+                "name": "x",
+                "dtype": "float32",
+                "layout": "B,C,H,W",
+                "shape": list(self.in_shape),
+                "scale": self.input_scale,
+                "static": self.static,
+            },
+            "output": {"name": "logits", "dtype": "float32", "readout": "mean over steps"},
+            "classes": {"count": self.num_classes, "names": list(self.class_names)},
+            "states": [{**dataclasses.asdict(s), "shape": list(s.shape)} for s in self.states],
+            "grid_bits": self.grid_bits,
+            "numerics": self.numerics,
+            "data": self.data,
+            "model": dict(self.model),
+            "versions": dict(self.versions),
+        }
+
+    def to_strings(self) -> dict[str, str]:
+        """Return the fields as ONNX ``metadata_props``: strings stay, everything else is JSON."""
+        return {
+            key: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+            for key, value in self.to_dict().items()
+        }
+
+    @classmethod
+    def from_strings(cls, strings: Mapping[str, str], source: str) -> "Manifest":
+        """Undo `to_strings`; ``source`` names the file in errors.
+
+        Raises:
+            ExportError: not a file of revedge, of another schema, or damaged.
+        """
+        if "schema" not in strings or "states" not in strings:
+            raise ExportError(
+                f"{source} carries no revedge metadata; write it with revedge export"
+            )
+        plain = {"graph", "numerics", "data"}
+        try:
+            return cls.from_dict(
+                {k: v if k in plain else json.loads(v) for k, v in strings.items()}, source
+            )
+        except ValueError:
+            raise _damaged(source) from None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str) -> "Manifest":
+        """Undo `to_dict`; ``source`` names the file in errors.
+
+        Raises:
+            ExportError: of another schema, or damaged.
+        """
+        schema = values.get("schema")
+        if schema != SCHEMA:
+            raise ExportError(
+                f"{source} is of metadata schema {schema!r}, this revedge reads {SCHEMA}; export the model again"
+            )
+        try:
+            return cls(
+                graph=str(values["graph"]),
+                in_shape=_sizes(values["input"]["shape"], 3),
+                input_scale=float(values["input"]["scale"]),
+                static=bool(values["input"]["static"]),
+                timesteps=_size(values["timesteps"]),
+                num_classes=_size(values["classes"]["count"]),
+                class_names=tuple(str(name) for name in values["classes"]["names"]),
+                states=tuple(_state(entry) for entry in values["states"]),
+                grid_bits=int(values["grid_bits"]),
+                model=dict(values["model"]),
+                versions=dict(values["versions"]),
+                data=str(values["data"]),
+                opset=None if values["opset"] is None else int(values["opset"]),
+                numerics=str(values["numerics"]),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+            raise _damaged(source) from None
+
+
+def _state(entry: Mapping[str, Any]) -> StateEntry:
+    return StateEntry(
+        name=str(entry["name"]),
+        next=str(entry["next"]),
+        shape=_sizes(entry["shape"]),
+        init=float(entry["init"]),
+        path=str(entry["path"]),
+    )
+
+
+def _sizes(values: Any, count: int | None = None) -> tuple[int, ...]:
+    sizes = tuple(_size(value) for value in values)
+    if count is not None and len(sizes) != count:
+        raise ValueError(f"{len(sizes)} sizes, not {count}")
+    return sizes
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
+        raise ValueError(f"{value!r} is not a size")
+    return value
+
+
+def _damaged(source: str) -> ExportError:
+    return ExportError(f"the revedge metadata in {source} is damaged; export the model again")

@@ -1,0 +1,163 @@
+"""The twins of an ONNX file that show, or take, spikes; cut from the file itself, so weights and nodes are its own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from revedge.errors import ExportError
+from revedge.export.inference import cell_of
+from revedge.export.cells import WATCH, ReversibleCell
+from revedge.export.manifest import Manifest
+from revedge.export.probes import Array, FileProbe, Seen
+from revedge.export.runner import open_session
+from revedge.models import SpikingNet, spiking_units
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True, slots=True)
+class _Firing:
+    """Where one neuron fires: ordinary ones at once (``cut`` 0), the reversible one in two parts along ``dim``."""
+
+    cut: int = 0
+    dim: int = 0
+
+    @property
+    def parts(self) -> int:
+        return 2 if self.cut else 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """Names in the graph: the membrane, "has fired" as bool, and as 0.0 or 1.0."""
+
+    membrane: str
+    fired: str
+    spikes: str
+
+
+class OnnxProbe(FileProbe):
+    """Twins of ``path``, an export of ``net``.
+
+    Raises:
+        ExportError: the graph does not fire where the network does.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, net: SpikingNet) -> None:
+        import onnx
+
+        self._manifest = manifest
+        self._firing = _firing_of(net)
+        model = onnx.load(str(path))
+        points = _points_of(model)
+        expected = sum(firing.parts for firing in self._firing)
+        if len(points) != expected:
+            raise ExportError(
+                f"{path.name} fires in {len(points)} places, the network in {expected}; try another --opset"
+            )
+        self._shown = [name for point in points for name in (point.membrane, point.spikes)]
+        _show(model, self._shown)
+        self._plain = open_session(path)
+        self._watch = open_session(model.SerializeToString())
+        _force(model, points)
+        self._force = open_session(model.SerializeToString())
+
+    def shipped(self, x: Array, states: list[Array]) -> tuple[Array, list[Array]]:
+        """See `FileProbe`."""
+        logits, *new = self._plain.run(self._names(), self._feed(x, states))
+        return logits, new
+
+    def watched(self, x: Array, states: list[Array]) -> Seen:
+        """See `FileProbe`."""
+        return self._seen(self._watch.run([*self._names(), *self._shown], self._feed(x, states)))
+
+    def forced(self, x: Array, states: list[Array], spikes: list[Array]) -> Seen:
+        """See `FileProbe`."""
+        pieces: list[Array] = []
+        for firing, s in zip(self._firing, spikes, strict=True):
+            pieces += np.split(s, [firing.cut], firing.dim) if firing.cut else [s]
+        forced = {_forced_name(i): np.ascontiguousarray(piece) for i, piece in enumerate(pieces)}
+        feed = {**self._feed(x, states), **forced}
+        return self._seen(self._force.run([*self._names(), *self._shown], feed))
+
+    def _names(self) -> list[str]:
+        return ["logits", *(state.next for state in self._manifest.states)]
+
+    def _feed(self, x: Array, states: list[Array]) -> dict[str, Array]:
+        named = zip(self._manifest.states, states, strict=True)
+        return {"x": x, **{state.name: value for state, value in named}}
+
+    def _seen(self, found: list[Array]) -> Seen:
+        count = 1 + len(self._manifest.states)
+        shown = iter(found[count:])
+        membranes, spikes = [], []
+        for firing in self._firing:
+            pairs = [(next(shown), next(shown)) for _ in range(firing.parts)]
+            membranes.append(np.concatenate([h for h, _ in pairs], firing.dim))
+            spikes.append(np.concatenate([s for _, s in pairs], firing.dim))
+        return Seen(found[0], found[1:count], membranes, spikes)
+
+
+def _firing_of(net: SpikingNet) -> list[_Firing]:
+    found = []
+    for spec, (_, unit) in zip(net.state_spec(), spiking_units(net), strict=True):
+        assert unit.neuron is not None
+        cell = cell_of(unit.neuron, spec.shape, WATCH)
+        found.append(_Firing(cell.rest, cell.dim) if isinstance(cell, ReversibleCell) else _Firing())
+    return found
+
+
+def _points_of(model: "onnx.ModelProto") -> list[_Point]:
+    """GreaterOrEqual nodes in graph order, which is the order of execution in PyTorch, with the Cast behind each."""
+    nodes = list(model.graph.node)
+    points = []
+    for node in nodes:
+        if node.op_type != "GreaterOrEqual":
+            continue
+        fired = node.output[0]
+        casts = [one.output[0] for one in nodes if one.op_type == "Cast" and one.input[0] == fired]
+        if len(casts) != 1:
+            raise ExportError(f"the comparison {node.name!r} has {len(casts)} casts behind it, not 1")
+        points.append(_Point(node.input[0], fired, casts[0]))
+    return points
+
+
+def _show(model: "onnx.ModelProto", names: list[str]) -> None:
+    """Make inner values outputs of the graph."""
+    from onnx import TensorProto, helper
+
+    present = {value.name for value in model.graph.output}
+    for name in names:
+        if name not in present:
+            model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+
+
+def _force(model: "onnx.ModelProto", points: list[_Point]) -> None:
+    """Let everything behind a neuron read a new input of the graph instead of the neuron's own spikes."""
+    from onnx import TensorProto, helper
+
+    half = "half_of_a_spike"
+    model.graph.initializer.append(helper.make_tensor(half, TensorProto.FLOAT, [], [0.5]))
+    renamed: dict[str, str] = {}
+    first = []
+    for index, point in enumerate(points):
+        name = _forced_name(index)
+        model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+        first.append(helper.make_node("Greater", [name, half], [f"{name}_fired"]))
+        renamed |= {point.spikes: name, point.fired: f"{name}_fired"}
+    own_casts = {point.spikes for point in points}
+    nodes = list(model.graph.node)
+    for node in nodes:
+        if node.output[0] in own_casts:
+            continue  # still shows what the neuron itself would have done
+        for position, name in enumerate(node.input):
+            node.input[position] = renamed.get(name, name)
+    del model.graph.node[:]
+    model.graph.node.extend([*first, *nodes])
+
+
+def _forced_name(index: int) -> str:
+    return f"forced_{index}"

@@ -1,0 +1,129 @@
+"""Looking into a step: membranes and spikes of the trained network, of a TorchScript file, of an ONNX file.
+
+A file that is shipped shows logits and states only. Its probe is a twin that also shows, for every neuron, the membrane
+before the reset and the spikes, and one that takes the spikes from outside. TorchScript's twins are compiled from the
+same code; ONNX's are cut from the file itself. Parity compares the twin's answers with the file's own, bit by bit.
+
+All values are numpy float32 arrays. The ONNX twins are in onnx_probe.py.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from revedge.errors import ExportError
+from revedge.export.cells import FORCE, WATCH, Cell, ReversibleCell
+from revedge.export.inference import cell_of, inference_form
+from revedge.export.torchscript import compile_script, read_torchscript
+from revedge.models import SpikingNet, spiking_units
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One step: logits, and per neuron the new state, the membrane before the reset, and the spikes."""
+
+    logits: Array
+    states: list[Array]
+    membranes: list[Array]
+    spikes: list[Array]
+
+
+class TrainedProbe:
+    """The trained network itself, in eval mode, stepped in plain PyTorch; a copy, the network is not touched."""
+
+    def __init__(self, net: SpikingNet) -> None:
+        self.net = copy.deepcopy(net).cpu().eval().requires_grad_(False)
+        self._seen: list[tuple[Tensor, Tensor]] = []
+        specs = self.net.state_spec()
+        for spec, (_, unit) in zip(specs, spiking_units(self.net), strict=True):
+            neuron = unit.neuron
+            assert neuron is not None
+            cell = cell_of(neuron, spec.shape, WATCH)
+            # An attribute of the copy hides the method of its class.
+            object.__setattr__(neuron, "step", self._watched(neuron.step, cell, spec.name))
+
+    def _watched(self, step: Any, cell: Cell | ReversibleCell, name: str) -> Any:
+        def watched(x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            y, v_next = step(x, v)
+            out, (_, h, s) = cell(x, [v])
+            if not torch.equal(out, y):
+                raise ExportError(
+                    f"{name} does not follow the equations that export writes; is it a neuron of your own?"
+                )
+            self._seen.append((h, s))
+            return y, v_next
+
+        return watched
+
+    def step(self, x: Array, states: list[Array]) -> Seen:
+        """One time step."""
+        self._seen.clear()
+        with torch.no_grad():
+            logits, new = self.net.step(torch.from_numpy(x), [torch.from_numpy(v) for v in states])
+        membranes, spikes = zip(*self._seen, strict=True) if self._seen else ((), ())
+        return Seen(_array(logits), _arrays(new), _arrays(membranes), _arrays(spikes))
+
+
+class FileProbe(ABC):
+    """A file and its twins."""
+
+    @abstractmethod
+    def shipped(self, x: Array, states: list[Array]) -> tuple[Array, list[Array]]:
+        """What the file answers: logits and new states."""
+
+    @abstractmethod
+    def watched(self, x: Array, states: list[Array]) -> Seen:
+        """The twin that shows membranes and spikes."""
+
+    @abstractmethod
+    def forced(self, x: Array, states: list[Array], spikes: list[Array]) -> Seen:
+        """The twin in which every neuron hands on, and is reset by, the given spikes instead of its own."""
+
+
+class TorchScriptProbe(FileProbe):
+    """Twins of ``path`` compiled from ``net``."""
+
+    def __init__(self, path: Path, net: SpikingNet) -> None:
+        self._file = read_torchscript(path)[0]
+        self._watch = compile_script(inference_form(net, WATCH))
+        self._force = compile_script(inference_form(net, FORCE))
+
+    def shipped(self, x: Array, states: list[Array]) -> tuple[Array, list[Array]]:
+        """See `FileProbe`."""
+        logits, new = _call(self._file, x, states)
+        return logits, new
+
+    def watched(self, x: Array, states: list[Array]) -> Seen:
+        """See `FileProbe`."""
+        logits, given = _call(self._watch, x, states)
+        return Seen(logits, given[0::3], given[1::3], given[2::3])
+
+    def forced(self, x: Array, states: list[Array], spikes: list[Array]) -> Seen:
+        """See `FileProbe`."""
+        carry = [one for pair in zip(states, spikes, strict=True) for one in pair]
+        logits, given = _call(self._force, x, carry)
+        return Seen(logits, given[0::3], given[1::3], given[2::3])
+
+
+def _call(module: torch.jit.ScriptModule, x: Array, carry: list[Array]) -> tuple[Array, list[Array]]:
+    with torch.no_grad():
+        logits, given = module(torch.from_numpy(x), [torch.from_numpy(v) for v in carry])
+    return _array(logits), _arrays(given)
+
+
+def _array(value: Tensor) -> Array:
+    array: Array = value.contiguous().numpy()
+    return array
+
+
+def _arrays(values: Any) -> list[Array]:
+    return [_array(value) for value in values]

@@ -1,0 +1,169 @@
+"""`revedge export`: TorchScript and ONNX files of a finished training, compared with it before they count."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from revedge.cli.output import emit, table
+from revedge.errors import CheckpointError, UsageError
+from revedge.units import format_bytes
+
+if TYPE_CHECKING:
+    from revedge.data import FrameCache
+    from revedge.export.writer import ExportedFile
+    from revedge.models import SpikingNet
+
+_EPILOG = """examples:
+  revedge export runs/first --format torchscript,onnx -o out
+  revedge export runs/first --format onnx --opset 17 -o out --json
+
+Every file is compared with the trained network: step by step with the network's own states and spikes,
+free running at two batch sizes, and on the whole test split. A file that differs is renamed to *.rejected
+and the command ends with exit code 1."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.epilog = _EPILOG
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a finished training")
+    parser.add_argument(
+        "--format",
+        default="torchscript,onnx",
+        help="torchscript, onnx or both, with a comma (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-o", "--out", metavar="DIR", type=Path, required=True, help="folder for the files"
+    )
+    parser.add_argument(
+        "--opset", type=int, default=18, help="ONNX operator set, 13 to 23 (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--data-dir", metavar="DIR", type=Path, help="where the recordings are, if they have moved"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write, compare, report."""
+    _require_folder(args.run)
+    from revedge.export.writer import export_network, parse_formats
+
+    formats = parse_formats(args.format)
+    description = _read_description(args.run)
+    net = _load_network(args.run, description)
+    frames = _open_frames(args.run, description, args.data_dir)
+    files = export_network(
+        net,
+        frames,
+        args.out,
+        formats,
+        opset=args.opset,
+        data_name=description["data"]["name"],
+        tell=lambda line: print(f"revedge export: {line}", file=sys.stderr, flush=True),
+    )
+    emit(args, _report(files), _payload(files))
+    return 0
+
+
+def _require_folder(path: Path) -> None:
+    if not path.is_dir():
+        raise UsageError(f"RUN {path} does not exist; name the --out folder of revedge train")
+    if not (path / "model.json").is_file() or not (path / "model.safetensors").is_file():
+        raise UsageError(
+            f"RUN {path} holds no finished training (no model.json and model.safetensors); end it with: "
+            f"revedge train --resume {path}"
+        )
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / "model.json"
+    try:
+        value = json.loads(path.read_text())
+        if value["format"] != "revedge-model" or value["version"] != 1:
+            raise CheckpointError(
+                f"{path} is of model version {value['version']!r}, this revedge reads 1; train again"
+            )
+        needed = (value["config"]["name"], value["data"]["name"], value["data"]["timesteps"])
+        needed += (value["size_bytes"], value["sha256"])
+    except (ValueError, KeyError, TypeError, OSError):
+        raise CheckpointError(f"{path} is damaged; train again, or copy the run again") from None
+    return dict(value)
+
+
+def _load_network(folder: Path, description: dict[str, Any]) -> "SpikingNet":
+    from revedge import models
+    from revedge.devices.tensor_file import check_file, read_tensors
+
+    path = folder / "model.safetensors"
+    check_file(path, description["size_bytes"], description["sha256"])
+    try:
+        net = models.create(**description["config"])
+    except TypeError:
+        raise CheckpointError(
+            f"{folder / 'model.json'} describes a network that this revedge cannot build"
+        ) from None
+    read_tensors(path, net.state_dict())
+    return net.eval()
+
+
+def _open_frames(folder: Path, description: dict[str, Any], data_dir: Path | None) -> "FrameCache":
+    from revedge.data import FrameCache, prepare
+    from revedge.planner.plan import Plan
+
+    plan = folder / "plan.toml"
+    if data_dir is None and plan.is_file():
+        saved = Plan.load(plan).data_dir
+        data_dir = None if saved is None else Path(saved)
+    data = description["data"]
+    return FrameCache.open(prepare(data["name"], data_dir, data["timesteps"]))
+
+
+def _report(files: "list[ExportedFile]") -> str:
+    rows = [
+        (
+            file.format,
+            path.name,
+            format_bytes(path.stat().st_size),
+            f"{file.parity.spike_flips} of {file.parity.compared_spikes}",
+            f"{file.parity.max_logit_difference:.2g}",
+            f"{file.parity.argmax_changed} of {file.parity.test_samples}",
+            f"{100 * file.parity.accuracy:.2f} %",
+        )
+        for file in files
+        for path in file.paths
+    ]
+    header = ("format", "file", "size", "spikes changed", "logits", "predictions changed", "accuracy")
+    lines = [table(header, rows)]
+    for file in files:
+        parity = file.parity
+        lines.append(
+            f"{file.format}: given the network's states and spikes for {parity.steps} steps at batch "
+            f"{' and '.join(map(str, parity.batches))}, every value agrees within its rounding bound "
+            f"(largest difference {parity.max_forced_difference:.2g})"
+        )
+    if any(file.format == "onnx" for file in files):
+        model = next(path for file in files if file.format == "onnx" for path in file.paths)
+        lines.append(f"run it without torch: revedge run {model} --data NAME")
+    return "\n".join(lines)
+
+
+def _payload(files: "list[ExportedFile]") -> dict[str, Any]:
+    """The three figures on top are those of the worst file."""
+    from dataclasses import asdict
+
+    return {
+        "files": [str(path) for file in files for path in file.paths],
+        "spike_flips": max(file.parity.spike_flips for file in files),
+        "max_logit_difference": max(file.parity.max_logit_difference for file in files),
+        "argmax_changed": max(file.parity.argmax_changed for file in files),
+        "compared_spikes": max(file.parity.compared_spikes for file in files),
+        "test_accuracy": min(file.parity.accuracy for file in files),
+        "formats": {
+            file.format: {
+                **asdict(file.parity),
+                "file_bytes": [path.stat().st_size for path in file.paths],
+            }
+            for file in files
+        },
+    }
