@@ -48,6 +48,7 @@ def test_variants_differ_in_ram_only() -> None:
     [
         ("jetson-orin-nano", "jetson-orin-nano-4gb or jetson-orin-nano-8gb"),
         ("Raspberry Pi 5", "raspberry-pi-5-16gb or raspberry-pi-5-2gb"),
+        ("orin-nx", "jetson-orin-nx-16gb or jetson-orin-nx-8gb"),
         ("jetson-tx3", "jetson-tx2"),
         ("toaster", "revedge devices list"),
         ("", "revedge devices list"),
