@@ -19,19 +19,19 @@ class Base:
     supervisor_bytes: int
 
 
-def measure(threads: int) -> Base:
-    """Return the base of a training with ``threads`` CPU threads; takes some seconds the first
-    time.
+def measure(threads: int, device: str = "cpu") -> Base:
+    """Return the base of a training with ``threads`` CPU threads on ``device``; takes some seconds
+    the first time.
 
     Raises:
         DeviceError: a measuring process failed.
     """
     memory = Memory("base.json", limit=100)
-    key = fingerprint(threads=threads)
+    key = fingerprint(threads=threads, device=device)
     known = memory.get(key)
     if known is None:
         known = {
-            "trainer_bytes": max(_probe("trainer", str(threads)) for _ in range(_RUNS)),
+            "trainer_bytes": max(_probe("trainer", str(threads), device) for _ in range(_RUNS)),
             "supervisor_bytes": max(_probe("supervisor") for _ in range(_RUNS)),
         }
         memory.set(key, known)

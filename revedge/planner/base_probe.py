@@ -1,9 +1,9 @@
 """Measures what a process takes before the network it trains: run as a child, prints one JSON line.
 
-``python -m revedge.planner.base_probe trainer THREADS``: imports what the trainer imports, trains
-three tiny networks for a step, so that every family of operators has loaded its code and made its
-threads, and reports resident bytes. ``python -m revedge.planner.base_probe supervisor``: the same
-for the supervisor, which has no torch.
+``python -m revedge.planner.base_probe trainer THREADS DEVICE``: imports what the trainer imports,
+trains three tiny networks for a step, so that every family of operators has loaded its code and
+made its threads, and reports resident bytes. ``python -m revedge.planner.base_probe supervisor``:
+the same for the supervisor, which has no torch.
 """
 
 import gc
@@ -56,7 +56,7 @@ def load(modules: Sequence[str]) -> None:
         importlib.import_module(name)
 
 
-def warm_up(threads: int) -> None:
+def warm_up(threads: int, device: str) -> None:
     """Train tiny networks for two steps, with every memory strategy that the operators differ in."""
     import torch
 
@@ -75,7 +75,7 @@ def warm_up(threads: int) -> None:
             strategy=strategy,
             threads=threads,
         )
-        rehearsal = Rehearsal(setting, "cpu")
+        rehearsal = Rehearsal(setting, device)
         rehearsal.train_step()
         rehearsal.train_step()
         rehearsal.evaluate()
@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     tight = allocator.return_freed_memory()
     if argv[0] == "trainer":
         load(TRAINER_MODULES)
-        warm_up(int(argv[1]))
+        warm_up(int(argv[1]), argv[2])
     else:
         load(SUPERVISOR_MODULES)
     allocator.trim()

@@ -13,6 +13,8 @@ from revedge.planner.setting import Setting
 SLACK_LEAST_BYTES = 4 << 20
 SLACK_SHARE = 0.01  # of the traced bytes
 SLACK_PER_CONVOLUTION_BYTES = 64 << 10
+# The caching allocator reserves segments of 20 MiB and fragments; a bound, not a simulation.
+CUDA_SLACK_BYTES, CUDA_SLACK_SHARE = 64 << 20, 0.25
 PARTS = (
     "base_bytes",
     "supervisor_bytes",
@@ -57,6 +59,8 @@ def predict(setting: Setting, base: Base, tracer: Tracer) -> Prediction:
     traced = tracer.trace(setting)
     dynamic = traced["peak_bytes"]
     slack = SLACK_LEAST_BYTES + math.ceil(dynamic * SLACK_SHARE)
+    if setting.device == "cuda":
+        slack += CUDA_SLACK_BYTES + math.ceil(dynamic * CUDA_SLACK_SHARE)
     slack += traced["convolutions"] * SLACK_PER_CONVOLUTION_BYTES
     return Prediction(
         parts={

@@ -63,7 +63,7 @@ class Rehearsal:
             logits = self.net(x)
             del x
             loss = functional.cross_entropy(logits, labels, label_smoothing=0.1) / rounds
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             del labels, logits, loss
         watch([p.grad for p in self.parameters if p.grad is not None], "gradients")
         self._update()

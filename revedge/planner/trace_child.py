@@ -24,7 +24,8 @@ from revedge.planner.tracer import StorageTracker
 def trace(setting: Setting) -> dict[str, int]:
     """Return the peak live bytes of a training at ``setting``, by kind, without running it.
 
-    Two optimizer steps and one evaluation step run on meta tensors. Keys: ``peak_bytes``, its parts
+    Two rounds of forward and backward (two steps, or two micro-batches of one step) and one
+    evaluation step run on meta tensors. Keys: ``peak_bytes``, its parts
     ``weights_bytes, gradients_bytes, optimizer_bytes, data_bytes, activations_bytes,
     workspace_bytes`` as they stand at the peak, and the counts ``parameters, convolutions,
     operations``.
@@ -38,7 +39,8 @@ def trace(setting: Setting) -> dict[str, int]:
     tracker.add(rehearsal.optimizer_state(), "optimizer")
     with tracker:
         rehearsal.train_step(tracker.name)
-        rehearsal.train_step(tracker.name)
+        if setting.micro_batch_size == setting.batch_size:
+            rehearsal.train_step(tracker.name)
         rehearsal.evaluate(tracker.name)
     parts = tracker.bytes_at_peak()
     kinds = ("weights", "gradients", "optimizer", "data", "activations")

@@ -63,7 +63,7 @@ def workspace_bytes(shapes: Iterable[tuple[int, ...]], itemsize: int) -> int:
     return total
 
 
-class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class StorageTracker(TorchDispatchMode):
     """Live bytes of all storages made while it is active, and their peak.
 
     Args:

@@ -24,7 +24,7 @@ from revedge.planner.setting import Setting
 def measure(plan: Plan) -> dict[str, Any]:
     """Rehearse ``plan`` and return what was measured."""
     load(TRAINER_MODULES)
-    warm_up(plan.threads)
+    warm_up(plan.threads, plan.device)
     allocator.trim()
     base = status_bytes()
     _fence(
@@ -35,7 +35,7 @@ def measure(plan: Plan) -> dict[str, Any]:
         found["step_s"] = _rehearse(plan)
     except (RuntimeError, MemoryError) as error:
         found["error"] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-    found["peak_bytes"] = _peak_bytes()
+    found["peak_bytes"] = _peak_bytes(plan.device)
     return found
 
 
@@ -61,9 +61,14 @@ def _fence(allowed_bytes: int, data_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
 
 
-def _peak_bytes() -> int:
+def _peak_bytes(device: str) -> int:
     found = status_bytes()
-    return max(found["VmHWM"], found["VmRSS"])
+    reserved = 0
+    if device == "cuda":
+        import torch
+
+        reserved = torch.cuda.max_memory_reserved()
+    return max(found["VmHWM"], found["VmRSS"]) + reserved
 
 
 def main(argv: Sequence[str]) -> int:

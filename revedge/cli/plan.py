@@ -1,0 +1,241 @@
+"""`revedge plan`: which training fits into a number of bytes, and why not a larger one."""
+
+import argparse
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from revedge.errors import RevedgeError, UsageError
+from revedge.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from revedge.planner.request import Request
+
+_EPILOG = """examples:
+  revedge plan --data digits --model revsresnet11 --budget 400MiB --verify --out plan.toml
+  revedge plan --in-shape 3,32,32 --classes 10 --model ms-resnet --budget 1GiB --prefer depth
+  revedge plan --data nmnist --data-dir DIR --model revsresnet --budget auto --device raspberry-pi-4-2gb
+"""
+_RESERVE_BYTES, _RESERVE_SHARE = 128 * 10**6, 0.05
+_BOARD_SHARE = 0.8  # of a board's RAM: what is left beside the system on one that runs nothing else
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `revedge plan`."""
+    parser.epilog = _EPILOG
+    add = parser.add_argument
+    add(
+        "--budget",
+        required=True,
+        metavar="SIZE",
+        help="bytes for the whole training, as 400MiB, or auto",
+    )
+    add("--data", metavar="NAME", help="digits, nmnist, dvsgesture, npz or folder")
+    add("--data-dir", metavar="DIR", help="where the recordings lie (digits needs none)")
+    add("--in-shape", metavar="C,H,W", help="in place of --data: shape of a frame")
+    add("--classes", type=int, metavar="K", help="with --in-shape: number of classes")
+    add("--static", action="store_true", help="with --in-shape: images, not event frames")
+    add(
+        "--model",
+        metavar="NAME",
+        help="a model, or a family to choose from; default: one for the data",
+    )
+    add("--timesteps", type=int, metavar="T", help="time steps; free with --prefer timesteps")
+    add("--batch", type=int, metavar="B", help="samples per optimizer step")
+    add(
+        "--micro-batch",
+        type=int,
+        metavar="B",
+        help="samples per forward and backward; default: chosen",
+    )
+    add(
+        "--strategy",
+        metavar="NAME",
+        help="store, keep-conv, keep-spikes, reverse or invert; default: chosen",
+    )
+    add("--prefer", metavar="WHAT", help="what to make large: depth, timesteps or speed")
+    add("--width", type=int, metavar="N", help="channels of the model's first stage")
+    add("--depth", type=int, metavar="N", help="blocks of the model")
+    add("--neuron", metavar="NAME", help="if, lif, plif, or for VGG reversible")
+    add("--device", metavar="BOARD", help="plan for this board (see revedge devices list)")
+    add("--threads", type=int, metavar="N", help="CPU threads of the training")
+    add(
+        "--verify",
+        action="store_true",
+        help="run two real steps and refuse a plan that was too low",
+    )
+    add("--out", metavar="FILE", help="write the plan here, for revedge train --plan FILE")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search, print, and return 0, or 1 where nothing fits or the plan does not hold."""
+    from revedge.cli.output import emit
+    from revedge.planner import explain
+    from revedge.planner.choose import choose
+
+    notes: list[str] = []
+    request = _request(args, notes)
+    progress = _Progress()
+    result = choose(request, progress)
+    progress.end()
+    payload: dict[str, Any] = explain.payload(result, request.budget_bytes)
+    payload["notes"] = notes
+    text = "\n".join([explain.text(result), *(f"note: {note}" for note in notes)]).strip()
+    if result.plan is None:
+        emit(args, text, {**payload, "error": f"{result.reason}; {result.way_out}", "exit_code": 1})
+        print(f"revedge: error: {result.reason}; {result.way_out}", file=sys.stderr)
+        return 1
+    plan, problem = result.plan, None
+    if args.verify:
+        from revedge.planner.verify import verify
+
+        found = verify(plan)
+        problem = found.problem
+        ratio = found.measured_peak_bytes / plan.predicted_peak_bytes
+        payload |= {"measured_peak_bytes": found.measured_peak_bytes, "step_s": found.step_s}
+        text += f"\nmeasured peak {format_bytes(found.measured_peak_bytes)} ({100 * ratio:.1f} % of the prediction)"
+    if problem is not None:
+        emit(args, text, {**payload, "error": problem, "exit_code": 1})
+        print(
+            f"revedge: error: the plan does not hold: {problem}; give a larger --budget",
+            file=sys.stderr,
+        )
+        return 1
+    if args.out is not None:
+        _save(plan, args.out)
+        payload["out"] = args.out
+        text += f"\n{args.out}"
+    emit(args, text, payload)
+    return 0
+
+
+def _request(args: argparse.Namespace, notes: list[str]) -> "Request":
+    from revedge.planner.request import Request
+
+    for name in ("timesteps", "batch", "micro_batch", "width", "depth", "threads", "classes"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value} is not possible; give 1 or more")
+    budget_bytes = _budget_bytes(args, notes)
+    options = {name: getattr(args, name) for name in ("width", "depth", "neuron")}
+    return Request(
+        budget_bytes=budget_bytes,
+        **_data(args),
+        model=args.model,
+        model_options={name: value for name, value in options.items() if value is not None},
+        timesteps=args.timesteps,
+        batch_size=args.batch,
+        micro_batch_size=args.micro_batch,
+        strategy=args.strategy,
+        prefer=args.prefer,
+        threads=args.threads or len(os.sched_getaffinity(0)),
+    )
+
+
+def _data(args: argparse.Namespace) -> dict[str, Any]:
+    """Name and shape of the data: of a data set, or as given."""
+    if (args.data is None) == (args.in_shape is None):
+        raise UsageError("give either --data, or --in-shape with --classes")
+    if args.data is None:
+        if args.classes is None:
+            raise UsageError("--classes is missing; --in-shape needs it, as in --classes 10")
+        shape = _shape(args.in_shape)
+        return {
+            "data": "random",
+            "in_shape": shape,
+            "num_classes": args.classes,
+            "static": args.static,
+        }
+    if args.classes is not None or args.static:
+        raise UsageError("--classes and --static go with --in-shape; --data knows them")
+    from revedge.data import describe
+
+    info = describe(args.data, args.data_dir)
+    return {
+        "data": args.data,
+        "data_dir": None if args.data_dir is None else os.path.abspath(args.data_dir),
+        "in_shape": info.in_shape,
+        "num_classes": info.num_classes,
+        "static": info.static,
+    }
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    try:
+        channels, height, width = (int(word) for word in text.split(","))
+    except ValueError:
+        channels = height = width = 0
+    if min(channels, height, width) < 1:
+        raise UsageError(f"--in-shape {text!r} is not channels,height,width; write it as 2,34,34")
+    return channels, height, width
+
+
+def _budget_bytes(args: argparse.Namespace, notes: list[str]) -> int:
+    """The budget; of a board it is checked against its RAM."""
+    from revedge.devices import meter
+
+    auto = args.budget.strip().lower() == "auto"
+    budget = None if auto else parse_bytes(args.budget)
+    ram, free = meter.total_bytes(), meter.available_bytes()
+    if args.device is not None:
+        from revedge.devices import boards
+
+        board = boards.load(args.device)
+        if board.largest_budget_bytes is None and auto:
+            raise UsageError(f"the RAM of board {board.name} is not known; give --budget as a size")
+        ram = board.largest_budget_bytes or (budget or 0)
+        free = int(ram * _BOARD_SHARE)
+        notes.append(
+            f"planned for {board.title} ({format_bytes(ram)}), with the base of torch as measured on "
+            "this machine and with its CPU only; verify on the board with revedge plan --verify"
+        )
+    reserve = max(_RESERVE_BYTES, int(ram * _RESERVE_SHARE))
+    if budget is None:
+        if free - reserve <= 0:
+            raise RevedgeError(
+                f"--budget auto: {format_bytes(free)} are available, less than the {format_bytes(reserve)} "
+                "kept for the system; end other programs, or give --budget as a size"
+            )
+        return free - reserve
+    if budget > ram:
+        raise RevedgeError(
+            f"--budget {format_bytes(budget)} is more than the {format_bytes(ram)} of RAM; give less"
+        )
+    if budget > free - reserve:
+        notes.append(
+            f"the budget is more than is free now beside the system ({format_bytes(max(0, free - reserve))})"
+        )
+    return budget
+
+
+def _save(plan: Any, path: str) -> None:
+    try:
+        plan.save(path)
+    except OSError as error:
+        raise RevedgeError(
+            f"--out {path} cannot be written ({error.strerror}); choose a folder that you can write"
+        ) from None
+
+
+class _Progress:
+    """One line on stderr that is written over: configurations tried and time."""
+
+    def __init__(self) -> None:
+        self._began_s = time.monotonic()
+        self._shown_s = -1.0
+        self._live = sys.stderr.isatty()
+        self._tried = 0
+
+    def __call__(self, tried: int) -> None:
+        self._tried = tried
+        now_s = time.monotonic()
+        if self._live and now_s - self._shown_s >= 0.1:
+            self._shown_s = now_s
+            print(f"\r{self._line()}", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        print(("\r" if self._live else "") + self._line(), file=sys.stderr, flush=True)
+
+    def _line(self) -> str:
+        return f"planning: {self._tried} configurations tried, {time.monotonic() - self._began_s:.1f} s"

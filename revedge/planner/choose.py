@@ -1,0 +1,28 @@
+"""The planner as one call: measure the base, ask the tracing process, search. Free of torch."""
+
+from revedge.planner import base
+from revedge.planner.cost import predict
+from revedge.planner.request import Request
+from revedge.planner.search import Progress, SearchResult, search
+from revedge.planner.trace_client import TraceClient
+
+
+def choose(request: Request, progress: Progress = lambda tried: None) -> SearchResult:
+    """Return the best plan for ``request``, or the floor where nothing fits.
+
+    The first call on a machine takes some 10 s (two measuring processes); later ones 1 to 10 s, or
+    nothing where everything is remembered.
+
+    Raises:
+        UsageError: the model is not known, or cannot exist for these frames.
+        DeviceError: a child process failed.
+    """
+    progress(0)
+    measured = base.measure(request.threads, request.device)
+    with TraceClient() as tracer:
+        return search(
+            request,
+            tracer.families(),
+            lambda setting: predict(setting, measured, tracer),
+            progress,
+        )

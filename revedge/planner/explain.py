@@ -1,0 +1,85 @@
+"""A search result in words and as JSON."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from revedge.planner.plan import Plan
+from revedge.planner.search import Rejected, SearchResult
+from revedge.planner.setting import Setting
+from revedge.units import format_bytes
+
+
+def config(plan: Plan) -> dict[str, Any]:
+    """Return the plan as plain values, without what stands elsewhere in the output."""
+    values = dataclasses.asdict(plan)
+    return {name: value for name, value in values.items() if name not in ("predicted_peak_bytes",)}
+
+
+def payload(result: SearchResult, budget_bytes: int) -> dict[str, Any]:
+    """Return the JSON object of `revedge plan`."""
+    plan = result.plan
+    return {
+        "feasible": plan is not None,
+        "budget_bytes": budget_bytes,
+        "config": None if plan is None else config(plan),
+        "predicted_peak_bytes": None if plan is None else plan.predicted_peak_bytes,
+        "floor_bytes": result.floor_bytes,
+        "rejected": [_rejected(each) for each in result.rejected],
+        "tried": result.tried,
+        **({} if plan is not None else {"reason": result.reason, "way_out": result.way_out}),
+    }
+
+
+def text(result: SearchResult) -> str:
+    """Return lines for people; those of an infeasible result are its neighbors only."""
+    lines: list[str] = []
+    plan = result.plan
+    if plan is not None:
+        free = plan.budget_bytes - plan.predicted_peak_bytes
+        lines += [
+            f"{describe(Setting.of(plan))}",
+            f"predicted peak {format_bytes(plan.predicted_peak_bytes)} of "
+            f"{format_bytes(plan.budget_bytes)}, {format_bytes(free)} free; least budget "
+            f"{format_bytes(result.floor_bytes)}",
+            "  " + "  ".join(f"{_label(k)} {format_bytes(v)}" for k, v in plan.parts.items()),
+        ]
+        if plan.micro_batch_size < plan.batch_size:
+            lines.append(
+                f"note: batch norm sees {plan.micro_batch_size} samples at a time; that is another "
+                "training than with the whole batch, taken because nothing else fits"
+            )
+    if result.rejected:
+        lines.append("not chosen:")
+        lines += _rows(result.rejected)
+    return "\n".join(lines)
+
+
+def describe(setting: Setting) -> str:
+    """Return one configuration in one line."""
+    options = "".join(f" {name}={value}" for name, value in setting.model_options.items())
+    batch = f"batch {setting.batch_size}"
+    if setting.micro_batch_size != setting.batch_size:
+        batch += f" in pieces of {setting.micro_batch_size}"
+    return f"{setting.model}{options} T={setting.timesteps} {batch} {setting.strategy}"
+
+
+def _rows(rejected: Sequence[Rejected]) -> list[str]:
+    width = max(len(describe(each.setting)) for each in rejected)
+    return [
+        f"  {describe(each.setting):{width}}  {format_bytes(each.predicted_peak_bytes):>10}  {each.reason}"
+        for each in rejected
+    ]
+
+
+def _rejected(each: Rejected) -> dict[str, Any]:
+    return {
+        "config": each.setting.to_json(),
+        "predicted_peak_bytes": each.predicted_peak_bytes,
+        "missing_bytes": each.missing_bytes,
+        "reason": each.reason,
+    }
+
+
+def _label(part: str) -> str:
+    return part.removesuffix("_bytes")

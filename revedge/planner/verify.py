@@ -1,0 +1,65 @@
+"""Runs a plan for two real steps in a child process and compares what it takes with what was predicted."""
+
+import json
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from revedge.errors import DeviceError
+from revedge.planner.plan import Plan
+from revedge.planner.process import environment, python_command
+from revedge.units import format_bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verification:
+    """What two steps and an evaluation took: the child's resident peak plus the supervisor's share."""
+
+    measured_peak_bytes: int
+    step_s: float | None
+    problem: str | None  # None: the plan holds
+
+    @property
+    def holds(self) -> bool:
+        """Whether the plan may be used."""
+        return self.problem is None
+
+
+def verify(plan: Plan, *, timeout_s: float = 3600.0) -> Verification:
+    """Measure ``plan``; it must neither run out of memory nor exceed its prediction.
+
+    Raises:
+        DeviceError: the child ended without an answer.
+    """
+    with tempfile.TemporaryDirectory(prefix="revedge-") as folder:
+        path = Path(folder) / "plan.toml"
+        plan.save(path)
+        done = subprocess.run(
+            python_command("revedge.planner.verify_child", str(path)),
+            capture_output=True,
+            env=environment(),
+            text=True,
+            check=False,
+            timeout=timeout_s,
+        )
+    if done.returncode < 0:
+        return Verification(
+            measured_peak_bytes=plan.budget_bytes,
+            step_s=None,
+            problem=f"the measuring process was ended by signal {-done.returncode}, as happens "
+            "where memory runs out",
+        )
+    try:
+        found = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise DeviceError(f"the plan could not be verified: {last}") from None
+    measured = int(found["peak_bytes"]) + plan.parts.get("supervisor_bytes", 0)
+    problem = found.get("error")
+    if problem is None and measured > plan.predicted_peak_bytes:
+        problem = (
+            f"two real steps took {format_bytes(measured)}, "
+            f"{format_bytes(measured - plan.predicted_peak_bytes)} more than predicted"
+        )
+    return Verification(measured_peak_bytes=measured, step_s=found.get("step_s"), problem=problem)
