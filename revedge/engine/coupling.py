@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from revedge import kernels
 from revedge.engine.replay import BranchTape, Replay, branch_forward, join
 from revedge.engine.run import Checksums, Run
-from revedge.engine.tail import Gradients
 from revedge.engine.unit import GRID_BITS, Branch, to_grid
+from revedge.engine.vjp import Gradients
 from revedge.errors import UsageError
 
 

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from revedge.engine.replay import BranchTape, Replay, branch_forward, join
 from revedge.engine.run import Run
-from revedge.engine.tail import Gradients
 from revedge.engine.unit import Branch
+from revedge.engine.vjp import Gradients
 from revedge.errors import UsageError
 
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from revedge import kernels
-from revedge.engine.tail import Gradients, add_gradient
+from revedge.engine.signal import Signal
 from revedge.engine.unit import INPUT_GRID_BITS, Unit, unfold_time
+from revedge.engine.vjp import Gradients, add_gradient
 from revedge.errors import ReversibilityError
 from revedge.neurons import BaseNode, ParametricLIFNode, ReversibleNode
 
@@ -51,17 +52,25 @@ def affine(norm: _BatchNorm, stats: Stats) -> tuple[Tensor, Tensor, Tensor]:
     return kernels.norm_affine(stats.mean, stats.var, norm.weight, norm.bias, norm.eps)
 
 
-def fire(unit: Unit, y: Tensor, stats: Stats | None) -> Tensor:
-    """Normalize ``y`` ``[T, B, ...]`` and let the neuron answer it over all of T from rest."""
+def fire(unit: Unit, y: Tensor, stats: Stats | None, *, pack: bool) -> Signal:
+    """Normalize ``y`` ``[T, B, ...]`` and let the neuron answer it over all of T from rest.
+
+    ``pack`` asks for one bit per spike; what is not 0 or 1 stays float32.
+    """
     if unit.neuron is None:
-        return y if unit.norm is None else _normalized(unit.norm, y, stats)
+        return Signal(y.shape, dense=y if unit.norm is None else _normalized(unit.norm, y, stats))
     if isinstance(unit.neuron, ReversibleNode):
         x = neuron_input(unit, y, stats)
-        return kernels.reversible_forward(x, unit.neuron.params(), unit.neuron.dim)
-    if unit.norm is None:
-        return kernels.neuron_forward(y, None, unit.neuron.params())[0]
-    scale, shift, _ = affine(unit.norm, _given(stats))
-    return kernels.norm_neuron_forward(y, scale, shift, None, unit.neuron.params())[0]
+        return Signal(
+            y.shape, dense=kernels.reversible_forward(x, unit.neuron.params(), unit.neuron.dim)
+        )
+    if unit.norm is not None:
+        scale, shift, _ = affine(unit.norm, _given(stats))
+    else:  # 1 * y + 0 is y, and the kernel packs as it goes
+        scale, shift = y.new_ones(y.shape[2]), y.new_zeros(y.shape[2])
+    params = unit.neuron.params()
+    s, _ = kernels.norm_neuron_forward(y, scale, shift, None, params, pack=pack)
+    return Signal(y.shape, bits=s) if pack else Signal(y.shape, dense=s)
 
 
 def neuron_input(unit: Unit, y: Tensor, stats: Stats | None) -> Tensor:

@@ -1,8 +1,9 @@
 """Forward of a branch with a tape, and its backward from that tape.
 
 The tape holds what the strategy keeps. In the backward pass `Replay` answers two questions, "what
-went into unit i" and "what did its neuron say", from the tape where it can and by computing forward again where it must; the operations,
-shapes and statistics are those of the forward pass, so the answers are the same bits.
+went into unit i" and "what did its neuron say", from the tape where it can and by computing forward
+again where it must; the operations, shapes and statistics are those of the forward pass, so the
+answers are the same bits.
 """
 
 from dataclasses import dataclass, field
@@ -12,9 +13,12 @@ from torch import Tensor
 
 from revedge import kernels
 from revedge.engine.fire import Stats, affine, fire, fire_backward_, norm_backward_, take_stats
+from revedge.engine.signal import Signal
 from revedge.engine.strategy import Place, keeps_output, what_to_keep
-from revedge.engine.tail import Chance, Gradients, draw, tail_backward, tail_forward
+from revedge.engine.tail import Chance, draw, tail_backward, tail_forward
 from revedge.engine.unit import GRID_BITS, Branch, Unit, unfold_time
+from revedge.engine.vjp import Gradients
+from revedge.neurons import ReversibleNode
 
 
 @dataclass(slots=True)
@@ -22,9 +26,7 @@ class _UnitTape:
     stats: Stats | None
     chance: Chance
     pre: Tensor | None = None
-    spikes: Tensor | None = None
-    bits: Tensor | None = None
-    shape: torch.Size = field(default_factory=torch.Size)
+    signal: Signal | None = None
 
 
 @dataclass(slots=True)
@@ -53,16 +55,15 @@ def branch_forward(
     for index, unit in enumerate(branch.unit_list()):
         stats = None if unit.norm is None else take_stats(unit.norm, y)
         kept = _UnitTape(stats, draw(unit))
-        s = fire(unit, y, stats)
+        signal = fire(unit, y, stats, pack=_packs(unit, strategy))
         if strategy is not None:
             keep = what_to_keep(strategy, place, unit, index)
-            kept.shape = s.shape
             kept.pre = y if keep.pre else None
-            kept.spikes = s if keep.spikes else None
-            kept.bits = kernels.pack_bits(s) if keep.bits else None
+            kept.signal = signal if keep.spikes or keep.bits else None
             tape.units.append(kept)
-        y = tail_forward(unit, s, kept.chance)
-        del s
+        del y
+        y = tail_forward(unit, signal, kept.chance)
+        del signal
     if branch.norm is not None:
         tape.stats = take_stats(branch.norm, y)
         tape.out = y if strategy is not None and keeps_output(strategy) else None
@@ -110,20 +111,17 @@ class Replay:
         for index in reversed(range(len(self.units))):
             unit, kept = self.units[index], self.tape.units[index]
             needed = need_input or index > 0 or _has_parameters_before_tail(unit)
-            s = self._spikes(index)
-            g_or_none = tail_backward(unit, s, kept.chance, g, gradients, need_input=needed)
+            signal = self._signal(index)
+            g_or_none = tail_backward(unit, signal, kept.chance, g, gradients, need_input=needed)
             if g_or_none is None:
                 return None
             g = g_or_none
-            y = None if not unit.spikes_are_bits and unit.neuron is not None else self._pre(index)
-            if unit.spikes_are_bits:
-                del s
-                g = fire_backward_(unit, y, None, kept.stats, g, gradients)
+            if isinstance(unit.neuron, ReversibleNode):
+                g = fire_backward_(unit, None, signal.dense, kept.stats, g, gradients)
             else:
-                g = fire_backward_(unit, y, s, kept.stats, g, gradients)
-                del s
-            del y
-            kept.pre = kept.spikes = kept.bits = None
+                del signal
+                g = fire_backward_(unit, self._pre(index), None, kept.stats, g, gradients)
+            kept.pre = kept.signal = None
             self.pre.pop(index, None)
         return g
 
@@ -137,25 +135,22 @@ class Replay:
         if branch.pool is not None:
             scale, shift, _ = affine(branch.norm, stats)
             z = unfold_time(kernels.norm_forward(y.flatten(0, 1), scale, shift), y)
-            pooled = tail_backward(
-                Unit(pool=branch.pool), z, Chance(), g, gradients, need_input=True
-            )
+            pool, signal = Unit(pool=branch.pool), Signal(z.shape, dense=z)
+            pooled = tail_backward(pool, signal, Chance(), g, gradients, need_input=True)
             assert pooled is not None
             g = pooled
         return norm_backward_(branch.norm, y, g, stats, gradients)
 
     def _operate(self, index: int) -> Tensor:
         """Output of unit ``index``."""
-        return tail_forward(self.units[index], self._spikes(index), self.tape.units[index].chance)
+        return tail_forward(self.units[index], self._signal(index), self.tape.units[index].chance)
 
-    def _spikes(self, index: int) -> Tensor:
+    def _signal(self, index: int) -> Signal:
         """Output of the neuron of unit ``index``."""
-        kept = self.tape.units[index]
-        if kept.spikes is not None:
-            return kept.spikes
-        if kept.bits is not None:
-            return kernels.unpack_bits(kept.bits, kept.shape)
-        return fire(self.units[index], self._pre(index), kept.stats)
+        unit, kept = self.units[index], self.tape.units[index]
+        if kept.signal is not None:
+            return kept.signal
+        return fire(unit, self._pre(index), kept.stats, pack=unit.spikes_are_bits)
 
     def _pre(self, index: int) -> Tensor:
         """Input of unit ``index``."""
@@ -168,6 +163,11 @@ class Replay:
         if index not in self.pre:
             self.pre[index] = self._operate(index - 1)
         return self.pre[index]
+
+
+def _packs(unit: Unit, strategy: str | None) -> bool:
+    """Whether spikes are made at one bit each: always, but where the strategy stores them as float32."""
+    return unit.spikes_are_bits and strategy != "store"
 
 
 def _has_parameters_before_tail(unit: Unit) -> bool:

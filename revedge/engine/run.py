@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from revedge.engine.strategy import check_strategy
-from revedge.engine.tail import Gradients
+from revedge.engine.vjp import Gradients
 from revedge.errors import ReversibilityError, UsageError
 
 CHECKS = ("none", "checksum")

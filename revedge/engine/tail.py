@@ -1,18 +1,18 @@
-"""The tail of a unit: pool, dropout and operator, forward and hand-written backward.
+"""The tail of a unit: pool, dropout and operator, forward and backward, chunk by chunk.
 
-A stage is a module on ``[N, ...]`` with N = T*B. The backward of a stage gets the stage's input again, never its output,
-so nothing of the tail has to be kept. A module without an entry in `_BACKWARD` goes through ordinary autograd.
+The backward gets the tail's input again, never its output, so nothing of the tail has to be kept.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from revedge.engine.unit import GlobalMean, Unit, unfold_time
-
-Gradients = dict[Tensor, Tensor]  # parameter -> its gradient
+from revedge.engine.signal import Signal, chunks
+from revedge.engine.unit import Unit
+from revedge.engine.vjp import Gradients, is_known, module_backward
 
 
 @dataclass(slots=True)
@@ -23,96 +23,145 @@ class Chance:
     rng_state: Tensor | None = None
 
 
-def add_gradient(gradients: Gradients, parameter: Tensor | None, gradient: Tensor | None) -> None:
-    """Add ``gradient`` to what ``parameter`` has got so far."""
-    if parameter is None or gradient is None or not parameter.requires_grad:
-        return
-    seen = gradients.get(parameter)
-    gradients[parameter] = gradient if seen is None else seen + gradient
-
-
 def draw(unit: Unit) -> Chance:
     """Draw, in the forward pass, all that the tail needs of chance."""
     chance = Chance()
     if unit.training and unit.dropout:
         chance.seed = int(torch.randint(2**62, ()))
-    if unit.training and any(_is_random(module) for module in (unit.pool, unit.op)):
+    if unit.training and not (is_known(unit.pool) and is_known(unit.op)):
         chance.rng_state = torch.get_rng_state()
     return chance
 
 
-def tail_forward(unit: Unit, s: Tensor, chance: Chance) -> Tensor:
-    """Pool, drop out and operate on ``s`` ``[T, B, ...]``."""
-    for stage in _stages(unit, chance):
-        s = stage.forward(s)
-    return s
+def tail_forward(unit: Unit, signal: Signal, chance: Chance) -> Tensor:
+    """Pool, drop out and operate on ``signal`` ``[T, B, ...]``; returns ``[T, B, ...]``."""
+    stages = list(_stages(unit, chance, signal))
+    if not stages:
+        return signal.whole().view(signal.shape)
+    out: Tensor | None = None
+    for start, stop in chunks(signal, whole=not _sample_wise(unit, chance)):
+        x = signal.read(start, stop)
+        for stage in stages:
+            x = stage.forward(x)
+        if (start, stop) == (0, signal.planes):
+            out = x.contiguous()
+            break
+        if out is None:
+            out = x.new_empty((signal.planes, *x.shape[1:]))
+        out[start:stop] = x
+    assert out is not None
+    return out.view(*signal.shape[:2], *out.shape[1:])
 
 
 def tail_backward(
-    unit: Unit, s: Tensor, chance: Chance, g: Tensor, gradients: Gradients, *, need_input: bool
+    unit: Unit, signal: Signal, chance: Chance, g: Tensor, gradients: Gradients, *, need_input: bool
 ) -> Tensor | None:
-    """Return the gradient of ``s`` and add those of the parameters; ``g`` is the gradient of the tail's output."""
-    stages = list(_stages(unit, chance))
-    inputs = [s]
-    for stage in stages[:-1]:
-        inputs.append(stage.forward(inputs[-1]))
-    for stage in reversed(stages):
-        x = inputs.pop()
-        g_or_none = stage.backward(x, g, gradients, need_input or bool(inputs))
-        if g_or_none is None:
-            return None
-        g = g_or_none
-    return g
+    """Return the gradient of ``signal`` and add those of the parameters.
+
+    Args:
+        unit: the unit.
+        signal: the tail's input.
+        chance: as drawn in the forward pass.
+        g: gradient of the tail's output ``[T, B, ...]``; it is overwritten where the result has its shape.
+        gradients: filled.
+        need_input: whether the result is wanted; else it is None.
+    """
+    stages = list(_stages(unit, chance, signal))
+    if not stages:
+        return g
+    g_planes = g.flatten(0, 1)
+    g_in = g_planes if g_planes.shape[1:] == signal.plane_shape else None
+    for start, stop in chunks(signal, whole=not _sample_wise(unit, chance)):
+        part = _chunk_backward(
+            stages, signal.read(start, stop), g_planes[start:stop], gradients, need_input=need_input
+        )
+        if part is None:
+            continue
+        if (start, stop) == (0, signal.planes):
+            return part.contiguous().view(signal.shape)
+        if g_in is None:
+            g_in = part.new_empty((signal.planes, *signal.plane_shape))
+        g_in[start:stop] = part
+    return g_in.view(signal.shape) if need_input and g_in is not None else None
 
 
-class _Stage:
-    """A module applied to ``[T, B, ...]`` by folding time into the batch."""
-
-    def __init__(self, module: nn.Module, chance: Chance) -> None:
-        self.module, self.rng_state = module, chance.rng_state if _is_random(module) else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        with _replayed(self.rng_state):
-            y: Tensor = self.module(x.flatten(0, 1))
-        return unfold_time(y, x)
+class _Stage(Protocol):
+    def forward(self, x: Tensor) -> Tensor: ...
 
     def backward(
-        self, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+        self, x: Tensor, g: Tensor, gradients: Gradients, *, need_input: bool
+    ) -> Tensor | None: ...
+
+
+def _chunk_backward(
+    stages: list[_Stage], x: Tensor, g: Tensor, gradients: Gradients, *, need_input: bool
+) -> Tensor | None:
+    inputs = [x]
+    for stage in stages[:-1]:
+        inputs.append(stage.forward(inputs[-1]))
+    current: Tensor | None = g
+    for stage in reversed(stages):
+        x = inputs.pop()
+        if current is None:
+            return None
+        current = stage.backward(x, current, gradients, need_input=need_input or bool(inputs))
+    return current
+
+
+def _sample_wise(unit: Unit, chance: Chance) -> bool:
+    """Whether the tail may be cut into chunks of samples."""
+    return chance.seed is None and is_known(unit.pool) and is_known(unit.op)
+
+
+def _stages(unit: Unit, chance: Chance, signal: Signal) -> Iterator[_Stage]:
+    if unit.pool is not None:
+        yield _Module(unit.pool, chance)
+    if chance.seed is not None:
+        yield _Dropout(unit.dropout, chance.seed, signal.shape[:2])
+    if unit.op is not None:
+        yield _Module(unit.op, chance)
+
+
+class _Module:
+    """A module on ``[N, ...]``, replayed with the generator state of the forward pass if it may draw from it."""
+
+    def __init__(self, module: nn.Module, chance: Chance) -> None:
+        self.module, self.rng_state = module, None if is_known(module) else chance.rng_state
+
+    def forward(self, x: Tensor) -> Tensor:
+        with _Replayed(self.rng_state):
+            y: Tensor = self.module(x)
+        return y
+
+    def backward(
+        self, x: Tensor, g: Tensor, gradients: Gradients, *, need_input: bool
     ) -> Tensor | None:
-        backward = _BACKWARD.get(type(self.module), _by_autograd)
-        with _replayed(self.rng_state):
-            g_x = backward(self.module, x.flatten(0, 1), g.flatten(0, 1), gradients, need_input)
-        return None if g_x is None else unfold_time(g_x, x)
+        with _Replayed(self.rng_state):
+            return module_backward(self.module, x, g, gradients, need_input=need_input)
 
 
 class _Dropout:
     """One mask ``[B, ...]`` for all time steps, made anew from its seed whenever it is needed."""
 
-    def __init__(self, probability: float, seed: int) -> None:
-        self.probability, self.seed = probability, seed
+    def __init__(self, probability: float, seed: int, time_and_batch: torch.Size) -> None:
+        self.probability, self.seed, self.time_and_batch = probability, seed, time_and_batch
 
     def forward(self, x: Tensor) -> Tensor:
         generator = torch.Generator(device=x.device).manual_seed(self.seed)
-        kept = torch.rand(x.shape[1:], generator=generator, device=x.device) >= self.probability
-        return x * (kept.to(x.dtype) * (1.0 / (1.0 - self.probability)))
+        folded = x.view(*self.time_and_batch, *x.shape[1:])
+        kept = (
+            torch.rand(folded.shape[1:], generator=generator, device=x.device) >= self.probability
+        )
+        return (folded * (kept.to(x.dtype) * (1.0 / (1.0 - self.probability)))).view(x.shape)
 
     def backward(
-        self, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+        self, x: Tensor, g: Tensor, gradients: Gradients, *, need_input: bool
     ) -> Tensor | None:
         del x, gradients
         return self.forward(g) if need_input else None
 
 
-def _stages(unit: Unit, chance: Chance) -> Iterator[_Stage | _Dropout]:
-    if unit.pool is not None:
-        yield _Stage(unit.pool, chance)
-    if chance.seed is not None:
-        yield _Dropout(unit.dropout, chance.seed)
-    if unit.op is not None:
-        yield _Stage(unit.op, chance)
-
-
-class _replayed:  # noqa: N801 - reads as a verb at its use
+class _Replayed:
     """Run with the generator where it was in the forward pass, then put it back."""
 
     def __init__(self, rng_state: Tensor | None) -> None:
@@ -126,141 +175,3 @@ class _replayed:  # noqa: N801 - reads as a verb at its use
     def __exit__(self, *_: object) -> None:
         if self.rng_state is not None:
             torch.set_rng_state(self.before)
-
-
-def _is_random(module: nn.Module | None) -> bool:
-    """Whether a module may draw random numbers: any that the engine does not know."""
-    if isinstance(module, nn.Sequential):
-        return any(_is_random(part) for part in module)
-    return module is not None and type(module) not in _BACKWARD
-
-
-_Backward = Callable[[nn.Module, Tensor, Tensor, Gradients, bool], Tensor | None]
-
-
-def _by_autograd(
-    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
-) -> Tensor | None:
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_(need_input)
-        # A product and a sum, because an explicit output gradient would import sympy (33 MB) into the training.
-        loss = (module(leaf) * g).sum()
-        wanted = parameters + ([leaf] if need_input else [])
-        found = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
-    for parameter, gradient in zip(parameters, found, strict=False):
-        add_gradient(gradients, parameter, gradient)
-    if not need_input:
-        return None
-    return torch.zeros_like(x) if found[-1] is None else found[-1]
-
-
-def _conv2d(
-    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
-) -> Tensor | None:
-    assert isinstance(module, nn.Conv2d)
-    if isinstance(module.padding, str) or module.padding_mode != "zeros":
-        return _by_autograd(module, x, g, gradients, need_input)
-    bias_sizes = None if module.bias is None else [module.out_channels]
-    g_x, g_w, g_b = torch.ops.aten.convolution_backward(
-        g, x, module.weight, bias_sizes, module.stride, module.padding, module.dilation, False, [0, 0],
-        module.groups, [need_input, module.weight.requires_grad, module.bias is not None],
-    )  # fmt: skip
-    add_gradient(gradients, module.weight, g_w)
-    add_gradient(gradients, module.bias, g_b)
-    return g_x if need_input else None
-
-
-def _linear(
-    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
-) -> Tensor | None:
-    assert isinstance(module, nn.Linear)
-    g_2d, x_2d = g.flatten(0, -2), x.flatten(0, -2)
-    if module.weight.requires_grad:
-        add_gradient(gradients, module.weight, g_2d.t() @ x_2d)
-    if module.bias is not None:
-        add_gradient(gradients, module.bias, g_2d.sum(0))
-    return g @ module.weight if need_input else None
-
-
-def _avg_pool(
-    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
-) -> Tensor | None:
-    del gradients
-    assert isinstance(module, nn.AvgPool2d)
-    if not need_input:
-        return None
-    stride = module.kernel_size if module.stride is None else module.stride
-    g_x: Tensor = torch.ops.aten.avg_pool2d_backward(
-        g, x, _pair(module.kernel_size), _pair(stride), _pair(module.padding),
-        module.ceil_mode, module.count_include_pad, module.divisor_override,
-    )  # fmt: skip
-    return g_x
-
-
-def _max_pool(
-    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
-) -> Tensor | None:
-    del gradients
-    assert isinstance(module, nn.MaxPool2d)
-    if not need_input:
-        return None
-    window = (
-        _pair(module.kernel_size),
-        _pair(module.stride),
-        _pair(module.padding),
-        _pair(module.dilation),
-    )
-    _, indices = torch.ops.aten.max_pool2d_with_indices(x, *window, module.ceil_mode)
-    backward = torch.ops.aten.max_pool2d_with_indices_backward
-    g_x: Tensor = backward(g, x, *window, module.ceil_mode, indices)
-    return g_x
-
-
-def _global_mean(
-    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
-) -> Tensor | None:
-    del module, gradients
-    if not need_input:
-        return None
-    share = g * (1.0 / (x.shape[-1] * x.shape[-2]))
-    return share[..., None, None].expand(x.shape).contiguous()
-
-
-def _flatten(
-    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
-) -> Tensor | None:
-    del module, gradients
-    return g.reshape(x.shape) if need_input else None
-
-
-def _sequence(
-    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
-) -> Tensor | None:
-    assert isinstance(module, nn.Sequential)
-    parts, inputs = list(module), [x]
-    for part in parts[:-1]:
-        inputs.append(part(inputs[-1]))
-    current: Tensor | None = g
-    for part in reversed(parts):
-        if current is None:
-            return None
-        part_input = inputs.pop()
-        backward = _BACKWARD.get(type(part), _by_autograd)
-        current = backward(part, part_input, current, gradients, need_input or bool(inputs))
-    return current
-
-
-def _pair(value: int | tuple[int, ...]) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
-
-
-_BACKWARD: dict[type, _Backward] = {
-    nn.Conv2d: _conv2d,
-    nn.Linear: _linear,
-    nn.AvgPool2d: _avg_pool,
-    nn.MaxPool2d: _max_pool,
-    nn.Flatten: _flatten,
-    nn.Sequential: _sequence,
-    GlobalMean: _global_mean,
-}

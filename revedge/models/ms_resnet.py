@@ -1,4 +1,4 @@
-"""MS-ResNet: spiking residual nets with membrane shortcuts (the baseline of arXiv 2312.07922; 18 and 34 as published)."""
+"""MS-ResNet: residual nets with membrane shortcuts (baseline of arXiv 2312.07922; 18, 34 as published)."""
 
 from typing import Any
 

@@ -1,0 +1,71 @@
+"""What a neuron gave out, held as float32 or at one bit per value, and read in chunks of samples.
+
+A chunk is a range of planes; a plane is one sample at one time step. Spikes at one bit become float32 only chunk by
+chunk, in front of the operator that eats them.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from revedge import kernels
+
+# Two tensors of this size stay in the second-level cache of small machines; larger chunks run no faster, smaller ones
+# pay for the call (measured: benchmarks/).
+CHUNK_BYTES = 2 * 2**20
+
+
+class Signal:
+    """A neuron's output ``[T, B, ...]``.
+
+    Args:
+        shape: of the whole.
+        dense: float32 values; or
+        bits: one bit per value, see `revedge.kernels.pack_bits`.
+    """
+
+    def __init__(
+        self, shape: torch.Size, *, dense: Tensor | None = None, bits: Tensor | None = None
+    ) -> None:
+        self.shape = shape
+        self.dense = dense
+        self.bits = bits
+
+    @property
+    def planes(self) -> int:
+        """T * B."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def plane_shape(self) -> torch.Size:
+        """Shape of one plane."""
+        return self.shape[2:]
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return the planes ``[stop - start, ...]`` as float32."""
+        if self.dense is not None:
+            return self.dense.flatten(0, 1)[start:stop]
+        assert self.bits is not None
+        size = math.prod(self.plane_shape)
+        return kernels.unpack_bits(
+            self.bits[start * size // 8 :], (stop - start, *self.plane_shape)
+        )
+
+    def whole(self) -> Tensor:
+        """Return all planes ``[T*B, ...]`` as float32."""
+        return self.read(0, self.planes)
+
+
+def chunks(signal: Signal, *, whole: bool) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of the chunks; each starts at a byte of the bits. ``whole`` gives one chunk.
+
+    The same signal is cut the same way in forward and backward and under every strategy: a convolution may round
+    differently with the number of samples it sees at once.
+    """
+    plane_bytes = 4 * max(1, math.prod(signal.plane_shape))
+    aligned = 8 // math.gcd(8, plane_bytes // 4)
+    count = signal.planes if whole else max(1, CHUNK_BYTES // plane_bytes // aligned) * aligned
+    for start in range(0, signal.planes, max(1, count)):
+        yield start, min(start + count, signal.planes)

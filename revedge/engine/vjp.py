@@ -1,0 +1,168 @@
+"""Hand-written backward of the modules that a unit's tail is made of.
+
+Each takes the module, its input ``[N, ...]``, the gradient of its output, the dictionary that parameter gradients are
+added to, and whether the gradient of the input is wanted. None needs the module's output, so nothing of a tail has to
+be kept. A module without an entry in `_BACKWARD` goes through ordinary autograd.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from revedge.engine.unit import GlobalMean
+
+Gradients = dict[Tensor, Tensor]  # parameter -> its gradient
+
+
+def add_gradient(gradients: Gradients, parameter: Tensor | None, gradient: Tensor | None) -> None:
+    """Add ``gradient``, which nobody else holds, to what ``parameter`` has got so far."""
+    if parameter is None or gradient is None or not parameter.requires_grad:
+        return
+    seen = gradients.get(parameter)
+    gradients[parameter] = gradient if seen is None else seen.add_(gradient)
+
+
+def module_backward(
+    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, *, need_input: bool
+) -> Tensor | None:
+    """Return the gradient of ``x`` (None unless ``need_input``) and add those of the parameters."""
+    return _BACKWARD.get(type(module), _by_autograd)(module, x, g, gradients, need_input)
+
+
+def is_known(module: nn.Module | None) -> bool:
+    """Whether each sample of the module's output depends on that sample alone, without chance, as we know it."""
+    if isinstance(module, nn.Sequential):
+        return all(is_known(part) for part in module)
+    return module is None or type(module) in _BACKWARD
+
+
+_Backward = Callable[[nn.Module, Tensor, Tensor, Gradients, bool], Tensor | None]
+
+
+def _by_autograd(
+    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+) -> Tensor | None:
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_(need_input)
+        # A product and a sum, because an explicit output gradient would import sympy (33 MB) into the training.
+        loss = (module(leaf) * g).sum()
+        wanted = parameters + ([leaf] if need_input else [])
+        found = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
+    for parameter, gradient in zip(parameters, found, strict=False):
+        add_gradient(gradients, parameter, gradient)
+    if not need_input:
+        return None
+    return torch.zeros_like(x) if found[-1] is None else found[-1]
+
+
+def _conv2d(
+    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+) -> Tensor | None:
+    assert isinstance(module, nn.Conv2d)
+    if isinstance(module.padding, str) or module.padding_mode != "zeros":
+        return _by_autograd(module, x, g, gradients, need_input)
+    bias_sizes = None if module.bias is None else [module.out_channels]
+    g_x, g_w, g_b = torch.ops.aten.convolution_backward(
+        g, x, module.weight, bias_sizes, module.stride, module.padding, module.dilation, False, [0, 0],
+        module.groups, [need_input, module.weight.requires_grad, module.bias is not None],
+    )  # fmt: skip
+    add_gradient(gradients, module.weight, g_w)
+    add_gradient(gradients, module.bias, g_b)
+    return g_x if need_input else None
+
+
+def _linear(
+    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+) -> Tensor | None:
+    assert isinstance(module, nn.Linear)
+    g_2d, x_2d = g.flatten(0, -2), x.flatten(0, -2)
+    if module.weight.requires_grad:
+        add_gradient(gradients, module.weight, g_2d.t() @ x_2d)
+    if module.bias is not None:
+        add_gradient(gradients, module.bias, g_2d.sum(0))
+    return g @ module.weight if need_input else None
+
+
+def _avg_pool(
+    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+) -> Tensor | None:
+    del gradients
+    assert isinstance(module, nn.AvgPool2d)
+    if not need_input:
+        return None
+    stride = module.kernel_size if module.stride is None else module.stride
+    g_x: Tensor = torch.ops.aten.avg_pool2d_backward(
+        g, x, _pair(module.kernel_size), _pair(stride), _pair(module.padding),
+        module.ceil_mode, module.count_include_pad, module.divisor_override,
+    )  # fmt: skip
+    return g_x
+
+
+def _max_pool(
+    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+) -> Tensor | None:
+    del gradients
+    assert isinstance(module, nn.MaxPool2d)
+    if not need_input:
+        return None
+    window = (
+        _pair(module.kernel_size),
+        _pair(module.stride),
+        _pair(module.padding),
+        _pair(module.dilation),
+    )
+    _, indices = torch.ops.aten.max_pool2d_with_indices(x, *window, module.ceil_mode)
+    backward = torch.ops.aten.max_pool2d_with_indices_backward
+    g_x: Tensor = backward(g, x, *window, module.ceil_mode, indices)
+    return g_x
+
+
+def _global_mean(
+    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+) -> Tensor | None:
+    del module, gradients
+    if not need_input:
+        return None
+    share = g * (1.0 / (x.shape[-1] * x.shape[-2]))
+    return share[..., None, None].expand(x.shape).contiguous()
+
+
+def _flatten(
+    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+) -> Tensor | None:
+    del module, gradients
+    return g.reshape(x.shape) if need_input else None
+
+
+def _sequence(
+    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+) -> Tensor | None:
+    assert isinstance(module, nn.Sequential)
+    parts, inputs = list(module), [x]
+    for part in parts[:-1]:
+        inputs.append(part(inputs[-1]))
+    current: Tensor | None = g
+    for part in reversed(parts):
+        if current is None:
+            return None
+        part_input = inputs.pop()
+        needed = need_input or bool(inputs)
+        current = module_backward(part, part_input, current, gradients, need_input=needed)
+    return current
+
+
+def _pair(value: int | tuple[int, ...]) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+_BACKWARD: dict[type, _Backward] = {
+    nn.Conv2d: _conv2d,
+    nn.Linear: _linear,
+    nn.AvgPool2d: _avg_pool,
+    nn.MaxPool2d: _max_pool,
+    nn.Flatten: _flatten,
+    nn.Sequential: _sequence,
+    GlobalMean: _global_mean,
+}
