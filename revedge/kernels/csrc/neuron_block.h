@@ -158,10 +158,13 @@ CLONES static void backward_block(rows_t rows, const float *v0, float *g_v, floa
                                   const neuron_t *q) {
     float *h = scratch, *v = scratch + T * size;
     start_row(v0, v, n, q);
-    for (int64_t t = 0; t < T; ++t)
+    for (int64_t t = 0; t < T; ++t) {
+        if (t + 1 < T) fetch_row(rows.y + (t + 1) * rows.y_stride, n);
         step_any(1, 0, rows.y + t * rows.y_stride, rows.affine, v, h + t * size, NULL, n, q);
+    }
     if (g_leak) memset(g_leak, 0, (size_t)n * sizeof(float));
     for (int64_t t = T - 1; t >= 0; --t) {
+        if (t > 0) fetch_row(rows.g_s + (t - 1) * rows.g_stride, n);
         back_any(h + t * size, rows.g_s + t * rows.g_stride, rows.g_x + t * rows.g_stride, g_v, n,
                  q);
         if (!g_leak) continue;

@@ -104,7 +104,7 @@ def reversible_backward_(y: Tensor, g: Tensor, rp: ReversibleParams, dim: int) -
         g_m: list[Tensor] = [g_v[0]] * n
         for k in reversed(range(n)):
             m = kept[t][k]
-            g_y[k] = g_t[k]
+            g_y[k] = g_t[k].clone()  # g_t is overwritten below
             if not rp.detach_reset:
                 g_y[k] = g_y[k] + g_v[k] * (to_float32(rp.v_reset) - m)
             if k == n - 2:
