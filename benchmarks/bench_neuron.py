@@ -76,7 +76,7 @@ def fused_backward_s(x: Tensor, g: Tensor, node: LIFNode) -> float:
 
 def main() -> int:
     """Measure, print, and return 1 if the target is missed or the results differ."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="One LIF layer: C kernel against PyTorch loop.")
     parser.add_argument("--shape", default="8,16,64,32,32", help="T,B,C,H,W")
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--repeats", type=int, default=7)
@@ -89,7 +89,9 @@ def main() -> int:
     result = {"shape": shape, "native": native_status()["loaded"], "rows": []}
     met = True
     print(f"LIF forward + backward, {shape}, median of {args.repeats}; {native_status()['path']}")
-    print(f"{'threads':>7} {'loop_ms':>9} {'kernel_ms':>10} {'faster':>7} {'fused_backward_ms':>18}")
+    print(
+        f"{'threads':>7} {'loop_ms':>9} {'kernel_ms':>10} {'faster':>7} {'fused_backward_ms':>18}"
+    )
     for threads in [int(count) for count in args.threads.split(",")]:
         torch.set_num_threads(threads)
         loops, kernels, fused = [], [], []

@@ -18,8 +18,9 @@ class _Sequence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, v0: Tensor | None, leak: Tensor | None, p: NeuronParams
+        ctx: Any, x: Tensor, v0: Tensor | None, _leak: Tensor | None, p: NeuronParams
     ) -> tuple[Tensor, Tensor]:
+        # The leak's value is in p; the tensor is here to be given its gradient.
         ctx.set_materialize_grads(False)
         x = x.contiguous()
         v0 = None if v0 is None else v0.contiguous()
@@ -28,7 +29,7 @@ class _Sequence(torch.autograd.Function):
         return neuron_forward(x, v0, p)
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, g_s: Tensor | None, g_v: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, v0 = ctx.saved_tensors
@@ -125,6 +126,7 @@ class BaseNode(nn.Module, ABC):
                 f"the neuron's state has shape {tuple(self.v.shape)}, the input needs "
                 f"{tuple(shape)}; call reset_net between sequences of different shape"
             )
+        s: Tensor
         if self.step_mode == "s":
             v = self.initial_state(shape, x) if self.v is None else self.v
             s, self.v = self.step(x, v)

@@ -25,7 +25,7 @@ class _ReversibleSequence(torch.autograd.Function):
         return y, v
 
     @staticmethod
-    def backward(ctx: Any, g_y: Tensor | None, _: Any) -> tuple[Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, g_y: Tensor | None, _: Any) -> tuple[Tensor | None, None, None]:
         if g_y is None:
             return None, None, None
         (y,) = ctx.saved_tensors
@@ -114,14 +114,15 @@ class ReversibleNode(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return Y: [T, B, ...] of a sequence in "m" mode, [B, ...] of a step in "s" mode."""
         if self.step_mode == "m" and self.v is None:
+            y: Tensor
             y, self.v = _ReversibleSequence.apply(x, self.params(), self.dim)  # type: ignore[no-untyped-call]
             return y
         steps = x if self.step_mode == "m" else x[None]
         v = self.initial_state(steps.shape[1:], x) if self.v is None else self.v
         outputs = []
         for x_t in steps:
-            y, v = self.step(x_t, v)
-            outputs.append(y)
+            y_t, v = self.step(x_t, v)
+            outputs.append(y_t)
         self.v = v
         return torch.stack(outputs) if self.step_mode == "m" else outputs[0]
 

@@ -66,7 +66,7 @@ class _Spike(torch.autograd.Function):
         return (h >= v_threshold).to(h.dtype)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
         (h,) = ctx.saved_tensors
         v_threshold, name, alpha = ctx.settings
         return g * surrogate_derivative(h - v_threshold, name, alpha), None, None, None

@@ -11,8 +11,9 @@ def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
     assert actual.dtype == expected.dtype
     assert actual.shape == expected.shape
     if actual.dtype == torch.float32:
-        actual, expected = actual.contiguous().view(torch.int32), expected.contiguous().view(
-            torch.int32
+        actual, expected = (
+            actual.contiguous().view(torch.int32),
+            expected.contiguous().view(torch.int32),
         )
     differing = int((actual != expected).sum())
     assert differing == 0, f"{differing} of {actual.numel()} values differ"
@@ -21,7 +22,12 @@ def assert_same_bits(actual: Tensor, expected: Tensor) -> None:
 def neuron_variants() -> list[NeuronParams]:
     """Every surrogate, reset, detachment and kind of leak."""
     variants = []
-    for surrogate, alpha in (("atan", 2.0), ("sigmoid", 4.0), ("rectangle", 1.5), ("triangle", 0.7)):
+    for surrogate, alpha in (
+        ("atan", 2.0),
+        ("sigmoid", 4.0),
+        ("rectangle", 1.5),
+        ("triangle", 0.7),
+    ):
         for v_reset in (0.0, -0.3, None):
             for detach in (True, False):
                 common = {

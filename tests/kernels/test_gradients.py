@@ -59,9 +59,7 @@ def test_neuron(p: NeuronParams) -> None:
 @pytest.mark.parametrize("surrogate", ["atan", "sigmoid", "rectangle", "triangle"])
 @pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize(("groups", "shape"), [(2, (5, 3, 6)), (3, (4, 2, 15)), (4, (6, 2, 12))])
-def test_reversible(
-    groups: int, shape: tuple[int, ...], detach: bool, surrogate: str
-) -> None:
+def test_reversible(groups: int, shape: tuple[int, ...], detach: bool, surrogate: str) -> None:
     """The reversible neuron's gradient, rebuilt from Y only, for 2, 3, 4 groups and odd widths."""
     torch.manual_seed(2)
     rp = ReversibleParams(

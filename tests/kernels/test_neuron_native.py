@@ -2,12 +2,11 @@
 
 import pytest
 import torch
+from kernel_checks import assert_same_bits, name_of, neuron_variants
 from torch import Tensor
 
 from revedge import kernels
 from revedge.kernels import NeuronParams, reference
-
-from kernel_checks import assert_same_bits, name_of, neuron_variants
 
 pytestmark = pytest.mark.usefixtures("native")
 VARIANTS = neuron_variants()

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from kernel_checks import assert_same_bits
 
 from revedge import kernels
 from revedge.kernels import reference
-
-from kernel_checks import assert_same_bits
 
 SHAPES = [(1, 1), (5, 3), (6, 3, 9), (4, 1, 7, 7), (2, 3, 32, 32), (3, 2, 4097), (64, 17, 31)]
 
@@ -16,15 +15,11 @@ SHAPES = [(1, 1), (5, 3), (6, 3, 9), (4, 1, 7, 7), (2, 3, 32, 32), (3, 2, 4097),
 def test_native_equals_reference(shape: tuple[int, ...], threads: int) -> None:
     """Statistics, forward and backward, at odd sizes, for one and two threads."""
     y, g, weight = torch.randn(shape) + 3, torch.randn(shape), torch.randn(shape[1])
-    for value, expected in zip(
-        kernels.channel_stats(y), reference.channel_stats(y), strict=True
-    ):
+    for value, expected in zip(kernels.channel_stats(y), reference.channel_stats(y), strict=True):
         assert_same_bits(value, expected)
     mean, var = reference.channel_stats(y)
     scale, shift, inv_std = kernels.norm_affine(mean, var, weight, weight - 1, 1e-5)
-    assert_same_bits(
-        kernels.norm_forward(y, scale, shift), reference.norm_forward(y, scale, shift)
-    )
+    assert_same_bits(kernels.norm_forward(y, scale, shift), reference.norm_forward(y, scale, shift))
     g_expected = g.clone()
     results = kernels.norm_backward_(y, g, mean, inv_std, weight)
     expected = reference.norm_backward_(y, g_expected, mean, inv_std, weight)
@@ -46,9 +41,10 @@ def test_sum_order_is_the_documented_one() -> None:
             half = len(lanes) // 2
             lanes = [lanes[j] + lanes[j + half] for j in range(half)]
         expected.append(lanes[0] / (3 * 37))
-    assert kernels.channel_stats(values)[0].tolist() == torch.tensor(
-        expected, dtype=torch.float64
-    ).to(torch.float32).tolist()
+    assert (
+        kernels.channel_stats(values)[0].tolist()
+        == torch.tensor(expected, dtype=torch.float64).to(torch.float32).tolist()
+    )
 
 
 def test_equals_batch_norm() -> None:

@@ -226,5 +226,5 @@ def test_parametric_leak_learns() -> None:
     assert node.w.grad is not None
     assert float(node.w.grad.abs()) > 0
     with torch.no_grad():
-        node.w -= node.w.grad
+        node.w.sub_(node.w.grad)
     assert node.params().decay != other.params().decay
