@@ -30,8 +30,9 @@ class _Sequence(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: Any, g_s: Tensor | None, g_v: Tensor | None
+        ctx: Any, *grads: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        g_s, g_v = grads
         x, v0 = ctx.saved_tensors
         g = torch.zeros_like(x) if g_s is None else g_s
         g_v = None if g_v is None else g_v.contiguous()

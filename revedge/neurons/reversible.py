@@ -25,7 +25,8 @@ class _ReversibleSequence(torch.autograd.Function):
         return y, v
 
     @staticmethod
-    def backward(ctx: Any, g_y: Tensor | None, _: Any) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
+        g_y = grads[0]
         if g_y is None:
             return None, None, None
         (y,) = ctx.saved_tensors

@@ -66,7 +66,8 @@ class _Spike(torch.autograd.Function):
         return (h >= v_threshold).to(h.dtype)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (g,) = grads
         (h,) = ctx.saved_tensors
         v_threshold, name, alpha = ctx.settings
         return g * surrogate_derivative(h - v_threshold, name, alpha), None, None, None
