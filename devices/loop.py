@@ -285,7 +285,7 @@ class TrainingLoop:
             logits, labels, reduction="sum", label_smoothing=self.settings.label_smoothing
         )
         loss = loss / batch_size
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.frames.drop_pages()
         return float(loss.detach()), int((logits.detach().argmax(1) == labels).sum())
 

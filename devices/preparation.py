@@ -1,7 +1,7 @@
-"""What needs numpy or more before training starts, done by a child process that ends before the trainer begins.
+"""What happens before training: look at the data, plan, write the frame cache. All in one child process.
 
-`python -m revedge.devices.preparation` reads one JSON request from stdin and answers with one JSON line: the frame
-cache's path and the shape of the data. So the supervisor never imports numpy.
+`python -m revedge.devices.preparation` reads a JSON request from stdin and answers with one JSON line. It ends before
+the trainer begins, so neither numpy nor the planner's tables stay in the supervisor.
 """
 
 import json
@@ -11,29 +11,35 @@ from dataclasses import dataclass
 from typing import Any
 
 from revedge import errors
-from revedge.errors import RevedgeError
+from revedge.errors import BudgetError, RevedgeError
+from revedge.planner.plan import Plan
 
 
 @dataclass(frozen=True)
-class PreparedData:
-    """Where the frames are and what a network must look like to take them."""
+class Prepared:
+    """A plan and the folder of the frames that it trains on."""
 
+    plan: Plan
     cache: str
-    in_shape: tuple[int, int, int]
-    num_classes: int
-    static: bool
-    sample_bytes: int
 
 
-def prepare_data(name: str, data_dir: str | None, timesteps: int) -> PreparedData:
-    """Have a child process find or write the frame cache of a data set.
+def prepare(wanted: dict[str, Any]) -> Prepared:
+    """Have a child process search a plan and prepare its data.
+
+    Args:
+        wanted: arguments of `revedge.planner.request.Request`, without the shape of the data.
 
     Raises:
-        UsageError, DataError: as `revedge.data.prepare`.
+        UsageError, DataError: as `revedge.data.prepare` and the search.
+        BudgetError: nothing that was asked for fits; carries the floor.
         ModuleNotFoundError: a package that reads this data set is not installed.
     """
-    answer = run_child({"name": name, "data_dir": data_dir, "timesteps": timesteps})
-    return PreparedData(**{**answer, "in_shape": tuple(answer["in_shape"])})
+    return _prepared(run_child({"do": "search", "wanted": wanted}))
+
+
+def prepare_plan(plan: Plan) -> Prepared:
+    """Have a child process prepare the data of a plan that exists, and check that it fits to them."""
+    return _prepared(run_child({"do": "given", "plan": plan.to_toml()}))
 
 
 def run_child(request: dict[str, Any]) -> dict[str, Any]:
@@ -52,12 +58,14 @@ def run_child(request: dict[str, Any]) -> dict[str, Any]:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
         raise RevedgeError(
-            f"data {request['name']!r} could not be prepared (exit code {done.returncode}); see the lines above"
+            f"the training could not be prepared (exit code {done.returncode}); see the lines above"
         ) from None
     if "error" not in answer:
         return dict(answer)
     if answer["kind"] == "ModuleNotFoundError":
         raise ModuleNotFoundError(answer["error"], name=answer["name"])
+    if answer["kind"] == "BudgetError":
+        raise BudgetError(answer["error"], floor_bytes=answer["floor_bytes"])
     raise getattr(errors, answer["kind"], RevedgeError)(answer["error"])
 
 
@@ -65,30 +73,65 @@ def main() -> int:
     """Answer one request."""
     request = json.loads(sys.stdin.readline())
     try:
-        answer = _prepare(**request)
+        answer = (
+            _search(request["wanted"]) if request["do"] == "search" else _given(request["plan"])
+        )
     except (RevedgeError, ModuleNotFoundError) as error:
+        kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__name__ in vars(errors)]
         answer = {
             "error": str(error),
-            "kind": type(error).__name__,
+            "kind": kinds[0] if kinds else type(error).__name__,
             "name": getattr(error, "name", None),
+            "floor_bytes": getattr(error, "floor_bytes", None),
         }
     print(json.dumps(answer), flush=True)
     return 0
 
 
-def _prepare(name: str, data_dir: str | None, timesteps: int) -> dict[str, Any]:
+def _prepared(answer: dict[str, Any]) -> Prepared:
+    return Prepared(Plan.from_toml(answer["plan"]), answer["cache"])
+
+
+def _search(wanted: dict[str, Any]) -> dict[str, Any]:
+    from revedge import data
+    from revedge.planner import base
+    from revedge.planner.cost import predict
+    from revedge.planner.request import Request
+    from revedge.planner.search import search
+    from revedge.planner.trace_client import TraceClient
+
+    info = data.describe(wanted["data"], wanted["data_dir"])
+    if wanted.get("timesteps") is None and info.timesteps is not None:
+        wanted = {**wanted, "timesteps": info.timesteps}  # the recordings have no other
+    request = Request(
+        **wanted, in_shape=info.in_shape, num_classes=info.num_classes, static=info.static
+    )
+    bare = base.measure(request.threads)
+    with TraceClient() as tracer:
+        found = search(request, tracer.families(), lambda each: predict(each, bare, tracer))
+    plan = found.require()
+    return {"plan": plan.to_toml(), "cache": _cache(plan)}
+
+
+def _given(text: str) -> dict[str, Any]:
     from revedge import data
 
-    info = data.describe(name, data_dir)
-    path = data.prepare(name, data_dir, timesteps)
-    frames = data.FrameCache.open(path)
-    return {
-        "cache": str(path),
-        "in_shape": list(info.in_shape),
-        "num_classes": info.num_classes,
-        "static": info.static,
-        "sample_bytes": frames.sample_bytes,
-    }
+    plan = Plan.from_toml(text)
+    info = data.describe(plan.data, plan.data_dir)
+    wanted = (plan.in_shape, plan.num_classes, plan.static)
+    found = (tuple(info.in_shape), info.num_classes, info.static)
+    if wanted != found:
+        raise errors.UsageError(
+            f"the plan is for frames {wanted[0]} and {wanted[1]} classes, data {plan.data!r} has {found[0]} and "
+            f"{found[1]}; make a plan for this data with revedge plan"
+        )
+    return {"plan": text, "cache": _cache(plan)}
+
+
+def _cache(plan: Plan) -> str:
+    from revedge import data
+
+    return str(data.prepare(plan.data, plan.data_dir, plan.timesteps))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,308 @@
+"""`revedge train`: plan, then train under a supervisor, inside a RAM limit."""
+
+import argparse
+import dataclasses
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from revedge.errors import BudgetError, UsageError
+from revedge.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from revedge.devices.run_folder import RunFolder
+    from revedge.devices.supervisor import Outcome
+    from revedge.planner.plan import Plan
+
+_EPILOG = """example:
+  revedge train --data digits --budget 400MiB --epochs 8 --seed 0 --out runs/digits
+  revedge train --resume runs/digits
+"""
+_RESERVE_BYTES = 128 * 10**6
+_DEFAULT_EPOCHS = 10
+_FIXED_ON_RESUME = ("data", "data_dir", "model", "timesteps", "epochs", "seed", "budget", "plan", "out",
+                    "batch", "micro_batch", "strategy", "lr", "device", "threads", "prefer",
+                    "checkpoint_every_s")  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `revedge train`; absent ones are None, so that --resume can tell."""
+    parser.epilog = _EPILOG
+    add = parser.add_argument
+    add("--data", metavar="NAME", help="digits, nmnist, dvsgesture, npz or folder")
+    add("--data-dir", metavar="DIR", help="where the recordings lie (digits needs none)")
+    add(
+        "--budget",
+        metavar="SIZE",
+        help="bytes for supervisor and trainer together, as 400MiB, or auto",
+    )
+    add(
+        "--epochs",
+        type=_count,
+        metavar="N",
+        help=f"passes over the training split ({_DEFAULT_EPOCHS})",
+    )
+    add("--seed", type=int, metavar="S", help="of weights, order, dropout and augmentation (0)")
+    add("--out", metavar="DIR", help="folder of the run; made if missing")
+    add("--resume", metavar="DIR", help="continue the training of this folder")
+    add(
+        "--model",
+        metavar="NAME",
+        help="a model or a family of models; default: chosen for the data",
+    )
+    add("--timesteps", type=_count, metavar="T", help="time bins per recording")
+    add("--plan", metavar="FILE", help="train exactly this plan (see revedge plan --out)")
+    add("--batch", type=_count, metavar="B", help="samples per optimizer step")
+    add("--micro-batch", type=_count, metavar="B", help="samples per forward and backward")
+    add("--strategy", metavar="NAME", help="store, keep-conv, keep-spikes, reverse or invert")
+    add("--lr", type=float, metavar="RATE", help="peak learning rate")
+    add("--device", choices=("cpu", "cuda"), help="where to train (cpu)")
+    add("--threads", type=_count, metavar="N", help="CPU threads")
+    add("--prefer", metavar="WHAT", help="what to maximize: depth, timesteps or speed")
+    add("--checkpoint-every-s", type=_seconds, metavar="S", help="seconds between checkpoints (5)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, print the outcome, and return the exit code."""
+    from revedge.devices.run_folder import RunFolder
+
+    if args.resume is not None:
+        _refuse_changes(args)
+        folder = RunFolder(args.resume)
+        folder.require_begun()
+        lock = folder.lock()
+        result = folder.read_result()
+        if result is not None:
+            return _print(args, result, f"{folder.path} is trained already; nothing to do")
+        plan = _resumed_plan(folder)
+    else:
+        folder, lock = _new_folder(args)
+        plan = _begin(args, folder)
+    return _train(args, folder, lock, plan)
+
+
+def _new_folder(args: argparse.Namespace) -> tuple["RunFolder", int]:
+    from revedge.devices.run_folder import RunFolder
+
+    if args.out is None:
+        raise UsageError("--out is missing; name the folder of this run, as in --out runs/first")
+    if args.plan is None and (args.data is None or args.budget is None):
+        missing = "--data" if args.data is None else "--budget"
+        raise UsageError(f"{missing} is missing; give --data and --budget, or --plan, or --resume")
+    folder = RunFolder(args.out)
+    folder.make()
+    lock = folder.lock(wait_s=0.0)
+    if folder.begun:
+        raise UsageError(
+            f"--out {folder.path} holds a training already; continue it with --resume {folder.path}, or "
+            "choose another folder"
+        )
+    return folder, lock
+
+
+def _begin(args: argparse.Namespace, folder: "RunFolder") -> "Plan":
+    """Prepare the data, plan, admit; write plan and settings."""
+    from revedge.devices.preparation import prepare, prepare_plan
+    from revedge.devices.run_folder import RunSettings
+
+    if args.plan is not None:
+        plan = _given_plan(args)
+        _admit(plan)
+        prepared = prepare_plan(plan)
+    else:
+        budget_bytes = _budget(args.budget)
+        _check_memory(budget_bytes)
+        prepared = prepare(_wanted(args, budget_bytes))
+    plan = dataclasses.replace(
+        prepared.plan, epochs=args.epochs or prepared.plan.epochs or _DEFAULT_EPOCHS
+    )
+    _admit(plan)
+    every_s = 5.0 if args.checkpoint_every_s is None else args.checkpoint_every_s
+    folder.begin(plan.to_toml(), RunSettings(prepared.cache, args.seed or 0, every_s))
+    return plan
+
+
+def _given_plan(args: argparse.Namespace) -> "Plan":
+    """Load --plan; --budget and --data-dir may stand beside it."""
+    from revedge.planner.plan import Plan
+
+    _refuse_beside_plan(args)
+    plan = Plan.load(args.plan)
+    if args.data_dir is not None:
+        plan = dataclasses.replace(plan, data_dir=args.data_dir)
+    if args.budget is not None:
+        plan = dataclasses.replace(plan, budget_bytes=_budget(args.budget))
+    return plan
+
+
+def _wanted(args: argparse.Namespace, budget_bytes: int) -> dict[str, Any]:
+    """Return what is asked of the planner; None where it may choose."""
+    return {
+        "budget_bytes": budget_bytes,
+        "data": args.data,
+        "data_dir": args.data_dir,
+        "model": args.model,
+        "timesteps": args.timesteps,
+        "batch_size": args.batch,
+        "micro_batch_size": args.micro_batch,
+        "strategy": args.strategy,
+        "prefer": args.prefer,
+        "learning_rate": args.lr,
+        "device": args.device or "cpu",
+        "threads": args.threads or len(os.sched_getaffinity(0)),
+    }
+
+
+def _resumed_plan(folder: "RunFolder") -> "Plan":
+    """Load the plan of a begun run, and its frames, should they be gone."""
+    from revedge.devices.preparation import prepare_plan
+    from revedge.planner.plan import Plan
+
+    plan = Plan.load(folder.plan)
+    settings = folder.settings()
+    if not Path(settings.cache).is_dir():
+        prepared = prepare_plan(plan)
+        folder.begin(plan.to_toml(), dataclasses.replace(settings, cache=prepared.cache))
+    _admit(plan)
+    return plan
+
+
+def _admit(plan: "Plan") -> None:
+    """Refuse before the first step what cannot stay inside the budget."""
+    if plan.predicted_peak_bytes > plan.budget_bytes:
+        raise BudgetError(
+            f"--budget {format_bytes(plan.budget_bytes)} is too small for this plan, whose predicted peak is "
+            f"{format_bytes(plan.predicted_peak_bytes)}; give at least that, or let revedge plan choose",
+            floor_bytes=plan.predicted_peak_bytes,
+        )
+    _check_memory(plan.budget_bytes)
+
+
+def _check_memory(budget_bytes: int) -> None:
+    from revedge.devices.meter import available_bytes, total_bytes
+
+    reserve_bytes = max(_RESERVE_BYTES, total_bytes() // 20)
+    free_bytes = available_bytes() - reserve_bytes
+    if budget_bytes > free_bytes:
+        raise BudgetError(
+            f"--budget {format_bytes(budget_bytes)} is more than this machine has now: "
+            f"{format_bytes(max(0, free_bytes))} are available (beside {format_bytes(reserve_bytes)} left to the "
+            "system); give less, or end other programs"
+        )
+
+
+def _budget(text: str) -> int:
+    if text.strip().lower() != "auto":
+        return parse_bytes(text)
+    from revedge.devices.meter import available_bytes, total_bytes
+
+    return max(1, available_bytes() - max(_RESERVE_BYTES, total_bytes() // 20) - (16 << 20))
+
+
+def _train(args: argparse.Namespace, folder: "RunFolder", lock: int, plan: "Plan") -> int:
+    import json
+
+    from revedge.devices import picture
+    from revedge.devices.atomic import replace_text
+    from revedge.devices.progress import Progress
+    from revedge.devices.supervisor import Supervisor
+
+    progress = Progress(plan.budget_bytes)
+    outcome = Supervisor(folder, lock, progress).train()
+    problem = picture.draw_in_child(folder.path, plan.budget_bytes)
+    if problem:
+        progress.say(problem)
+    if outcome.done is None:
+        number = outcome.stopped_by or signal.SIGTERM
+        text = (
+            f"stopped at step {outcome.step}; continue with: revedge train --resume {folder.path}"
+        )
+        payload = {**_payload(outcome, folder), "stopped": True, "step": outcome.step}
+        _print(args, payload, text)
+        return 128 + number
+    result = _payload(outcome, folder)
+    try:
+        replace_text(folder.result, json.dumps(result, indent=1) + "\n")
+    except OSError as error:
+        progress.say(f"warning: {folder.result} cannot be written ({error.strerror})")
+    share = 100 * outcome.measured_peak_bytes / plan.budget_bytes
+    return _print(
+        args,
+        result,
+        f"test accuracy {100 * result['test_accuracy']:.2f} %  peak {format_bytes(outcome.measured_peak_bytes)} "
+        f"({share:.0f} % of {format_bytes(plan.budget_bytes)}, predicted "
+        f"{format_bytes(plan.predicted_peak_bytes)})  {outcome.wall_s:.0f} s\n{folder.path}",
+    )
+
+
+def _payload(outcome: "Outcome", folder: "RunFolder") -> dict[str, Any]:
+    plan = dataclasses.asdict(outcome.plan)
+    return {
+        "test_accuracy": None if outcome.done is None else outcome.done["test_accuracy"],
+        "budget_bytes": outcome.plan.budget_bytes,
+        "predicted_peak_bytes": outcome.plan.predicted_peak_bytes,
+        "measured_peak_bytes": outcome.measured_peak_bytes,
+        "epochs": outcome.plan.epochs,
+        "wall_s": round(outcome.wall_s, 3),
+        "plan": plan,
+        "seed": folder.settings().seed,
+        "run": str(folder.path),
+        "restarts": outcome.restarts,
+        "sessions": outcome.sessions,
+    }
+
+
+def _print(args: argparse.Namespace, payload: dict[str, Any], text: str) -> int:
+    from revedge.cli.output import emit
+
+    emit(args, text, payload)
+    return 0
+
+
+def _refuse_changes(args: argparse.Namespace) -> None:
+    """A resumed run continues as it was begun; --out may repeat the folder."""
+    given = [name for name in _FIXED_ON_RESUME if getattr(args, name) is not None]
+    if "out" in given and Path(args.out).resolve() == Path(args.resume).resolve():
+        given.remove("out")
+    if given:
+        option = "--" + given[0].replace("_", "-")
+        raise UsageError(
+            f"{option} does not go with --resume, which continues {args.resume} as it was begun; leave it out, "
+            "or begin another run with --out"
+        )
+
+
+def _refuse_beside_plan(args: argparse.Namespace) -> None:
+    names = (
+        "data",
+        "model",
+        "timesteps",
+        "batch",
+        "micro_batch",
+        "strategy",
+        "lr",
+        "device",
+        "threads",
+        "prefer",
+    )
+    given = [name for name in names if getattr(args, name) is not None]
+    if given:
+        option = "--" + given[0].replace("_", "-")
+        raise UsageError(
+            f"{option} does not go with --plan, which says it already; leave one of them out"
+        )
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not 0 or more seconds")
+    return value
