@@ -73,7 +73,7 @@ class Progress:
             raise SystemExit(1)
         rate = done / (now_s - self.started_s)
         left_s = (self.total - done) / rate
-        text = f"{done} of {self.total}, {rate:.0f}/s, {left_s:.0f} s left"
+        text = f"{done} of {self.total}, {rate:.3g}/s, {left_s:.0f} s left"
         print(f"revedge: preparing {self.name}: {text}", file=sys.stderr, flush=True)
 
 

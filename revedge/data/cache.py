@@ -93,7 +93,7 @@ class FrameCache:
             meta = _read_meta(folder / META_FILE)
             label_bytes = (folder / LABELS_FILE).read_bytes()
             found_bytes = (folder / FRAMES_FILE).stat().st_size
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise _damaged(folder, _reason(error)) from None
         if meta["format_version"] != FORMAT_VERSION:
             version = meta["format_version"]

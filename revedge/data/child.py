@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from sysconfig import get_path
 from typing import Any
 
 import revedge
@@ -19,13 +20,11 @@ def run_child(task: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError, DataError, ModuleNotFoundError: as the child did.
     """
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     package_root = str(Path(revedge.__file__).resolve().parent.parent)
-    paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(paths),
-        "OPENBLAS_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-    }
+    if package_root not in (get_path("purelib"), get_path("platlib")):  # a checkout
+        paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
     words = [sys.executable, "-W", "ignore", "-m", "revedge.data._build_cache"]
     text = json.dumps(task | {"parent_pid": os.getpid()})
     with subprocess.Popen(

@@ -9,11 +9,13 @@ The frames are streamed out of the archive one by one: a file larger than memory
 """
 
 import math
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO, TypeVar
 
 import numpy as np
@@ -158,7 +160,9 @@ def _header(file: IO[bytes], what: str) -> tuple[tuple[int, ...], np.dtype[np.ge
     }
     if version not in readers:
         raise DataError(f"{what} is of .npy version {version[0]}.{version[1]}; save it again")
-    shape, fortran, dtype = readers[version](file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # numpy's remark on headers that Python 2 wrote
+        shape, fortran, dtype = readers[version](file)
     if dtype.hasobject:
         raise DataError(f"{what} holds pickled Python objects; refused, save plain numbers")
     return shape, dtype, fortran
@@ -187,9 +191,5 @@ def _guarded(path: Path, read: Callable[[], Result]) -> Result:
         raise DataError(
             f"{path} is not a usable .npz file: {text}; save or copy it again"
         ) from None
-    except (
-        KeyError,
-        RuntimeError,
-        SyntaxError,
-    ) as error:  # a lost member, encryption, a bad header
+    except (KeyError, RuntimeError, SyntaxError, TokenError) as error:  # encrypted; a bad header
         raise DataError(f"{path} is not a usable .npz file: {error}; save it again") from None
