@@ -1,0 +1,19 @@
+"""One cache folder for all tests of the planner, so that the base is measured once."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def planner_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Point $REVEDGE_CACHE to a fresh folder."""
+    before = os.environ.get("REVEDGE_CACHE")
+    folder = str(tmp_path_factory.mktemp("cache"))
+    os.environ["REVEDGE_CACHE"] = folder
+    yield folder
+    if before is None:
+        del os.environ["REVEDGE_CACHE"]
+    else:
+        os.environ["REVEDGE_CACHE"] = before

@@ -1,0 +1,112 @@
+"""`revedge plan`: its JSON, its exit codes, and what it says when the answer is no."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from revedge.cli.main import main
+from revedge.planner import process
+from revedge.planner.plan import Plan
+
+SHAPE = ("--in-shape", "2,16,16", "--classes", "10", "--model", "revsresnet11", "--batch", "4")
+
+
+def plan(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any], str]:
+    code = main(["plan", *words, "--json"])
+    captured = capsys.readouterr()
+    return code, json.loads(captured.out.splitlines()[-1]), captured.err
+
+
+def test_feasible(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A plan that fits: exit 0, the frozen keys, a file that loads, a progress line on stderr."""
+    out = tmp_path / "plan.toml"
+    code, found, err = plan(capsys, *SHAPE, "--budget", "600MiB", "--out", str(out))
+    assert code == 0
+    assert found["feasible"] is True
+    assert found["floor_bytes"] <= found["predicted_peak_bytes"] <= 600 * 2**20
+    assert found["config"]["strategy"] == "store"
+    assert all(
+        set(each) == {"config", "predicted_peak_bytes", "missing_bytes", "reason"}
+        for each in found["rejected"]
+    )
+    assert Plan.load(out).predicted_peak_bytes == found["predicted_peak_bytes"]
+    assert "configurations tried" in err
+
+
+def test_infeasible(capsys: pytest.CaptureFixture[str]) -> None:
+    """A budget that is too small: exit 1 with the floor, and that floor is feasible."""
+    code, found, err = plan(capsys, *SHAPE, "--budget", "200MiB")
+    assert (code, found["feasible"], found["config"]) == (1, False, None)
+    assert found["predicted_peak_bytes"] is None
+    assert "give --budget" in err
+    assert "Traceback" not in err
+    floor = found["floor_bytes"]
+    assert plan(capsys, *SHAPE, "--budget", str(floor))[0] == 0
+    assert plan(capsys, *SHAPE, "--budget", str(floor - 1))[0] == 1
+
+
+def test_verify(capsys: pytest.CaptureFixture[str]) -> None:
+    """--verify adds what two real steps took, below the prediction."""
+    code, found, _ = plan(capsys, *SHAPE, "--budget", "600MiB", "--verify")
+    assert code == 0
+    assert 0 < found["measured_peak_bytes"] <= found["predicted_peak_bytes"]
+
+
+def test_a_board(capsys: pytest.CaptureFixture[str]) -> None:
+    """--budget auto --device takes the board's RAM, and says whose base was taken."""
+    code, found, _ = plan(capsys, *SHAPE, "--budget", "auto", "--device", "jetson-orin-nano-8gb")
+    assert code == 0
+    assert 4 * 2**30 < found["budget_bytes"] < 8 * 2**30
+    assert "this machine" in found["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--device", "jetson-orin-nano-9gb"), "did you mean"),
+        (("--model", "revsresnet12"), "did you mean"),
+        (("--prefer", "size"), "choose one of"),
+        (("--strategy", "magic"), "choose one of"),
+        (("--in-shape", "2,16"), "channels,height,width"),
+        (("--data", "digits"), "either --data, or --in-shape"),
+        (("--timesteps", "0"), "1 or more"),
+        (("--budget", "many"), "not understood"),
+        (("--depth", "1"), "depth"),
+    ],
+)
+def test_usage_errors(
+    capsys: pytest.CaptureFixture[str], words: tuple[str, str], says: str
+) -> None:
+    """What does not exist or does not parse: exit 2, one line that says what to do."""
+    code, found, err = plan(capsys, *SHAPE, "--budget", "600MiB", *words)
+    assert code == found["exit_code"] == 2
+    assert says in found["error"]
+    assert "Traceback" not in err
+
+
+def test_a_file_that_cannot_be_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """--out in a folder that is not there: exit 1 and a reason."""
+    out = tmp_path / "missing" / "plan.toml"
+    code, found, _ = plan(capsys, *SHAPE, "--budget", "600MiB", "--out", str(out))
+    assert code == 1
+    assert "cannot be written" in found["error"]
+
+
+def test_the_process_stays_free_of_torch() -> None:
+    """A whole `revedge plan` never imports torch into its own process."""
+    code = (
+        "import sys; from revedge.cli.main import main; "
+        f"code = main({['plan', *SHAPE, '--budget', '600MiB', '--json']!r}); "
+        "sys.exit(code or ('torch' in sys.modules))"
+    )
+    done = subprocess.run(
+        [*process.python_command("x")[:1], "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=process.environment(),
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,180 @@
+"""The tracer counts storages: when they are made, when they die, and what a convolution hides."""
+
+import pytest
+import torch
+from torch import nn
+
+from revedge.planner.setting import Setting
+from revedge.planner.trace_child import answer, trace
+from revedge.planner.tracer import StorageTracker, allocated_bytes, workspace_bytes
+
+PAGE = 4096
+
+
+def tracker() -> StorageTracker:
+    return StorageTracker(page_bytes=PAGE, native_kernels=True)
+
+
+def setting(**changes: object) -> Setting:
+    values: dict[str, object] = {
+        "model": "revsresnet11",
+        "in_shape": (2, 16, 16),
+        "num_classes": 10,
+        "timesteps": 4,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        "strategy": "reverse",
+    }
+    return Setting(**{**values, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "taken"),
+    [
+        (0, 0),
+        (1, 128),
+        (64, 128),
+        (65, 192),
+        (65_408, 65_472),  # the last that lies on the heap
+        (65_472, 17 * PAGE),  # a mapping of its own: 16 pages and one for the header
+        (65_536, 17 * PAGE),
+        (65_537, 18 * PAGE),
+        (1 << 20, 257 * PAGE),
+    ],
+)
+def test_allocated_bytes(nbytes: int, taken: int) -> None:
+    """Small blocks take a header more, large ones whole pages and one more."""
+    assert allocated_bytes(nbytes, PAGE) == taken
+
+
+def test_workspace_pads_channels() -> None:
+    """Every 4-d operand is copied once with its channels padded to 16; others are not."""
+    assert workspace_bytes([(8, 2, 10, 10), (16, 3, 3, 3), (16,)], 4) == 4 * (
+        8 * 16 * 100 + 16 * 16 * 9
+    )
+
+
+def test_peak_of_a_chain() -> None:
+    """In a chain whose links are dropped, two links are alive at the peak."""
+    link = allocated_bytes(400_000, PAGE)
+    with tracker() as found:
+        x = torch.empty(100_000, device="meta")
+        for _ in range(5):
+            x = x + 1
+        del x
+    assert found.peak_bytes == 2 * link
+    assert found.live_bytes == 0
+
+
+def test_views_and_in_place_take_nothing() -> None:
+    """A view, an in-place operation and a result written to a given tensor are no new storage."""
+    with tracker() as found:
+        x = torch.empty(100_000, device="meta")
+        y = x.view(100, 1000)[3:].t()
+        x.add_(1)
+        torch.mul(x, 2, out=x)
+    assert found.peak_bytes == found.live_bytes == allocated_bytes(400_000, PAGE)
+    del y
+
+
+def test_seeded_storages_keep_their_kind() -> None:
+    """What is there before the trace counts, once, under the kind it was given."""
+    weight = torch.empty(100_000, device="meta")
+    found = tracker()
+    found.add([weight, weight.view(-1)], "weights")
+    with found:
+        y = weight * 2
+    size = allocated_bytes(400_000, PAGE)
+    assert found.bytes_at_peak() == {"weights": size, "activations": size}
+    del y
+
+
+def test_backward_of_a_linear_layer_is_counted_exactly() -> None:
+    """Input, weight, output and gradients: each storage of a linear layer and no other."""
+    layer = nn.Linear(256, 512, bias=False, device="meta")
+    x = torch.empty(128, 256, device="meta")
+    found = tracker()
+    found.add([layer.weight, x], "given")
+    with found:
+        layer(x).sum().backward()
+    given = allocated_bytes(256 * 512 * 4, PAGE) + allocated_bytes(128 * 256 * 4, PAGE)
+    # The output dies when it is summed; the gradient of the weight comes later and is larger.
+    # Beside it stands the gradient of the sum, one number, whose expansion is a view.
+    gradient = allocated_bytes(256 * 512 * 4, PAGE)
+    number = allocated_bytes(4, PAGE)
+    assert found.live_bytes == given + gradient
+    assert given + gradient <= found.peak_bytes <= given + gradient + 2 * number
+
+
+def test_convolution_has_workspace_at_its_peak() -> None:
+    """The peak of a convolution is its operands, its result, and the bound on its workspace."""
+    weight = torch.empty(32, 2, 3, 3, device="meta")
+    x = torch.empty(4, 2, 34, 34, device="meta")
+    found = tracker()
+    found.add([weight, x])
+    with found:
+        y = torch.conv2d(x, weight, padding=1)
+    sizes = sum(allocated_bytes(t.numel() * 4, PAGE) for t in (weight, x, y))
+    hidden = 4 * (32 * 16 * 9 + 4 * 16 * 34 * 34 + 4 * 32 * 34 * 34)
+    assert found.peak_bytes == sizes + hidden
+    assert found.peak_workspace_bytes == hidden
+
+
+def test_trace_parts_sum_to_the_peak() -> None:
+    """What a training takes is the sum of its parts, and the weights are the model's."""
+    found = trace(setting())
+    kinds = ("weights", "gradients", "optimizer", "data", "activations", "workspace")
+    assert sum(found[f"{kind}_bytes"] for kind in kinds) == found["peak_bytes"]
+    assert found["weights_bytes"] >= 4 * found["parameters"]
+    assert found["optimizer_bytes"] >= 2 * 4 * found["parameters"]
+
+
+@pytest.mark.parametrize("strategy", ["store", "keep-conv", "keep-spikes", "reverse"])
+def test_memory_grows_with_depth_time_and_batch(strategy: str) -> None:
+    """The search bisects, so memory must not fall where depth, T or the micro-batch grows."""
+    model = "revsresnet11" if strategy == "reverse" else "ms-resnet6"
+    grown = {
+        "timesteps": [1, 2, 3, 5, 8],
+        "micro_batch_size": [1, 2, 4, 8],
+        "model_options": [{"depth": n} for n in (2, 3, 4, 6)],
+    }
+    for name, values in grown.items():
+        peaks = []
+        for value in values:
+            batch = value if name == "micro_batch_size" else 4
+            peaks.append(
+                trace(setting(model=model, strategy=strategy, batch_size=batch, **{name: value}))[
+                    "peak_bytes"
+                ]
+            )
+        assert peaks == sorted(peaks), (name, peaks)
+
+
+def test_reversed_depth_costs_no_activations() -> None:
+    """Under `reverse` four times the blocks keep no more activations; stored they keep more."""
+    grows = {}
+    for strategy in ("reverse", "store"):
+        shallow, deep = (
+            trace(setting(strategy=strategy, model_options={"depth": depth}))["activations_bytes"]
+            for depth in (4, 16)
+        )
+        grows[strategy] = deep / shallow
+    assert grows["reverse"] < 1.05
+    assert grows["store"] > 2
+
+
+def test_accumulation_keeps_gradients() -> None:
+    """With micro-batches the gradients are alive while the next one runs."""
+    one = trace(setting(batch_size=4, micro_batch_size=4))
+    many = trace(setting(batch_size=8, micro_batch_size=4))
+    assert many["gradients_bytes"] > one["gradients_bytes"]
+    assert many["peak_bytes"] >= one["peak_bytes"]
+
+
+def test_bad_requests_are_answered() -> None:
+    """A model that does not exist, or not in this form, is an answer and not an end."""
+    unknown = answer({"do": "trace", "setting": setting(model="revsresnet").to_json()})
+    assert unknown["kind"] == "UsageError"
+    assert "revsresnet67" in unknown["error"]
+    broken = answer({"do": "trace", "setting": setting(model_options={"wings": 2}).to_json()})
+    assert broken["kind"] == "failure"
