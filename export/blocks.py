@@ -12,8 +12,23 @@ from torch import Tensor, nn
 from revedge.export.cells import Cell, NoCell, ReversibleCell
 
 
+def cut_points(takes: list[int], begin: int = 0) -> list[int]:
+    """Return where the share of each part begins in a list that holds what they take in turn, and where it ends.
+
+    >>> cut_points([1, 0, 2])
+    [0, 1, 1, 3]
+    """
+    cuts = [begin]
+    for count in takes:
+        cuts.append(cuts[-1] + count)
+    return cuts
+
+
 class Affine(nn.Module):
     """Batch normalization that no operator directly precedes: ``x * scale + shift`` per channel of ``[B, C, ...]``."""
+
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, scale: Tensor, shift: Tensor) -> None:
         super().__init__()
@@ -55,7 +70,9 @@ class UnitStep(nn.Module):
 
     takes: Final[int]
 
-    def __init__(self, head: nn.Module, cell: Cell | ReversibleCell | NoCell, tail: nn.Module) -> None:
+    def __init__(
+        self, head: nn.Module, cell: Cell | ReversibleCell | NoCell, tail: nn.Module
+    ) -> None:
         super().__init__()
         self.head = head
         self.cell = cell
@@ -72,21 +89,21 @@ class BranchStep(nn.Module):
     """Units in turn, then ``close``: what is left of the trailing normalization, pool, grid; or nothing."""
 
     takes: Final[int]
+    cuts: Final[list[int]]
 
     def __init__(self, units: list[UnitStep], close: nn.Module) -> None:
         super().__init__()
         self.units = nn.ModuleList(units)
         self.close = close
-        self.takes = sum(unit.takes for unit in units)
+        self.cuts = cut_points([unit.takes for unit in units])
+        self.takes = self.cuts[-1]
 
     def forward(self, x: Tensor, carry: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """One time step."""
         given: list[Tensor] = []
-        at = 0
-        for unit in self.units:
-            x, new = unit(x, carry[at : at + unit.takes])
+        for i, unit in enumerate(self.units):
+            x, new = unit(x, carry[self.cuts[i] : self.cuts[i + 1]])
             given += new
-            at += unit.takes
         return self.close(x), given
 
 
@@ -94,22 +111,22 @@ class FeedStep(nn.Module):
     """The sum of branches."""
 
     takes: Final[int]
+    cuts: Final[list[int]]
 
     def __init__(self, first: BranchStep, others: list[BranchStep]) -> None:
         super().__init__()
         self.first = first
         self.others = nn.ModuleList(others)
-        self.takes = first.takes + sum(branch.takes for branch in others)
+        self.cuts = cut_points([branch.takes for branch in others], first.takes)
+        self.takes = self.cuts[-1]
 
     def forward(self, x: Tensor, carry: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """One time step."""
-        at = self.first.takes
-        out, given = self.first(x, carry[:at])
-        for branch in self.others:
-            y, new = branch(x, carry[at : at + branch.takes])
+        out, given = self.first(x, carry[: self.cuts[0]])
+        for i, branch in enumerate(self.others):
+            y, new = branch(x, carry[self.cuts[i] : self.cuts[i + 1]])
             out = out + y
             given += new
-            at += branch.takes
         return out, given
 
 
@@ -117,23 +134,23 @@ class ResidualStep(nn.Module):
     """``x <- x + branch(x)``, branch by branch."""
 
     takes: Final[int]
+    cuts: Final[list[int]]
 
     def __init__(self, entry: nn.Module, branches: list[BranchStep]) -> None:
         super().__init__()
         self.entry = entry
         self.branches = nn.ModuleList(branches)
-        self.takes = sum(branch.takes for branch in branches)
+        self.cuts = cut_points([branch.takes for branch in branches])
+        self.takes = self.cuts[-1]
 
     def forward(self, x: Tensor, carry: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """One time step."""
         x = self.entry(x)
         given: list[Tensor] = []
-        at = 0
-        for branch in self.branches:
-            y, new = branch(x, carry[at : at + branch.takes])
+        for i, branch in enumerate(self.branches):
+            y, new = branch(x, carry[self.cuts[i] : self.cuts[i + 1]])
             x = x + y
             given += new
-            at += branch.takes
         return x, given
 
 
@@ -141,25 +158,25 @@ class CouplingStep(nn.Module):
     """``x1 <- x1 + F(x2)``, ``x2 <- x2 + G(x1)`` on channel halves; ``branches`` are F, G, F, G, ... ."""
 
     takes: Final[int]
-    half: Final[int]
+    cuts: Final[list[int]]
+    width: Final[int]
 
-    def __init__(self, entry: nn.Module, branches: list[BranchStep], half: int) -> None:
+    def __init__(self, entry: nn.Module, branches: list[BranchStep], width: int) -> None:
         super().__init__()
         self.entry = entry
         self.branches = nn.ModuleList(branches)
-        self.half = half
-        self.takes = sum(branch.takes for branch in branches)
+        self.width = width
+        self.cuts = cut_points([branch.takes for branch in branches])
+        self.takes = self.cuts[-1]
 
     def forward(self, x: Tensor, carry: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """One time step; after each half block the two halves trade places, so that one rule serves F and G."""
         x = self.entry(x)
-        written = x.narrow(1, 0, self.half)
-        read = x.narrow(1, self.half, self.half)
+        written = x.narrow(1, 0, self.width)
+        read = x.narrow(1, self.width, self.width)
         given: list[Tensor] = []
-        at = 0
-        for branch in self.branches:
-            y, new = branch(read, carry[at : at + branch.takes])
+        for i, branch in enumerate(self.branches):
+            y, new = branch(read, carry[self.cuts[i] : self.cuts[i + 1]])
             written, read = read, written + y
             given += new
-            at += branch.takes
         return torch.cat([written, read], 1), given

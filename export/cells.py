@@ -87,10 +87,8 @@ class Cell(nn.Module):
         if self.forced:
             out = carry[1]
             fired = out > 0.5
-        if self.hard:
-            v = h.masked_fill(fired, self.v_reset)
-        else:
-            v = torch.where(fired, h - self.v_threshold, h)
+        v = h - self.v_threshold
+        v = h.masked_fill(fired, self.v_reset) if self.hard else torch.where(fired, v, h)
         if self.shows:
             return out, [v, h, s]
         return out, [v]

@@ -5,6 +5,7 @@ number that training could still move is fixed. The network it is made from is n
 """
 
 import copy
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from revedge.export.blocks import (
     ResidualStep,
     SpaceMean,
     UnitStep,
+    cut_points,
 )
 from revedge.export.cells import PLAIN, Cell, NoCell, ReversibleCell
 from revedge.export.folding import can_fold, fold, norm_affine_of
@@ -32,18 +34,19 @@ from revedge.neurons import BaseNode, ReversibleNode
 class InferenceNet(nn.Module):
     """``forward(x, carry) -> (logits of this step, carry')``; see `inference_form`."""
 
-    def __init__(self, runs: list[nn.Module]) -> None:
+    cuts: Final[list[int]]
+
+    def __init__(self, runs: list[FeedStep | ResidualStep | CouplingStep]) -> None:
         super().__init__()
         self.runs = nn.ModuleList(runs)
+        self.cuts = cut_points([run.takes for run in runs])
 
     def forward(self, x: Tensor, carry: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """One time step: ``x`` ``[B, C, H, W]``, one tensor ``[B, ...]`` per entry of ``carry``."""
         given: list[Tensor] = []
-        at = 0
-        for run in self.runs:
-            x, new = run(x, carry[at : at + run.takes])
+        for i, run in enumerate(self.runs):
+            x, new = run(x, carry[self.cuts[i] : self.cuts[i + 1]])
             given += new
-            at += run.takes
         return x, given
 
 
@@ -78,7 +81,7 @@ class _Builder:
         self.used = 0
         self.previous: list[nn.Module] = []  # [the Sequential that ends in it], or nothing
 
-    def run(self, run: Run) -> nn.Module:
+    def run(self, run: Run) -> FeedStep | ResidualStep | CouplingStep:
         entry = nn.Identity() if getattr(run, "on_grid", True) else Grid(GRID_BITS)
         if isinstance(run, Feed):
             branches = [b for b in run.branches if isinstance(b, Branch)]
@@ -151,7 +154,9 @@ class _Builder:
             )
 
 
-def cell_of(neuron: BaseNode | ReversibleNode, shape: tuple[int, ...], mode: int) -> Cell | ReversibleCell:
+def cell_of(
+    neuron: BaseNode | ReversibleNode, shape: tuple[int, ...], mode: int
+) -> Cell | ReversibleCell:
     """Return the cell of a neuron whose state is ``[B, *shape]``."""
     if isinstance(neuron, ReversibleNode):
         # A positive `dim` counts time, which a step does not have.

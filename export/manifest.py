@@ -105,9 +105,7 @@ class Manifest:
             ExportError: not a file of revedge, of another schema, or damaged.
         """
         if "schema" not in strings or "states" not in strings:
-            raise ExportError(
-                f"{source} carries no revedge metadata; write it with revedge export"
-            )
+            raise ExportError(f"{source} carries no revedge metadata; write it with revedge export")
         plain = {"graph", "numerics", "data"}
         try:
             return cls.from_dict(

@@ -20,7 +20,9 @@ from revedge.export.manifest import Manifest
 
 DEFAULT_OPSET = 18
 OPSETS = range(13, 24)
-_LEGACY_UP_TO = 17  # the exporter that is built on torch.export begins at 18, whatever it is asked for
+_LEGACY_UP_TO = (
+    17  # the exporter that is built on torch.export begins at 18, whatever it is asked for
+)
 _EXAMPLE_BATCH = 2  # 0 and 1 would be fixed as constants
 _LARGEST_BYTES = 1 << 31  # of a protobuf file
 
@@ -73,20 +75,32 @@ def check_onnx(path: Path, manifest: Manifest, opset: int) -> None:
         model = onnx.load(str(path), load_external_data=False)
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # onnx's errors have no common base
-        raise ExportError(f"{path.name} does not pass the ONNX checker: {_first_line(error)}") from None
+        raise ExportError(
+            f"{path.name} does not pass the ONNX checker: {_first_line(error)}"
+        ) from None
     found = {entry.domain: entry.version for entry in model.opset_import}
     if found.get("", found.get("ai.onnx")) != opset:
-        raise ExportError(f"opset {opset} was asked for, the exporter wrote {found}; ask for another opset")
-    outside = [one.name for one in model.graph.initializer if one.data_location == onnx.TensorProto.EXTERNAL]
+        raise ExportError(
+            f"opset {opset} was asked for, the exporter wrote {found}; ask for another opset"
+        )
+    outside = [
+        one.name
+        for one in model.graph.initializer
+        if one.data_location == onnx.TensorProto.EXTERNAL
+    ]
     if outside:
-        raise ExportError(f"{path.name} keeps {outside[0]} outside the file; the model is too large for one file")
+        raise ExportError(
+            f"{path.name} keeps {outside[0]} outside the file; the model is too large for one file"
+        )
     expected = _dims(manifest)
     actual = [
         (value.name, [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim])
         for value in [*model.graph.input, *model.graph.output]
     ]
     if actual != expected:
-        wrong = next((a, e) for a, e in zip([*actual, None], [*expected, None], strict=False) if a != e)
+        wrong = next(
+            (a, e) for a, e in zip([*actual, None], [*expected, None], strict=False) if a != e
+        )
         raise ExportError(f"{path.name} has {wrong[0]} where {wrong[1]} was asked for")
     stored = {entry.key: entry.value for entry in model.metadata_props}
     if Manifest.from_strings(stored, path.name) != manifest:
@@ -99,9 +113,16 @@ def _export(form: InferenceNet, manifest: Manifest, path: Path, opset: int) -> N
     states: list[Tensor] = [torch.full((batch, *s.shape), s.init) for s in manifest.states]
     inputs = ["x", *(state.name for state in manifest.states)]
     outputs = ["logits", *(state.next for state in manifest.states)]
-    common: dict[str, Any] = {"opset_version": opset, "input_names": inputs, "output_names": outputs}
+    common: dict[str, Any] = {
+        "opset_version": opset,
+        "input_names": inputs,
+        "output_names": outputs,
+    }
     if opset <= _LEGACY_UP_TO:
-        common |= {"dynamo": False, "dynamic_axes": {name: {0: "batch"} for name in [*inputs, *outputs]}}
+        common |= {
+            "dynamo": False,
+            "dynamic_axes": {name: {0: "batch"} for name in [*inputs, *outputs]},
+        }
     else:
         free = ({0: "batch"}, [{0: "batch"} for _ in states])
         common |= {"dynamo": True, "external_data": False, "dynamic_shapes": free, "verbose": False}
@@ -135,7 +156,9 @@ def _finish(path: Path, manifest: Manifest) -> None:
     model.producer_version = manifest.versions.get("revedge", "")
     model.graph.name = "revedge_step"
     if model.ByteSize() >= _LARGEST_BYTES:
-        raise ExportError("the model is larger than the 2 GiB that one ONNX file can hold; use --format torchscript")
+        raise ExportError(
+            "the model is larger than the 2 GiB that one ONNX file can hold; use --format torchscript"
+        )
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
@@ -165,8 +188,9 @@ def _exporter_silenced() -> Iterator[None]:
                 (r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning),
             ):
                 warnings.filterwarnings("ignore", message=text, category=category)
-            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-            warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(torch\.onnx|onnxscript|onnx)")
+            warnings.filterwarnings(
+                "ignore", category=DeprecationWarning, module=r"(torch\.onnx|onnxscript|onnx)"
+            )
             yield
     finally:
         logger.setLevel(level)

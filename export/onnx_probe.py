@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from revedge.errors import ExportError
-from revedge.export.inference import cell_of
 from revedge.export.cells import WATCH, ReversibleCell
+from revedge.export.inference import cell_of
 from revedge.export.manifest import Manifest
 from revedge.export.probes import Array, FileProbe, Seen
 from revedge.export.runner import open_session
@@ -16,6 +16,9 @@ from revedge.models import SpikingNet, spiking_units
 
 if TYPE_CHECKING:
     import onnx
+
+
+_FLOAT = 1  # onnx.TensorProto.FLOAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +109,9 @@ def _firing_of(net: SpikingNet) -> list[_Firing]:
     for spec, (_, unit) in zip(net.state_spec(), spiking_units(net), strict=True):
         assert unit.neuron is not None
         cell = cell_of(unit.neuron, spec.shape, WATCH)
-        found.append(_Firing(cell.rest, cell.dim) if isinstance(cell, ReversibleCell) else _Firing())
+        found.append(
+            _Firing(cell.rest, cell.dim) if isinstance(cell, ReversibleCell) else _Firing()
+        )
     return found
 
 
@@ -118,11 +123,21 @@ def _points_of(model: "onnx.ModelProto") -> list[_Point]:
         if node.op_type != "GreaterOrEqual":
             continue
         fired = node.output[0]
-        casts = [one.output[0] for one in nodes if one.op_type == "Cast" and one.input[0] == fired]
+        casts = [
+            one.output[0]
+            for one in nodes
+            if one.op_type == "Cast" and one.input[0] == fired and _casts_to(one) == _FLOAT
+        ]
         if len(casts) != 1:
-            raise ExportError(f"the comparison {node.name!r} has {len(casts)} casts behind it, not 1")
+            raise ExportError(
+                f"the comparison {node.name!r} has {len(casts)} casts behind it, not 1"
+            )
         points.append(_Point(node.input[0], fired, casts[0]))
     return points
+
+
+def _casts_to(node: "onnx.NodeProto") -> int:
+    return next((attribute.i for attribute in node.attribute if attribute.name == "to"), 0)
 
 
 def _show(model: "onnx.ModelProto", names: list[str]) -> None:

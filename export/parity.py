@@ -60,7 +60,9 @@ class ParityReport:
     reference_accuracy: float = 0.0
 
 
-def compare_steps(trained: TrainedProbe, file: FileProbe, frames: Array, report: ParityReport) -> None:
+def compare_steps(
+    trained: TrainedProbe, file: FileProbe, frames: Array, report: ParityReport
+) -> None:
     """Questions 1 and 2 on ``frames`` ``[S, B, C, H, W]``; adds to ``report``.
 
     Raises:
@@ -97,28 +99,48 @@ def _judge(
     report: ParityReport,
 ) -> None:
     bound_logits, bound_membranes, bound_states = step_bounds(
-        trained.net, torch.from_numpy(x), [torch.from_numpy(v) for v in states], [torch.from_numpy(s) for s in expected.spikes]
+        trained.net,
+        torch.from_numpy(x),
+        [torch.from_numpy(v) for v in states],
+        [torch.from_numpy(s) for s in expected.spikes],
     )
-    checks: list[tuple[str, Array, Array, Any]] = [("logits", expected.logits, forced.logits, bound_logits)]
+    checks: list[tuple[str, Array, Array, Any]] = [
+        ("logits", expected.logits, forced.logits, bound_logits)
+    ]
     for index, name in enumerate(names):
-        checks.append((f"{name} membrane", expected.membranes[index], forced.membranes[index], bound_membranes[index]))
-        checks.append((f"{name} state", expected.states[index], forced.states[index], bound_states[index]))
+        checks.append(
+            (
+                f"{name} membrane",
+                expected.membranes[index],
+                forced.membranes[index],
+                bound_membranes[index],
+            )
+        )
+        checks.append(
+            (f"{name} state", expected.states[index], forced.states[index], bound_states[index])
+        )
         report.forced_flips += int(np.count_nonzero(expected.spikes[index] != forced.spikes[index]))
     for name, ours, theirs, bound in checks:
         if ours.shape != theirs.shape:
-            raise ExportError(f"{name} has shape {theirs.shape} in the file and {ours.shape} in the network")
+            raise ExportError(
+                f"{name} has shape {theirs.shape} in the file and {ours.shape} in the network"
+            )
         difference = np.abs(ours.astype(np.float64) - theirs.astype(np.float64))
         limit = bound.numpy().astype(np.float64)
         share = difference / np.maximum(limit, np.finfo(np.float32).tiny)
         if not np.all(difference <= limit):  # NaN fails too
             worst = np.unravel_index(np.argmax(np.nan_to_num(share, nan=np.inf)), share.shape)
             raise ExportError(
-                f"step {step}: {name} differs by {difference[worst]:.3g} from the trained network, rounding explains at "
-                f"most {limit[worst]:.3g}; the file is rejected, use another --format or --opset"
+                f"step {step}: {name} differs by {difference[worst]:.3g} from the trained network, rounding explains "
+                f"at most {limit[worst]:.3g}; the file is rejected, use another --format or --opset"
             )
-        report.max_forced_difference = max(report.max_forced_difference, float(difference.max(initial=0.0)))
+        report.max_forced_difference = max(
+            report.max_forced_difference, float(difference.max(initial=0.0))
+        )
         report.max_bound = max(report.max_bound, float(limit.max(initial=0.0)))
-        report.largest_share_of_bound = max(report.largest_share_of_bound, float(share.max(initial=0.0)))
+        report.largest_share_of_bound = max(
+            report.largest_share_of_bound, float(share.max(initial=0.0))
+        )
 
 
 def repeat_frames(frames: Array, steps: int, static: bool) -> Array:
@@ -139,7 +161,9 @@ def compare_predictions(
     for labels, ours, theirs in batches:
         report.test_samples += len(labels)
         report.argmax_changed += int(np.count_nonzero(ours.argmax(1) != theirs.argmax(1)))
-        report.max_logit_difference = max(report.max_logit_difference, float(np.abs(ours - theirs).max(initial=0.0)))
+        report.max_logit_difference = max(
+            report.max_logit_difference, float(np.abs(ours - theirs).max(initial=0.0))
+        )
         right += int(np.count_nonzero(theirs.argmax(1) == labels))
         right_reference += int(np.count_nonzero(ours.argmax(1) == labels))
     report.accuracy = right / max(1, report.test_samples)

@@ -114,7 +114,9 @@ class TorchScriptProbe(FileProbe):
         return Seen(logits, given[0::3], given[1::3], given[2::3])
 
 
-def _call(module: torch.jit.ScriptModule, x: Array, carry: list[Array]) -> tuple[Array, list[Array]]:
+def _call(
+    module: torch.jit.ScriptModule, x: Array, carry: list[Array]
+) -> tuple[Array, list[Array]]:
     with torch.no_grad():
         logits, given = module(torch.from_numpy(x), [torch.from_numpy(v) for v in carry])
     return _array(logits), _arrays(given)

@@ -14,6 +14,8 @@ most sqrt(n) u S / 3, whatever the order; six of them are 2 sqrt(n) u S, and the
 are the rounding of folded weights and of the bias. Source of the model: Higham, Mary, SIAM J. Sci. Comput. 41 (2019).
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -183,7 +185,7 @@ def _layer(layer: nn.Module | None, pair: Pair) -> Pair:
 
 
 def _sum_error(terms: int) -> float:
-    return (4.0 * float(terms) ** 0.5 + 4.0) * _U
+    return (4.0 * math.sqrt(terms) + 4.0) * _U
 
 
 def _weighted(layer: nn.Linear | nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
@@ -192,6 +194,8 @@ def _weighted(layer: nn.Linear | nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight)
     if layer.padding_mode != "zeros":
-        raise ExportError(f"no rounding bound is known for padding_mode={layer.padding_mode!r}; use zeros")
+        raise ExportError(
+            f"no rounding bound is known for padding_mode={layer.padding_mode!r}; use zeros"
+        )
     call = F.conv2d if isinstance(layer, nn.Conv2d) else F.conv1d
     return call(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)

@@ -55,9 +55,12 @@ class StreamNet(nn.Module):
         if len(self.states) > 0:
             batch = self.states[0].size(0)
             if x.size(0) != batch:
-                raise ValueError("the batch of x is not that of the states; call reset(batch) first")
-        logits, self.states = self.step(x, self.states)
-        return logits
+                raise ValueError(
+                    "the batch of x is not that of the states; call reset(batch) first"
+                )
+        answer: tuple[Tensor, list[Tensor]] = self.step(x, self.states)
+        self.states = answer[1]
+        return answer[0]
 
     @torch.jit.export
     def sequence(self, x: Tensor) -> Tensor:
@@ -107,7 +110,9 @@ def compile_script(module: nn.Module, kept: list[str] | None = None) -> torch.ji
     try:
         with deprecations_silenced():
             scripted = torch.jit.script(module.eval())
-            frozen: torch.jit.ScriptModule = torch.jit.freeze(scripted, preserved_attrs=kept or None)
+            frozen: torch.jit.ScriptModule = torch.jit.freeze(
+                scripted, preserved_attrs=kept or None
+            )
             return frozen
     except (RuntimeError, OSError, TypeError) as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), "no reason given")
@@ -148,6 +153,8 @@ def deprecations_silenced() -> Iterator[None]:
     """Silence the DeprecationWarnings of ``torch.jit`` and no others."""
     with warnings.catch_warnings():
         warnings.filterwarnings(
-            "ignore", message=r"`torch\.jit\.\w+` is (deprecated|not supported)", category=DeprecationWarning
+            "ignore",
+            message=r"`torch\.jit\.\w+` is (deprecated|not supported)",
+            category=DeprecationWarning,
         )
         yield

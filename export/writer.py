@@ -19,7 +19,14 @@ from revedge.export.inference import InferenceNet, inference_form
 from revedge.export.manifest import Manifest, StateEntry
 from revedge.export.onnx_graph import DEFAULT_OPSET, check_opset, write_onnx
 from revedge.export.onnx_probe import OnnxProbe
-from revedge.export.parity import BATCHES, STEPS, ParityReport, compare_predictions, compare_steps, repeat_frames
+from revedge.export.parity import (
+    BATCHES,
+    STEPS,
+    ParityReport,
+    compare_predictions,
+    compare_steps,
+    repeat_frames,
+)
 from revedge.export.probes import Array, FileProbe, TorchScriptProbe, TrainedProbe
 from revedge.export.runner import StreamRunner
 from revedge.export.torchscript import check_python, read_torchscript, write_torchscript
@@ -28,7 +35,10 @@ from revedge.models import SpikingNet
 FORMATS = ("torchscript", "onnx")
 REPORT_FILE = "model.export.json"
 _FILES = {"torchscript": ("model.step.pt", "model.stream.pt"), "onnx": ("model.onnx",)}
-_BATCH, _BATCH_PIXELS = 32, 1 << 20  # of the test split: at most so many samples, and time steps * height * width
+_BATCH, _BATCH_PIXELS = (
+    32,
+    1 << 20,
+)  # of the test split: at most so many samples, and time steps * height * width
 _TELL_EVERY_S = 5.0
 
 
@@ -39,7 +49,9 @@ class Frames(Protocol):
     class_names: tuple[str, ...]
     test_indices: npt.NDArray[np.int64]
 
-    def batch(self, indices: npt.ArrayLike, /) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    def batch(
+        self, indices: npt.ArrayLike, /
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         """Return uint8 ``[T, B, C, H, W]`` (or ``[B, C, H, W]``) and labels."""
         ...
 
@@ -63,7 +75,9 @@ def parse_formats(text: str) -> tuple[str, ...]:
     for name in names:
         if name not in FORMATS:
             close = difflib.get_close_matches(name, [*FORMATS, "ts", "jit"], n=1, cutoff=0.4)
-            hint = {"ts": "torchscript", "jit": "torchscript"}.get(close[0], close[0]) if close else ""
+            hint = (
+                {"ts": "torchscript", "jit": "torchscript"}.get(close[0], close[0]) if close else ""
+            )
             raise UsageError(
                 f"format {name!r} is not known; "
                 + (f"did you mean {hint}?" if hint else f"choose from {', '.join(FORMATS)}")
@@ -108,7 +122,9 @@ def export_network(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"-o {out} cannot be made ({error.strerror}); name a folder that you can write") from None
+        raise UsageError(
+            f"-o {out} cannot be made ({error.strerror}); name a folder that you can write"
+        ) from None
     form = inference_form(net)
     trained = TrainedProbe(net)
     done: list[ExportedFile] = []
@@ -120,7 +136,9 @@ def export_network(
         parity = ParityReport(steps=max(STEPS, net.timesteps), batches=BATCHES)
         try:
             _write(name, form, manifest, paths)
-            tell(f"{name}: comparing {parity.steps} steps, then {len(frames.test_indices)} test samples")
+            tell(
+                f"{name}: comparing {parity.steps} steps, then {len(frames.test_indices)} test samples"
+            )
             _compare(_probe(name, paths, manifest, net), trained, frames, parity)
             compare_predictions(_predictions(name, paths, trained, frames, tell), parity)
             done.append(ExportedFile(name, paths, parity))
@@ -135,7 +153,13 @@ def export_network(
 def manifest_of(net: SpikingNet, frames: Frames, data_name: str, opset: int | None) -> Manifest:
     """Return the metadata of a step graph of ``net``."""
     states = tuple(
-        StateEntry(name=f"state_{i}", next=f"next_state_{i}", shape=tuple(spec.shape), init=spec.init, path=spec.name)
+        StateEntry(
+            name=f"state_{i}",
+            next=f"next_state_{i}",
+            shape=tuple(spec.shape),
+            init=spec.init,
+            path=spec.name,
+        )
         for i, spec in enumerate(net.state_spec())
     )
     packages = {"revedge": "revedge", "torch": "torch"} | ({"onnx": "onnx"} if opset else {})
@@ -176,7 +200,11 @@ def _compare(probe: FileProbe, trained: TrainedProbe, frames: Frames, parity: Pa
 
 
 def _predictions(
-    name: str, paths: tuple[Path, ...], trained: TrainedProbe, frames: Frames, tell: Callable[[str], None]
+    name: str,
+    paths: tuple[Path, ...],
+    trained: TrainedProbe,
+    frames: Frames,
+    tell: Callable[[str], None],
 ) -> Iterator[tuple[npt.NDArray[np.int64], Array, Array]]:
     """Labels, mean logits of the network's own forward, and of the file, over the test split."""
     net = trained.net
