@@ -1,9 +1,11 @@
 """The autograd side: spiking units, memory strategies, reversible runs and their checks. Read README.md first."""
 
+from revedge.engine.chain import Chain
 from revedge.engine.coupling import Coupling
 from revedge.engine.feed import Feed
+from revedge.engine.repeat import Repeat
 from revedge.engine.residual import Residual
-from revedge.engine.run import Run
+from revedge.engine.run import Run, carry
 from revedge.engine.strategy import STRATEGIES
 from revedge.engine.unit import GRID_BITS, INPUT_GRID_BITS, Branch, GlobalMean, Unit
 
@@ -12,10 +14,13 @@ __all__ = [
     "INPUT_GRID_BITS",
     "STRATEGIES",
     "Branch",
+    "Chain",
     "Coupling",
     "Feed",
     "GlobalMean",
+    "Repeat",
     "Residual",
     "Run",
     "Unit",
+    "carry",
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from revedge import kernels
 from revedge.engine.replay import BranchTape, Replay, branch_forward, join
-from revedge.engine.run import Checksums, Run
+from revedge.engine.run import Checksums, Given, Run
 from revedge.engine.unit import GRID_BITS, Branch, to_grid
 from revedge.engine.vjp import Gradients
 from revedge.errors import UsageError
@@ -40,6 +40,8 @@ class Coupling(Run):
         UsageError: unequal numbers of F and G, or a branch without trailing norm.
     """
 
+    keeps_output = True
+
     def __init__(
         self,
         f: list[Branch],
@@ -63,46 +65,48 @@ class Coupling(Run):
         pairs = zip(self.f, self.g, strict=True)
         return [branch for pair in pairs for branch in pair if isinstance(branch, Branch)]
 
-    def run_forward(self, x: Tensor, strategy: str | None) -> tuple[Tensor, _Tape]:
-        """See `Run`."""
-        tape = _Tape(sums=Checksums(self.check if strategy is not None else "none"))
-        halves = _split(x if self.on_grid else kernels.grid_round(x, GRID_BITS))
+    def run_forward(self, x: Given, *, keep: bool) -> tuple[Tensor, _Tape]:
+        """See `Carried`."""
+        tape = _Tape(sums=Checksums(self.check if keep else "none"))
+        halves = _split(x.take() if self.on_grid else kernels.grid_round(x.take(), GRID_BITS))
         for index, branch in enumerate(self.half_blocks()):
             to, read = index % 2, 1 - index % 2
             tape.sums.take(halves[to])
-            y, branch_tape = branch_forward(branch, halves[read], strategy, "coupling")
-            written = halves[to]
-            if strategy == "store":  # what a branch read is kept, so it must not be written
-                written = written.clone()
-            halves[to] = join(branch, written, y, branch_tape.stats)
+            given = Given(halves[read], free=False)
+            y, branch_tape = branch_forward(
+                branch, given, self.strategy if keep else None, "coupling"
+            )
+            # Under `store` the other branch keeps what it read, so that must not be written.
+            base = halves[to].clone() if branch_tape.keeps_input else halves[to]
+            halves[to] = join(branch, base, y, branch_tape.stats)
             tape.blocks.append(branch_tape)
         return torch.cat(halves, 2), tape
 
     def run_backward(
         self,
         x: Tensor | None,
-        out: Tensor,
+        out: Given | None,
         tape: Any,
-        g: Tensor,
+        g: Given,
         gradients: Gradients,
         *,
         need_input: bool,
     ) -> Tensor | None:
-        """See `Run`."""
+        """See `Carried`."""
         del x
-        halves, g_halves = _split(out), _split(g)
+        assert out is not None
+        halves, g_halves = _split(out.take()), _split(g.take())
         blocks = self.half_blocks()
         for index in reversed(range(len(blocks))):
             to, read, branch = index % 2, 1 - index % 2, blocks[index]
             replay = Replay(branch, tape.blocks.pop(), halves[read])
-            if self.strategy != "store":
+            if replay.kept_input() is None:
                 halves[to] = join(branch, halves[to], replay.output(), replay.tape.stats, sign=-1)
                 tape.sums.compare(halves[to], f"coupling block {index // 2} half {to + 1}")
-            part = replay.backward(
-                g_halves[to].clone(), gradients, need_input=need_input or index > 0
-            )
+            g_branch = Given(g_halves[to], free=False)
+            part = replay.backward(g_branch, gradients, need_input=need_input or index > 0)
             if part is not None:
-                g_halves[read] = part.add_(g_halves[read])
+                g_halves[read].add_(part)
         return torch.cat(g_halves, 2) if need_input else None
 
     def step(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from revedge.engine.replay import BranchTape, Replay, branch_forward, join
-from revedge.engine.run import Run
+from revedge.engine.run import Given, Run
 from revedge.engine.unit import Branch
 from revedge.engine.vjp import Gradients
 from revedge.errors import UsageError
@@ -21,6 +21,8 @@ class Feed(Run):
         UsageError: no branch, or several of which one does not end on the grid.
     """
 
+    keeps_input = True  # it cannot rebuild its input
+
     def __init__(
         self, branches: list[Branch], *, strategy: str = "reverse", check: str = "none"
     ) -> None:
@@ -31,21 +33,20 @@ class Feed(Run):
             )
         self.branches = nn.ModuleList(branches)
 
-    @property
-    def keeps_input(self) -> bool:
-        """A feed cannot rebuild its input."""
-        return True
-
     def branch_list(self) -> list[Branch]:
         """Return the branches with their type."""
         return [branch for branch in self.branches if isinstance(branch, Branch)]
 
-    def run_forward(self, x: Tensor, strategy: str | None) -> tuple[Tensor, list[BranchTape]]:
-        """See `Run`."""
+    def run_forward(self, x: Given, *, keep: bool) -> tuple[Tensor, list[BranchTape]]:
+        """See `Carried`."""
         out: Tensor | None = None
-        tapes = []
-        for branch in self.branch_list():
-            y, tape = branch_forward(branch, x, strategy, "feed")
+        tapes, stream = [], x.take()
+        branches = self.branch_list()
+        for branch in branches:
+            given = Given(stream, free=False)
+            if branch is branches[-1]:
+                del stream
+            y, tape = branch_forward(branch, given, self.strategy if keep else None, "feed")
             out = join(branch, out, y, tape.stats)
             tapes.append(tape)
         assert out is not None
@@ -54,19 +55,20 @@ class Feed(Run):
     def run_backward(
         self,
         x: Tensor | None,
-        out: Tensor,
+        out: Given | None,
         tape: Any,
-        g: Tensor,
+        g: Given,
         gradients: Gradients,
         *,
         need_input: bool,
     ) -> Tensor | None:
-        """See `Run`."""
+        """See `Carried`."""
         del out
-        g_x: Tensor | None = None
-        for branch, branch_tape in zip(self.branch_list(), tape, strict=True):
-            part = Replay(branch, branch_tape, x).backward(
-                g.clone(), gradients, need_input=need_input
+        branches, g_x = self.branch_list(), None
+        for branch in branches:
+            g_branch = g if branch is branches[-1] else g.copy()
+            part = Replay(branch, tape.pop(0), x).backward(
+                g_branch, gradients, need_input=need_input
             )
             g_x = part if g_x is None or part is None else g_x.add_(part)
         return g_x

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from revedge import kernels
 from revedge.engine.fire import Stats, affine, fire, fire_backward_, norm_backward_, take_stats
+from revedge.engine.run import Given
 from revedge.engine.signal import Signal
 from revedge.engine.strategy import Place, keeps_output, what_to_keep
 from revedge.engine.tail import Chance, draw, tail_backward, tail_forward
@@ -44,14 +45,14 @@ class BranchTape:
 
 
 def branch_forward(
-    branch: Branch, x: Tensor, strategy: str | None, place: Place
+    branch: Branch, x: Given, strategy: str | None, place: Place
 ) -> tuple[Tensor, BranchTape]:
     """Run ``x`` ``[T, B, ...]`` through the units; the trailing normalization is left to `join`.
 
     ``strategy`` None keeps nothing.
     """
     tape = BranchTape()
-    y = x
+    y = x.take().contiguous()
     for index, unit in enumerate(branch.unit_list()):
         stats = None if unit.norm is None else take_stats(unit.norm, y)
         kept = _UnitTape(stats, draw(unit))
@@ -105,9 +106,9 @@ class Replay:
         """The branch's input, where the strategy kept it."""
         return self.tape.units[0].pre
 
-    def backward(self, g: Tensor, gradients: Gradients, *, need_input: bool) -> Tensor | None:
-        """Return the gradient of the branch's input, None if not needed; ``g`` (of its output) is overwritten."""
-        g = self._trailing_backward(g, gradients)
+    def backward(self, given: Given, gradients: Gradients, *, need_input: bool) -> Tensor | None:
+        """Return the gradient of the branch's input, None if not needed, from that of its output."""
+        g = self._trailing_backward(given.take_writable(), gradients)
         for index in reversed(range(len(self.units))):
             unit, kept = self.units[index], self.tape.units[index]
             needed = need_input or index > 0 or _has_parameters_before_tail(unit)
@@ -159,7 +160,7 @@ class Replay:
             return kept.pre
         if index == 0:
             assert self.x is not None
-            return self.x
+            return self.x.contiguous()
         if index not in self.pre:
             self.pre[index] = self._operate(index - 1)
         return self.pre[index]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from revedge import kernels
 from revedge.engine.replay import BranchTape, Replay, branch_forward, join
-from revedge.engine.run import Checksums, Run
+from revedge.engine.run import Checksums, Given, Run
 from revedge.engine.unit import GRID_BITS, Branch, to_grid
 from revedge.engine.vjp import Gradients
 from revedge.errors import UsageError
@@ -39,6 +39,8 @@ class Residual(Run):
         UsageError: a branch without trailing norm.
     """
 
+    keeps_output = True
+
     def __init__(
         self,
         branches: list[Branch],
@@ -59,46 +61,51 @@ class Residual(Run):
         """Return the branches with their type."""
         return [branch for branch in self.branches if isinstance(branch, Branch)]
 
-    def run_forward(self, x: Tensor, strategy: str | None) -> tuple[Tensor, _Tape]:
-        """See `Run`."""
-        tape = _Tape(sums=Checksums(self.check if strategy is not None else "none"))
-        x = x.clone() if self.on_grid else kernels.grid_round(x, GRID_BITS)
+    def run_forward(self, x: Given, *, keep: bool) -> tuple[Tensor, _Tape]:
+        """See `Carried`."""
+        tape = _Tape(sums=Checksums(self.check if keep else "none"))
+        stream = x.take_writable() if self.on_grid else kernels.grid_round(x.take(), GRID_BITS)
         for branch in self.branch_list():
-            tape.sums.take(x)
-            y, branch_tape = branch_forward(branch, x, strategy, "residual")
+            tape.sums.take(stream)
+            given = Given(stream, free=False)
+            y, branch_tape = branch_forward(
+                branch, given, self.strategy if keep else None, "residual"
+            )
             # A stored block input must not be overwritten by the next one.
-            x = join(branch, x.clone() if branch_tape.keeps_input else x, y, branch_tape.stats)
+            base = stream.clone() if branch_tape.keeps_input else stream
+            stream = join(branch, base, y, branch_tape.stats)
             tape.blocks.append(branch_tape)
-        return x, tape
+        return stream, tape
 
     def run_backward(
         self,
         x: Tensor | None,
-        out: Tensor,
+        out: Given | None,
         tape: Any,
-        g: Tensor,
+        g: Given,
         gradients: Gradients,
         *,
         need_input: bool,
     ) -> Tensor | None:
-        """See `Run`."""
+        """See `Carried`."""
         del x
-        stream, last = out.clone(), len(self.branches)
-        for branch in reversed(self.branch_list()):
-            last -= 1
+        assert out is not None
+        stream, g_stream = out.take_writable(), g.take_writable()
+        for index in reversed(range(len(self.branches))):
+            branch = self.branch_list()[index]
             replay = Replay(branch, tape.blocks.pop(), None)
             kept = replay.kept_input()
-            stream = (
-                join(branch, stream, replay.output(), replay.tape.stats, sign=-1)
-                if kept is None
-                else kept
-            )
-            tape.sums.compare(stream, f"residual block {last}")
+            if kept is None:
+                stream = join(branch, stream, replay.output(), replay.tape.stats, sign=-1)
+                tape.sums.compare(stream, f"residual block {index}")
+            else:
+                stream = kept
             replay.x = stream
-            part = replay.backward(g.clone(), gradients, need_input=need_input or last > 0)
+            g_branch = Given(g_stream, free=False)
+            part = replay.backward(g_branch, gradients, need_input=need_input or index > 0)
             if part is not None:
-                g = part.add_(g)
-        return g if need_input else None
+                g_stream.add_(part)
+        return g_stream if need_input else None
 
     def step(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """See `Run`."""

@@ -1,7 +1,7 @@
 """A run: blocks that one autograd function carries, so that memory does not grow with depth."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +13,82 @@ from revedge.errors import ReversibilityError, UsageError
 CHECKS = ("none", "checksum")
 
 
+class Given:
+    """A tensor handed over: who takes it holds the only reference, and may write to it if it is ``free``."""
+
+    def __init__(self, tensor: Tensor, *, free: bool) -> None:
+        self._tensor: Tensor | None = tensor
+        self.free = free
+
+    def take(self) -> Tensor:
+        """Return the tensor, to be read, and forget it."""
+        tensor, self._tensor = self._tensor, None
+        assert tensor is not None
+        return tensor
+
+    def copy(self) -> "Given":
+        """Return a copy that is free, and keep the tensor for who takes it later."""
+        assert self._tensor is not None
+        return Given(self._tensor.clone(memory_format=torch.contiguous_format), free=True)
+
+    def take_writable(self) -> Tensor:
+        """Return the tensor if it is free, else a copy."""
+        tensor = self.take()
+        return (
+            tensor
+            if self.free and tensor.is_contiguous()
+            else tensor.clone(memory_format=torch.contiguous_format)
+        )
+
+
+class Carried(Protocol):
+    """What `carry` needs: a forward that leaves a tape, and a backward that uses it up."""
+
+    @property
+    def keeps_input(self) -> bool:
+        """Whether the backward needs the input itself."""
+        ...
+
+    @property
+    def keeps_output(self) -> bool:
+        """Whether the backward needs the output itself."""
+        ...
+
+    def run_forward(self, x: Given, *, keep: bool) -> tuple[Tensor, Any]:
+        """Return output and tape; ``keep`` False leaves the tape empty."""
+        ...
+
+    def run_backward(
+        self,
+        x: Tensor | None,
+        out: Given | None,
+        tape: Any,
+        g: Given,
+        gradients: Gradients,
+        *,
+        need_input: bool,
+    ) -> Tensor | None:
+        """Return the gradient of the input (None unless ``need_input``) and fill ``gradients``.
+
+        ``x`` is None unless `keeps_input`, ``out`` unless `keeps_output`.
+        """
+        ...
+
+
 class Run(nn.Module):
-    """Base of `Feed`, `Residual` and `Coupling`.
+    """Base of `Feed`, `Residual` and `Coupling`; implements `Carried`.
 
     Attributes:
         strategy: what is kept between forward and backward, see `revedge.engine.strategy`.
         check: "checksum" compares a 64-bit sum of every rebuilt block input with that of the forward pass.
     """
 
+    keeps_input = False
+    keeps_output = False
+
     def __init__(self, strategy: str = "reverse", check: str = "none") -> None:
         super().__init__()
-        self.strategy = check_strategy(strategy)
-        self.check = check
+        self.set_strategy(strategy, check=check)
 
     def set_strategy(self, strategy: str, *, check: str | None = None) -> None:
         """Choose what the run keeps; the gradient stays the same to the last bit.
@@ -40,68 +104,67 @@ class Run(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the run's output for ``x`` ``[T, B, ...]``."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        if torch.is_grad_enabled() and (x.requires_grad or parameters):
-            out: Tensor = _RunFunction.apply(self, x, *parameters)  # type: ignore[no-untyped-call]
-            return out
-        with torch.no_grad():
-            return self.run_forward(x.contiguous(), None)[0]
+        return carry(self, x, [p for p in self.parameters() if p.requires_grad])
 
     @abstractmethod
-    def run_forward(self, x: Tensor, strategy: str | None) -> tuple[Tensor, Any]:
-        """Return output and tape; ``strategy`` None keeps no tape. ``x`` must not be written."""
+    def run_forward(self, x: Given, *, keep: bool) -> tuple[Tensor, Any]:
+        """See `Carried`."""
 
     @abstractmethod
     def run_backward(
         self,
         x: Tensor | None,
-        out: Tensor,
+        out: Given | None,
         tape: Any,
-        g: Tensor,
+        g: Given,
         gradients: Gradients,
         *,
         need_input: bool,
     ) -> Tensor | None:
-        """Return the gradient of ``x`` and fill ``gradients``; ``g`` is not written.
-
-        ``x`` is None unless `keeps_input`.
-        """
-
-    @property
-    def keeps_input(self) -> bool:
-        """Whether the backward needs the run's input itself."""
-        return False
+        """See `Carried`."""
 
     @abstractmethod
     def step(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """One time step with explicit states, in plain PyTorch; takes its states from the front of ``states``."""
 
 
-class _RunFunction(torch.autograd.Function):
+def carry(run: Carried, x: Tensor, parameters: list[Tensor]) -> Tensor:
+    """Apply ``run`` to ``x``, as one autograd function if any gradient is wanted."""
+    if torch.is_grad_enabled() and (x.requires_grad or parameters):
+        out: Tensor = _Carry.apply(run, x, *parameters)  # type: ignore[no-untyped-call]
+        return out
+    with torch.no_grad():
+        return run.run_forward(Given(x.contiguous(), free=False), keep=False)[0]
+
+
+class _Carry(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, run: Run, x: Tensor, *parameters: Tensor) -> Tensor:
-        out, ctx.tape = run.run_forward(x.detach().contiguous(), run.strategy)
-        ctx.run, ctx.parameters = run, parameters
+    def forward(ctx: Any, run: Carried, x: Tensor, *parameters: Tensor) -> Tensor:
+        out, ctx.tape = run.run_forward(Given(x.detach().contiguous(), free=False), keep=True)
+        ctx.run, ctx.parameters, ctx.used_up = run, parameters, False
         # `out` may only be kept through autograd: as an attribute it would close a reference cycle.
-        ctx.save_for_backward(x if run.keeps_input else None, out)
+        ctx.save_for_backward(x if run.keeps_input else None, out if run.keeps_output else None)
         return out
 
     @staticmethod
     def backward(ctx: Any, *g_outs: Tensor) -> Any:
-        if ctx.tape is None:
+        if ctx.used_up:
             raise ReversibilityError(
                 "this run has been through backward already and its tape is used up; "
                 "run the forward pass again (retain_graph does not keep it)"
             )
-        (g,) = g_outs
         x, out = ctx.saved_tensors
-        tape, ctx.tape = ctx.tape, None
+        tape, ctx.tape, ctx.used_up = ctx.tape, None, True
         gradients: Gradients = {}
         with torch.no_grad():
             g_x = ctx.run.run_backward(
-                None if x is None else x.contiguous(), out, tape, g.contiguous(), gradients,
+                None if x is None else x.contiguous(),
+                None if out is None else Given(out, free=False),
+                tape,
+                Given(g_outs[0].contiguous(), free=False),
+                gradients,
                 need_input=ctx.needs_input_grad[1],
-            )  # fmt: skip
+            )
         return None, g_x, *(gradients.get(p) for p in ctx.parameters)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from revedge.engine import Branch, Coupling, Feed, Residual, Run, Unit
+from revedge.engine import Branch, Chain, Coupling, Feed, Repeat, Residual, Run, Unit, carry
 from revedge.errors import UsageError
 from revedge.neurons import StateSpec
 
@@ -71,13 +71,17 @@ class SpikingNet(nn.Module):
             x: events ``[T, B, C, H, W]``, or images ``[B, C, H, W]`` if the net is static. float32.
         """
         self._check_input(x, dims=4 if self.static else 5)
-        stream = self.stem(x[None] if self.static else x)
-        if self.static:
-            stream = stream.expand(self.timesteps, *stream.shape[1:])
-        for run in self.body:
-            stream = run(stream)
-        logits: Tensor = self.head(stream)
-        return logits.mean(0)
+        x = x[None] if self.static else x
+        repeat = [Repeat(self.timesteps)] if self.static else []
+        runs = [self.stem, *repeat, *self.runs()[1:]]
+        if any(run._forward_hooks or run._forward_pre_hooks for run in runs):
+            for (
+                run
+            ) in runs:  # one by one, so that the hooks are called; the same bits, some more memory
+                x = run(x)
+            return x.mean(0)
+        chain = Chain(runs)
+        return carry(chain, x, chain.parameters()).mean(0)
 
     def step(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """One time step in plain PyTorch: logits of this step ``[B, num_classes]`` and the new states.

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from revedge import kernels, models
 from revedge.engine import STRATEGIES, Branch, Coupling, Feed, Residual, Run, Unit
+from revedge.engine.run import Given
 from revedge.engine.signal import Signal, chunks
 from revedge.errors import ReversibilityError
 from revedge.models.plain import plain_forward
@@ -261,13 +262,15 @@ def test_kept_bytes_are_exact():
         "reverse": 4 * bit,
     }
     for strategy, size in expected.items():
-        _, tape = residual.run_forward(x, strategy)
+        residual.set_strategy(strategy)
+        _, tape = residual.run_forward(Given(x, free=False), keep=True)
         assert _kept_bytes(tape) == size, strategy
 
     coupling = Coupling([_branch(2) for _ in range(4)], [_branch(2) for _ in range(4)])
     expected = {"keep-conv": 8 * one, "keep-spikes": 4 * bit, "reverse": 0}
     for strategy, size in expected.items():
-        _, tape = coupling.run_forward(x, strategy)
+        coupling.set_strategy(strategy)
+        _, tape = coupling.run_forward(Given(x, free=False), keep=True)
         assert _kept_bytes(tape) == size, strategy
 
 
@@ -320,3 +323,50 @@ def test_bits_are_read_at_any_chunk(planes, monkeypatch):
     parts = [signal.read(start, stop) for start, stop in chunks(signal, whole=False)]
     assert len(parts) > 1
     torch.testing.assert_close(torch.cat(parts), s.flatten(0, 1), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["revsresnet", "ms-resnet", "revsresnet-plif-static", "vgg"])
+def test_chain_equals_its_runs_one_by_one(name):
+    """A net is one autograd function; called run by run (a hook asks for it) it gives the same bits."""
+    config = NETS[name]
+    chained = _digest(_step(_fresh(config, "reverse"), _input(config)))
+    net = _fresh(config, "reverse")
+    called = []
+    for run in net.runs():
+        run.register_forward_hook(lambda module, args, out: called.append(module))
+    assert _digest(_step(net, _input(config))) == chained
+    assert called == net.runs()
+
+
+def test_gradients_accumulate_and_hooks_fire_once():
+    """Two backward passes add up, and a parameter's hook is called once for each."""
+    config = NETS["ms-resnet"]
+    net, x = _fresh(config, "reverse"), _input(config)
+    once = _step(net, x)
+    net = _fresh(config, "reverse")
+    weight, calls = net.head.branches[0].units[0].op.weight, []
+    weight.register_hook(lambda g: calls.append(1))
+    for _ in range(2):
+        net.train()
+        logits = net(x)
+        F.cross_entropy(logits, torch.arange(logits.shape[0]) % logits.shape[1]).backward()
+    assert len(calls) == 2
+    name = next(n for n, p in net.named_parameters() if p is weight)
+    torch.testing.assert_close(weight.grad, once[name] + once[name], rtol=0, atol=0)
+
+
+def test_nothing_stays_behind_after_a_step():
+    """After backward no tape holds memory: a dropped output frees everything but gradients."""
+    import gc
+    import weakref
+
+    run = RUNS["residual"]()
+    out = run(X.clone().requires_grad_())
+    alive = weakref.ref(out.untyped_storage())
+    out.sum().backward()
+    gc.disable()
+    try:
+        del out
+        assert alive() is None
+    finally:
+        gc.enable()

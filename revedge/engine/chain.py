@@ -1,0 +1,81 @@
+"""Runs in turn as ONE autograd function: the tensors between them belong to it, so it works in place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from revedge.engine.run import Given, Run
+from revedge.engine.vjp import Gradients
+
+
+@dataclass(slots=True)
+class _Link:
+    """What stays of one run: its tape, and its input and output where its backward needs them."""
+
+    tape: Any
+    x: Tensor | None
+    out: Tensor | None
+
+
+class Chain:
+    """``runs`` in turn; implements `revedge.engine.run.Carried`.
+
+    Memory: between two runs there is one tensor, and one gradient in the backward pass. Autograd, given the same runs
+    one by one, would hold a second gradient and could not let the stream be rebuilt in place.
+    """
+
+    keeps_input = False
+    keeps_output = False
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = list(runs)
+
+    def parameters(self) -> list[Tensor]:
+        """Parameters of all runs that want a gradient, each once."""
+        found = {p: None for run in self.runs for p in run.parameters() if p.requires_grad}
+        return list(found)
+
+    def run_forward(self, x: Given, *, keep: bool) -> tuple[Tensor, list[_Link]]:
+        """See `Carried`."""
+        links: list[_Link] = []
+        stream, free = x.take(), x.free
+        for run in self.runs:
+            kept_x = stream if keep and run.keeps_input else None
+            given = Given(stream, free=free and kept_x is None)
+            del stream
+            stream, tape = run.run_forward(given, keep=keep)
+            kept_out = stream if keep and run.keeps_output else None
+            free = kept_out is None
+            if keep:
+                links.append(_Link(tape, kept_x, kept_out))
+        return stream, links
+
+    def run_backward(
+        self,
+        x: Tensor | None,
+        out: Given | None,
+        tape: Any,
+        g: Given,
+        gradients: Gradients,
+        *,
+        need_input: bool,
+    ) -> Tensor | None:
+        """See `Carried`."""
+        del x, out
+        links: list[_Link] = tape
+        last = len(self.runs) - 1
+        for index in range(last, -1, -1):
+            link = links.pop()
+            # The output of the last run is in the caller's hands.
+            kept_out = None if link.out is None else Given(link.out, free=index < last)
+            link.out = None
+            g_x = self.runs[index].run_backward(
+                link.x, kept_out, link.tape, g, gradients, need_input=need_input or index > 0
+            )
+            if g_x is None:
+                return None
+            g = Given(g_x, free=True)
+            del g_x
+        return g.take() if need_input else None
