@@ -17,26 +17,33 @@ _OPERATORS = torch.library.Library("revedge", "DEF")
 _Kernel = Callable[..., Any]
 
 
-def _fits_native(argument: object) -> bool:
+def _fits_native(argument: object, dtype: torch.dtype) -> bool:
     if not isinstance(argument, Tensor):
         return True
-    known = argument.dtype in (torch.float32, torch.uint8)
-    return known and argument.device.type == "cpu" and argument.is_contiguous()
+    return argument.dtype == dtype and argument.device.type == "cpu" and argument.is_contiguous()
 
 
-def register(schema: str, *, reference: _Kernel, native: _Kernel, meta: _Kernel) -> Any:
+def register(
+    schema: str,
+    *,
+    reference: _Kernel,
+    native: _Kernel,
+    meta: _Kernel,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
     """Define an operator and return it.
 
     Args:
         schema: as torch.library has it, without the namespace.
         reference: the definition; runs on any device and dtype.
-        native: the same in C; called with contiguous CPU float32 (or uint8) tensors only.
+        native: the same in C; called with contiguous CPU tensors of ``dtype`` only.
         meta: shapes only.
+        dtype: of every tensor that the C code takes.
     """
     name = schema.split("(")[0]
 
     def on_cpu(*args: Any) -> Any:
-        if LIBRARY is not None and all(map(_fits_native, args)):
+        if LIBRARY is not None and all(_fits_native(argument, dtype) for argument in args):
             return native(*args)
         return reference(*args)
 

@@ -177,8 +177,6 @@ def grid_add_(
 
 def pack_bits(s: Tensor) -> Tensor:
     """See reference.pack_bits."""
-    if s.dtype != torch.float32:
-        s = (s != 0).to(torch.float32)
     bits = s.new_empty((s.numel() + 7) // 8, dtype=torch.uint8)
     _call("pack_bits", [s, bits], [s.numel()], [])
     return bits

@@ -117,6 +117,17 @@ def test_strided_input_takes_the_reference() -> None:
     assert_same_bits(v.contiguous(), v_expected)
 
 
+def test_other_dtypes_take_the_reference() -> None:
+    """C code reads float32 only: float64 stays float64, spikes of another dtype still pack."""
+    p = NeuronParams(decay=0.5, gain=0.5)
+    x = torch.randn(4, 6)
+    s, v = kernels.neuron_forward(x.double(), None, p)
+    assert s.dtype == v.dtype == torch.float64
+    assert torch.equal(s.float(), kernels.neuron_forward(x, None, p)[0])
+    for dtype in (torch.bool, torch.uint8, torch.float64):
+        assert_same_bits(kernels.pack_bits(s.to(dtype)), kernels.pack_bits(s.float()))
+
+
 @pytest.mark.usefixtures("native")
 def test_wrong_shapes_are_refused() -> None:
     """A state or gradient of another shape is an error, not a read past the end."""

@@ -50,15 +50,34 @@ def test_every_size(neurons: int, steps: int, with_state: bool, threads: int) ->
         check_neuron(p, torch.randn(steps, neurons) * 1.5, with_state=with_state)
 
 
+@pytest.mark.parametrize("surrogate", kernels.SURROGATES)
+@pytest.mark.parametrize("v_reset", [0.0, None])
+def test_exactly_on_the_threshold(surrogate: str, v_reset: float | None) -> None:
+    """Multiples of 1/4 meet the threshold, and the edges of the surrogates, exactly."""
+    p = NeuronParams(
+        decay=1.0, gain=1.0, v_reset=v_reset, surrogate=surrogate, alpha=1.0, detach_reset=False
+    )
+    x = torch.randint(-4, 8, (7, 500)) / 4
+    check_neuron(p, x, with_state=False)
+    check_norm_neuron(p, x.reshape(7, 5, 2, 50), with_state=False, unit_norm=True)
+    s, _ = kernels.neuron_forward(torch.tensor([[1.0, 0.75]]), None, p)
+    assert s.tolist() == [[1.0, 0.0]]
+
+
 def test_threads_share_large_work(threads: int) -> None:
     """Enough work that two threads really run; a shape with several dimensions."""
     check_neuron(VARIANTS[3], torch.randn(5, 3, 7, 31, 33), with_state=True)
 
 
-def check_norm_neuron(p: NeuronParams, y: Tensor, *, with_state: bool) -> None:
+def check_norm_neuron(
+    p: NeuronParams, y: Tensor, *, with_state: bool, unit_norm: bool = False
+) -> None:
     channels = y.shape[2]
     weight, bias = torch.randn(channels), torch.randn(channels) * 0.3
     mean, var = kernels.channel_stats(y.flatten(0, 1))
+    if unit_norm:  # scale 1 and shift 0: the values stay where they are
+        weight, bias = torch.ones(channels), torch.zeros(channels)
+        mean, var = torch.zeros(channels), torch.full((channels,), 1 - 1e-5)
     scale, shift, inv_std = kernels.norm_affine(mean, var, weight, bias, 1e-5)
     v0 = torch.randn(y.shape[1:]) if with_state else None
     s_expected, v_expected = reference.norm_neuron_forward(y, scale, shift, v0, p, False)

@@ -83,6 +83,17 @@ def test_native_equals_reference(
         assert_same_bits(g, g_expected)
 
 
+@pytest.mark.usefixtures("native")
+def test_exactly_on_the_threshold() -> None:
+    """Multiples of 1/4 meet the threshold exactly, which fires; C and reference agree on it."""
+    rp = ReversibleParams(tau=1.0, alpha=0.0)
+    x = torch.randint(-4, 8, (5, 400)) / 4
+    y = kernels.reversible_forward(x, rp)
+    assert_same_bits(y, reference.reversible_forward(x, rp, -1)[0])
+    assert_same_bits(kernels.reversible_reconstruct(y, rp), x)
+    assert kernels.reversible_forward(torch.tensor([[1.0, 0.0]]), rp).tolist() == [[1.0, 2.0]]
+
+
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("groups", [2, 3])
 def test_reconstruction_is_exact_over_100_steps(groups: int, beta: float) -> None:
