@@ -92,9 +92,19 @@ def _race(npz: Path, caches: Path, env: dict[str, str]) -> list[str]:
     return [stdout for stdout, _ in results]
 
 
-def test_racing_processes_all_end_well(npz: Path, caches: Path, child_env: dict[str, str]) -> None:
+def test_racing_processes_all_end_well(
+    npz: Path, caches: Path, tmp_path: Path, child_env: dict[str, str]
+) -> None:
     """Four processes want the same cache at once, first missing and then damaged: one cache results."""
-    first = set(_race(npz, caches, child_env))
+    stub, log = tmp_path / "stub", tmp_path / "builds"
+    stub.mkdir()
+    (stub / "sitecustomize.py").write_text(
+        "import sys\n"
+        f"if any('_build_cache' in word for word in sys.orig_argv): open({str(log)!r}, 'a').write('x')\n"
+    )
+    env = child_env | {"PYTHONPATH": f"{stub}{os.pathsep}{child_env['PYTHONPATH']}"}
+    first = set(_race(npz, caches, env))
+    assert log.read_text() == "x"  # one of the four wrote, the others waited
     assert len(first) == 1
     name = first.pop().split()[0]
     assert _visible(caches) == [name]

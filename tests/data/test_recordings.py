@@ -120,16 +120,37 @@ DAMAGED = [
 ]
 
 
-def test_damaged_nmnist(nmnist_folder: Write, tmp_path: Path) -> None:
+# Reads the data set as the writer does, once with each content of one file; one process for all.
+READ_DAMAGED = """
+import shutil, sys
+from pathlib import Path
+from revedge.data._build_cache import open_samples
+from revedge.errors import DataError
+name, root, victim, *contents = sys.argv[1:]
+for content in contents:
+    shutil.copy(content, victim)
+    try:
+        list(open_samples(name, Path(root), 2, 1).frames)
+        print("read")
+    except DataError as error:
+        print(error)
+"""
+
+
+def test_damaged_nmnist(nmnist_folder: Write, tmp_path: Path, run_python: RunPython) -> None:
     """A cut, foreign or empty recording is named; no cache results."""
-    nmnist_folder(tmp_path)
-    victim = tmp_path / "Train" / "1" / "00001.bin"
-    for content, text in DAMAGED:
-        victim.write_bytes(content)
-        with pytest.raises(DataError) as caught:
-            prepare("nmnist", tmp_path, 2, tmp_path / "caches")
-        assert str(caught.value).startswith(f"{victim}: ")
-        assert text in str(caught.value)
+    root = nmnist_folder(tmp_path / "data")
+    victim = root / "Train" / "1" / "00001.bin"
+    for index, (content, _) in enumerate(DAMAGED):
+        (tmp_path / str(index)).write_bytes(content)
+    files = [str(tmp_path / str(index)) for index in range(len(DAMAGED))]
+    words = ["-W", "ignore", "-c", READ_DAMAGED, "nmnist", str(root), str(victim), *files]
+    lines = run_python(*words).stdout.splitlines()
+    for line, (_, text) in zip(lines, DAMAGED, strict=True):
+        assert line.startswith(f"{victim}: ")
+        assert text in line
+    with pytest.raises(DataError, match="holds no events"):
+        prepare("nmnist", root, 2, tmp_path / "caches")
     assert not [path for path in (tmp_path / "caches").iterdir() if path.is_dir()]
 
 
@@ -202,9 +223,9 @@ def test_small_gestures(tmp_path: Path) -> None:
     assert np.array_equal(cache.frames[0, 0], counts)
 
 
-def test_damaged_gestures(tmp_path: Path) -> None:
+def test_damaged_gestures(tmp_path: Path, run_python: RunPython) -> None:
     """Pickles are refused, wrong tables and names are named, packed archives are pointed out."""
-    root = _gestures(tmp_path, 2)
+    root = _gestures(tmp_path / "data", 2)
     victim = root / "ibmGestureTest" / "user01_led" / "9.npy"
     good = np.load(victim)
     bad: list[tuple[Any, str]] = [
@@ -213,15 +234,17 @@ def test_damaged_gestures(tmp_path: Path) -> None:
         (good + 100, "outside the 128 x 128 sensor"),
         (good[:0], "holds no events"),
     ]
-    for table, text in bad:
-        np.save(victim, table, allow_pickle=True)
-        with pytest.raises(DataError) as caught:
-            prepare("dvsgesture", tmp_path, 2, tmp_path / "caches")
-        assert str(victim) in str(caught.value)
-        assert text in str(caught.value).lower()
+    for index, (table, _) in enumerate(bad):
+        np.save(tmp_path / f"{index}.npy", table, allow_pickle=True)
+    files = [str(tmp_path / f"{index}.npy") for index in range(len(bad))]
+    words = ["-W", "ignore", "-c", READ_DAMAGED, "dvsgesture", str(root), str(victim), *files]
+    lines = run_python(*words).stdout.splitlines()
+    for line, (_, text) in zip(lines, bad, strict=True):
+        assert line.startswith(f"{victim}: ")
+        assert text in line.lower()
     victim.rename(victim.with_name("11.npy"))
     with pytest.raises(DataError, match="not named after a gesture"):
-        describe("dvsgesture", tmp_path)
+        describe("dvsgesture", root)
     shutil.rmtree(root / "ibmGestureTest")
     with pytest.raises(UsageError, match=r"ibmGestureTest\.tar\.gz is still packed; run: tar xzf"):
-        describe("dvsgesture", tmp_path)
+        describe("dvsgesture", root)
