@@ -79,7 +79,7 @@ def warm_up(threads: int, device: str) -> None:
         rehearsal.train_step()
         rehearsal.train_step()
         rehearsal.evaluate()
-    del rehearsal
+        del rehearsal
     gc.collect()
 
 
