@@ -2,7 +2,7 @@
 #
 #   PYTHON=python3.12   another interpreter (3.10 or newer)
 #   TORCH=torch==2.13.0 what to install when the interpreter has no torch of its own
-#   EPOCHS=12           how long the demo trains
+#   EPOCHS=15           how long the demo trains
 #   PYTEST_ARGS=...     passed on to pytest, e.g. PYTEST_ARGS="-k units"
 
 SHELL := /bin/bash
@@ -12,7 +12,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-EPOCHS ?= 12
+EPOCHS ?= 15
 PYTEST_ARGS ?=
 
 ROOT := $(CURDIR)
