@@ -26,7 +26,9 @@ def parse_bytes(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     factor = _FACTORS.get(match[2].lower()) if match else None
     if match is None or factor is None:
-        raise UsageError(f"size {text!r} is not understood; write a number and a unit, as in 400MiB or 1.5GiB")
+        raise UsageError(
+            f"size {text!r} is not understood; write a number and a unit, as in 400MiB or 1.5GiB"
+        )
     size = int(float(match[1]) * factor)
     if size <= 0:
         raise UsageError(f"size {text!r} is not positive; write a number and a unit, as in 400MiB")

@@ -21,10 +21,14 @@ _STRATEGIES = ("store", "keep-conv", "keep-spikes", "reverse")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "--net", required=True, help=f"{', '.join(_NAMED)} (static images, 3x32x32) or the name of a model"
+        "--net",
+        required=True,
+        help=f"{', '.join(_NAMED)} (static images, 3x32x32) or the name of a model",
     )
     parser.add_argument(
-        "--strategy", default="all", help=f"{', '.join(_STRATEGIES)}, invert, plain, smallest, fastest or all (default)"
+        "--strategy",
+        default="all",
+        help=f"{', '.join(_STRATEGIES)}, invert, plain, smallest, fastest or all (default)",
     )
     parser.add_argument("--timesteps", type=int, default=8, help="time steps (default 8)")
     parser.add_argument("--batch", type=int, default=8, help="samples per step (default 8)")
@@ -32,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", type=int, default=10, help="number of classes (default 10)")
     parser.add_argument("--neuron", default=None, help="if, lif, plif, or for VGG reversible")
     parser.add_argument("--threads", type=int, default=1, help="threads (default 1)")
-    parser.add_argument("--repeats", type=int, default=3, help="timed steps, the least counts (default 3)")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="timed steps, the least counts (default 3)"
+    )
     parser.epilog = (
         "example:\n  revedge bench --net ms_resnet18 --strategy all --timesteps 8 --batch 8\n\n"
         "anon is the growth of the process's anonymous memory from before the first step to its peak."
@@ -61,12 +67,18 @@ def run(args: argparse.Namespace) -> int:
     for strategy in _chosen(args.strategy):
         row = spawn({**job, "strategy": strategy})
         if "error" in row:
-            raise RevedgeError(f"{args.net} with strategy {strategy} could not be run: {row['error']}")
+            raise RevedgeError(
+                f"{args.net} with strategy {strategy} could not be run: {row['error']}"
+            )
         rows.append({"net": args.net, **row})
     if args.strategy in ("smallest", "fastest"):
         key = "anon_peak_bytes" if args.strategy == "smallest" else "cpu_s"
         rows = [min(rows, key=lambda row: row[key])]
-    emit(args, _text(rows), {"net": args.net, "timesteps": args.timesteps, "batch": args.batch, "rows": rows})
+    emit(
+        args,
+        _text(rows),
+        {"net": args.net, "timesteps": args.timesteps, "batch": args.batch, "rows": rows},
+    )
     return 0
 
 
@@ -75,7 +87,8 @@ def _chosen(strategy: str) -> tuple[str, ...]:
         return _STRATEGIES
     if strategy not in (*_STRATEGIES, "invert", PLAIN):
         raise UsageError(
-            f"--strategy {strategy!r} is not known; choose {', '.join(_STRATEGIES)}, invert, plain, smallest, fastest or all"
+            f"--strategy {strategy!r} is not known; choose {', '.join(_STRATEGIES)}, invert, plain, "
+            "smallest, fastest or all"
         )
     return (strategy,)
 

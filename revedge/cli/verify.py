@@ -1,4 +1,4 @@
-"""`revedge verify`: does saving memory change a number? Every strategy against plain autograd, each in its own process."""
+"""`revedge verify`: does saving memory change a number? Every strategy against plain autograd, each in a process."""
 
 import argparse
 import os
@@ -21,12 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--in-shape", default="3,32,32", help="C,H,W of a frame (default 3,32,32)")
     parser.add_argument("--classes", type=int, default=10, help="number of classes (default 10)")
     parser.add_argument("--neuron", default=None, help="if, lif, plif, or for VGG reversible")
-    parser.add_argument("--static", action="store_true", help="one image per sample instead of T frames")
+    parser.add_argument(
+        "--static", action="store_true", help="one image per sample instead of T frames"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads (default 1)")
     parser.epilog = (
         "example:\n  revedge verify --model revsresnet21 --timesteps 4 --batch 8\n\n"
-        "The first row is plain PyTorch autograd over the reference operators. `identical` compares the SHA-256 of all\n"
-        "gradients and running statistics with those of `store`. Exit code 1 if a strategy is not identical."
+        "The first row is plain PyTorch autograd over the reference operators. `identical` compares the\n"
+        "SHA-256 of all gradients and running statistics with those of `store`. Exit code 1 if a strategy is not identical."
     )
 
 
@@ -51,7 +53,13 @@ def run(args: argparse.Namespace) -> int:
     strategies = (*STRATEGIES, "invert") if args.neuron == "reversible" else STRATEGIES
     rows = _rows(job, strategies)
     good = all(row["identical"] for row in rows[1:])
-    payload = {"model": args.model, "timesteps": args.timesteps, "batch": args.batch, "identical": good, "rows": rows}
+    payload = {
+        "model": args.model,
+        "timesteps": args.timesteps,
+        "batch": args.batch,
+        "identical": good,
+        "rows": rows,
+    }
     emit(args, _text(rows, good), payload)
     return 0 if good else 1
 
@@ -67,13 +75,22 @@ def _rows(job: dict[str, Any], strategies: tuple[str, ...]) -> list[dict[str, An
             raise RevedgeError(f"strategy {row['strategy']} could not be run: {row['error']}")
     store = rows[1]
     for row in rows:
-        row["identical"] = all(row[key] == store[key] for key in ("gradient_sha256", "statistics_sha256"))
+        row["identical"] = all(
+            row[key] == store[key] for key in ("gradient_sha256", "statistics_sha256")
+        )
     rows[0]["max_relative_error"] = 0.0
     return rows
 
 
 def _text(rows: list[dict[str, Any]], good: bool) -> str:
-    header = ("strategy", "identical to store", "error against plain", "peak", "above start", "CPU s")
+    header = (
+        "strategy",
+        "identical to store",
+        "error against plain",
+        "peak",
+        "above start",
+        "CPU s",
+    )
     body = [
         (
             row["strategy"],
@@ -85,7 +102,8 @@ def _text(rows: list[dict[str, Any]], good: bool) -> str:
         )
         for row in rows
     ]
-    verdict = "Saving memory changes no number." if good else "NOT identical: this is an error of revedge, please report."
+    wrong = "NOT identical: this is an error of revedge, please report."
+    verdict = "Saving memory changes no number." if good else wrong
     return f"{table(header, body)}\n{verdict}"
 
 
