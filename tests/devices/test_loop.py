@@ -154,14 +154,33 @@ def test_the_network_learns_and_pages_are_given_back(tmp_path: Path) -> None:
     assert loop.frames.dropped >= 2 * loop.total_steps
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
-    """The error names the step and the rate; the last good checkpoint can be loaded and is finite."""
-    loop = _loop(tmp_path, learning_rate=1e30)
-    with pytest.raises(RevedgeError, match=r"not finite|the loss is (nan|inf)") as caught:
+@pytest.mark.parametrize(
+    ("every_s", "message"),
+    [(1000.0, r"^the loss is (nan|inf) at step [12] "), (0.0, r"^(the loss is|weights are not)")],
+)
+def test_a_loss_that_is_not_finite_stops_before_the_update(
+    tmp_path: Path, every_s: float, message: str
+) -> None:
+    """The error names the step and the rate; no checkpoint holds a weight that is not finite."""
+    loop = _loop(tmp_path, learning_rate=1e30, checkpoint_every_s=every_s)
+    with pytest.raises(RevedgeError, match=message) as caught:
         loop.run()
     assert "use a smaller --lr (now 1e+30); the last good checkpoint is of step" in str(
         caught.value
     )
+    resumed = _loop(tmp_path)
+    resumed.restore()
+    assert all(bool(t.isfinite().all()) for t in resumed.model.state_dict().values())
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    """A gradient can overflow where the loss did not: the last good checkpoint stays the newest."""
+    loop = _loop(tmp_path)
+    loop.save()
+    with torch.no_grad():
+        next(loop.model.parameters())[0] = math.inf
+    with pytest.raises(RevedgeError, match=r"^weights are not finite after step 0; use a smaller --lr"):
+        loop.save()
     resumed = _loop(tmp_path)
     resumed.restore()
     assert all(bool(t.isfinite().all()) for t in resumed.model.state_dict().values())
