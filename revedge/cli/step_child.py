@@ -96,12 +96,16 @@ def run_step(job: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _batch(in_shape: tuple[int, ...], config: dict[str, Any], batch: int) -> tuple["Tensor", "Tensor"]:
+def _batch(
+    in_shape: tuple[int, ...], config: dict[str, Any], batch: int
+) -> tuple["Tensor", "Tensor"]:
     import torch
 
     shape = (batch, *in_shape) if config.get("static") else (config["timesteps"], batch, *in_shape)
     x = torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 2
-    label = torch.randint(config["num_classes"], (batch,), generator=torch.Generator().manual_seed(2))
+    label = torch.randint(
+        config["num_classes"], (batch,), generator=torch.Generator().manual_seed(2)
+    )
     return x, label
 
 
@@ -118,7 +122,7 @@ def _digests(net: "nn.Module", job: dict[str, Any]) -> dict[str, Any]:
     }
     if job.get("gradients"):
         with open(job["gradients"], "wb") as file:
-            np.savez(file, **gradients)
+            np.savez(file, allow_pickle=False, **gradients)
     if job.get("reference"):
         with np.load(job["reference"], allow_pickle=False) as reference:
             found["max_relative_error"] = max(
@@ -141,7 +145,9 @@ def _tracked_peak_bytes(step: Callable[[], float]) -> int:
     peak = 0
 
     class Tracker(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             nonlocal peak
             out = func(*args, **(kwargs or {}))
             for tensor in tree_flatten(out)[0]:
@@ -154,7 +160,7 @@ def _tracked_peak_bytes(step: Callable[[], float]) -> int:
             return out
 
     gc.collect()
-    with Tracker():
+    with Tracker():  # type: ignore[no-untyped-call]
         step()
     return peak
 
@@ -178,7 +184,9 @@ def spawn(job: dict[str, Any]) -> dict[str, Any]:
     if done.returncode == 0 and lines:
         row: dict[str, Any] = json.loads(lines[-1])
         return row
-    reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message")
+    reason = next(
+        (line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message"
+    )
     return {"strategy": job["strategy"], "error": f"exit code {done.returncode}: {reason}"}
 
 

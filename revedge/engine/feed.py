@@ -40,12 +40,9 @@ class Feed(Run):
     def run_forward(self, x: Given, *, keep: bool) -> tuple[Tensor, list[BranchTape]]:
         """See `Carried`."""
         out: Tensor | None = None
-        tapes, stream = [], x.take()
-        branches = self.branch_list()
+        tapes, branches = [], self.branch_list()
         for branch in branches:
-            given = Given(stream, free=False)
-            if branch is branches[-1]:
-                del stream
+            given = x if branch is branches[-1] else x.lend()
             y, tape = branch_forward(branch, given, self.strategy if keep else None, "feed")
             out = join(branch, out, y, tape.stats)
             tapes.append(tape)

@@ -26,6 +26,11 @@ class Given:
         assert tensor is not None
         return tensor
 
+    def lend(self) -> "Given":
+        """Return the tensor for reading, and keep it for who takes it later."""
+        assert self._tensor is not None
+        return Given(self._tensor, free=False)
+
     def copy(self) -> "Given":
         """Return a copy that is free, and keep the tensor for who takes it later."""
         assert self._tensor is not None

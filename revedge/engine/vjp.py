@@ -48,13 +48,12 @@ def _by_autograd(
         leaf = x.detach().requires_grad_(need_input)
         # A product and a sum, because an explicit output gradient would import sympy (33 MB) into the training.
         loss = (module(leaf) * g).sum()
-        wanted = parameters + ([leaf] if need_input else [])
-        found = torch.autograd.grad(loss, wanted, allow_unused=True) if wanted else ()
-    for parameter, gradient in zip(parameters, found, strict=False):
+        wanted = [*parameters, leaf] if need_input else parameters
+        found = list(torch.autograd.grad(loss, wanted, allow_unused=True)) if wanted else []
+    g_x = found.pop() if need_input else None
+    for parameter, gradient in zip(parameters, found, strict=True):
         add_gradient(gradients, parameter, gradient)
-    if not need_input:
-        return None
-    return torch.zeros_like(x) if found[-1] is None else found[-1]
+    return torch.zeros_like(x) if need_input and g_x is None else g_x
 
 
 def _conv2d(
