@@ -1,4 +1,4 @@
-"""`revedge run`: an exported ONNX model on the test split of a data set, as on a board: no torch, one frame at a time."""
+"""`revedge run`: an exported ONNX model on a test split, as on a board: no torch, one frame at a time."""
 
 import argparse
 import sys
@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.epilog = _EPILOG
     parser.add_argument("model", metavar="MODEL", type=Path, help="model.onnx of revedge export")
-    parser.add_argument("--data", metavar="NAME", required=True, help="data set, as in revedge train")
+    parser.add_argument(
+        "--data", metavar="NAME", required=True, help="data set, as in revedge train"
+    )
     parser.add_argument("--data-dir", metavar="DIR", type=Path, help="where its files are")
     parser.add_argument(
         "--batch", type=int, default=1, help="recordings at a time (default: %(default)s)"
@@ -37,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the test split and report accuracy, time per step and peak memory of this process."""
     if not args.model.is_file():
-        raise UsageError(f"MODEL {args.model} does not exist; write it with: revedge export RUN -o DIR")
+        raise UsageError(
+            f"MODEL {args.model} does not exist; write it with: revedge export RUN -o DIR"
+        )
     if args.batch < 1:
         raise UsageError(f"--batch {args.batch} is not a number of recordings; use 1 or more")
     from revedge.data import FrameCache, prepare

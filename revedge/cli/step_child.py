@@ -5,6 +5,7 @@ training, so that its memory is what a training has.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import sys
@@ -65,12 +66,12 @@ def run_step(job: dict[str, Any]) -> dict[str, Any]:
     net.train()
     x, label = _batch(net.in_shape, config, job["batch"])
 
-    forward: Callable[[Tensor], Tensor] = net
     if plain:
         from revedge.models.plain import plain_forward
 
-        def forward(x: "Tensor") -> "Tensor":
-            return plain_forward(net, x)
+        forward: Callable[[Tensor], Tensor] = functools.partial(plain_forward, net)
+    else:
+        forward = net
 
     def step() -> float:
         net.zero_grad(set_to_none=True)

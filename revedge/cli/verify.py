@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "example:\n  revedge verify --model revsresnet21 --timesteps 4 --batch 8\n\n"
         "The first row is plain PyTorch autograd over the reference operators. `identical` compares the\n"
-        "SHA-256 of all gradients and running statistics with those of `store`. Exit code 1 if a strategy is not identical."
+        "SHA-256 of all gradients and running statistics with those of `store`; exit code 1 if they differ."
     )
 
 
