@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,9 +34,10 @@ def start(tmp_path: Path, child_env: dict[str, str]) -> Iterator[Start]:
     """Return a function that starts `revedge` in a session of its own; whatever is left is killed."""
     begun: list[subprocess.Popen[str]] = []
 
-    def go(*words: str) -> "subprocess.Popen[str]":
+    def go(*words: str, largest_file_bytes: int | None = None) -> "subprocess.Popen[str]":
+        limit = [] if largest_file_bytes is None else ["prlimit", f"--fsize={largest_file_bytes}"]
         process = subprocess.Popen(
-            [sys.executable, "-m", "revedge.cli.main", *words],
+            [*limit, sys.executable, "-m", "revedge.cli.main", *words],
             cwd=tmp_path,
             env=child_env,
             stdin=subprocess.DEVNULL,
@@ -166,6 +168,29 @@ def test_a_stopped_supervisor_and_a_running_trainer_go_on(make_run: MakeRun, sta
         time.sleep(0.2)
         os.kill(pid, signal.SIGCONT)
     assert _finish(process)["test_accuracy"] is not None
+
+
+@pytest.mark.skipif(shutil.which("prlimit") is None, reason="needs prlimit (util-linux)")
+def test_files_that_cannot_grow_lose_nothing(make_run: MakeRun, start: Start) -> None:
+    """With every file limited below a checkpoint's size, training says so and the last good one continues it."""
+    whole = make_run("whole", epochs=4)
+    _finish(start("train", "--resume", str(whole.path), "--json"))
+    run = make_run("full", epochs=4)
+    process = start("train", "--resume", str(run.path))
+    _wait(partial(_reached, run, 3), process)
+    process.kill()
+    process.wait()
+    os.close(run.lock())
+    before = _newest(run)
+    size = next(run.checkpoints.glob("*.safetensors")).stat().st_size
+    process = start("train", "--resume", str(run.path), largest_file_bytes=size // 2)
+    _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 1
+    assert "the last good one is kept and training goes on" in err
+    assert "continue with --resume" in err.strip().splitlines()[-1]
+    assert _newest(run) == before
+    _finish(start("train", "--resume", str(run.path), "--json"))
+    assert _digest(run) == _digest(whole)
 
 
 def test_a_finished_run_is_not_trained_again(make_run: MakeRun, start: Start) -> None:
