@@ -43,10 +43,12 @@ class TrainedProbe:
     def __init__(self, net: SpikingNet) -> None:
         self.net = copy.deepcopy(net).cpu().eval().requires_grad_(False)
         self._seen: list[tuple[Tensor, Tensor]] = []
+        self.thresholds: list[float] = []  # of the neurons, in the order of their states
         specs = self.net.state_spec()
         for spec, (_, unit) in zip(specs, spiking_units(self.net), strict=True):
             neuron = unit.neuron
             assert neuron is not None
+            self.thresholds.append(neuron.v_threshold)
             cell = cell_of(neuron, spec.shape, WATCH)
             # An attribute of the copy hides the method of its class.
             object.__setattr__(neuron, "step", self._watched(neuron.step, cell, spec.name))

@@ -121,8 +121,9 @@ class _Walk:
         cell = cell_of(neuron, tuple(x.shape[1:]), WATCH)
         assert isinstance(cell, ReversibleCell)
         n, dim, width = p.groups, cell.dim, cell.width
-        y = s + torch.roll(x, -width, dim) * p.beta
-        e_y = torch.roll(e, -width, dim) * abs(p.beta) + 2 * _U * (y.abs() + x.abs().amax())
+        passed = torch.roll(x, -width, dim) * p.beta
+        y = s + passed
+        e_y = torch.roll(e, -width, dim) * abs(p.beta) + 2 * _U * (y.abs() + passed.abs())
         first = (n - 2) * width
         drive = torch.cat([x.narrow(dim, 0, (n - 1) * width), y.narrow(dim, first, width)], dim)
         e_drive = torch.cat([e.narrow(dim, 0, (n - 1) * width), e_y.narrow(dim, first, width)], dim)

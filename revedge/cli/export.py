@@ -81,22 +81,25 @@ def _read_description(folder: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
         version = value["version"]
-        known = value["format"] == "revedge-model" and version != 1
-        if not known:
-            known = all(isinstance(value[part]["name"], str) for part in ("config", "data"))
-            known = known and isinstance(value["data"]["timesteps"], int)
-            known = (
-                known and isinstance(value["size_bytes"], int) and isinstance(value["sha256"], str)
-            )
-        if not known:
-            raise ValueError("a field of another type")
+        readable = value["format"] == "revedge-model" and (version != 1 or _is_complete(value))
     except (ValueError, KeyError, TypeError, OSError):
-        raise CheckpointError(f"{path} is damaged; train again, or copy the run again") from None
+        readable, version, value = False, None, {}
+    if not readable:
+        raise CheckpointError(f"{path} is damaged; train again, or copy the run again")
     if version != 1:
         raise CheckpointError(
             f"{path} is of model version {version!r}, this revedge reads 1; train again"
         )
     return dict(value)
+
+
+def _is_complete(value: dict[str, Any]) -> bool:
+    return (
+        all(isinstance(value[part]["name"], str) for part in ("config", "data"))
+        and isinstance(value["data"]["timesteps"], int)
+        and isinstance(value["size_bytes"], int)
+        and isinstance(value["sha256"], str)
+    )
 
 
 def _load_network(folder: Path, description: dict[str, Any]) -> "SpikingNet":

@@ -8,11 +8,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import torch  # noqa: E402
-from zoo import Export, FakeFrames, settle  # noqa: E402
+import torch
+from zoo import Export, FakeFrames, settle
 
-from revedge import models  # noqa: E402
-from revedge.export.writer import export_network  # noqa: E402
+from revedge import models
+from revedge.export.writer import export_network
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -27,6 +27,13 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="package")
 def exported(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Export:
     """Return RevSResNet11 at width 8, in both formats, opset 18."""
-    net = settle(models.create("revsresnet11", in_shape=(2, 16, 16), num_classes=5, timesteps=4, width=8, neuron="lif"))
+    torch.manual_seed(5)
+    net = settle(
+        models.create(
+            "revsresnet11", in_shape=(2, 16, 16), num_classes=5, timesteps=4, width=8, neuron="lif"
+        )
+    )
     frames, folder = FakeFrames(net), tmp_path_factory.mktemp("exported")
-    return Export(net, frames, folder, export_network(net, frames, folder, opset=18, data_name="fake"))
+    return Export(
+        net, frames, folder, export_network(net, frames, folder, opset=18, data_name="fake")
+    )

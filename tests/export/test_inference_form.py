@@ -5,14 +5,21 @@ import torch
 from torch import nn
 from zoo import KINDS, digest, events
 
+from revedge.engine import Branch
 from revedge.errors import ExportError
-from revedge.export.blocks import Affine
+from revedge.export.blocks import Affine, BranchStep, CouplingStep, ResidualStep
 from revedge.export.folding import can_fold, fold
 from revedge.export.inference import inference_form
 
 
 @pytest.mark.parametrize(
-    "op", [nn.Conv2d(3, 6, 3, bias=False), nn.Conv2d(3, 6, 3, groups=3), nn.Conv1d(3, 6, 3), nn.Linear(4, 6)]
+    "op",
+    [
+        nn.Conv2d(3, 6, 3, bias=False),
+        nn.Conv2d(3, 6, 3, groups=3),
+        nn.Conv1d(3, 6, 3),
+        nn.Linear(4, 6),
+    ],
 )
 def test_folded_operator_is_operator_then_norm(op: nn.Module) -> None:
     """In float64 the folded operator and the pair agree to rounding of the float32 weights."""
@@ -37,8 +44,13 @@ def test_folded_operator_is_operator_then_norm(op: nn.Module) -> None:
 
 def test_folds_wherever_an_operator_precedes() -> None:
     """Only a normalization that reads a stream stays; it stays as scale and shift."""
-    left = {kind: sum(isinstance(m, Affine) for m in inference_form(make()).modules()) for kind, make in KINDS.items()}
-    assert {kind: count for kind, count in left.items() if count} == {"normalization on a stream": 1}
+    left = {
+        kind: sum(isinstance(m, Affine) for m in inference_form(make()).modules())
+        for kind, make in KINDS.items()
+    }
+    assert {kind: count for kind, count in left.items() if count} == {
+        "normalization on a stream": 1
+    }
 
 
 def test_nothing_of_training_is_left() -> None:
@@ -65,6 +77,27 @@ def test_a_network_in_training_is_not_touched() -> None:
         for parameter in net.parameters():
             parameter.add_(1.0)
     assert torch.equal(form(x, states)[0], first)
+
+
+@pytest.mark.parametrize(
+    "kind", ["residual off the grid", "coupling, two blocks", "pool before the grid"]
+)
+def test_streams_lie_on_the_grid(kind: str) -> None:
+    """Rounding happens where training rounds: every summand of a stream is a multiple of 2**-14, and not of 2**-13."""
+    net = KINDS[kind]()
+    form = inference_form(net)
+    seen: list[torch.Tensor] = []
+    for module in form.modules():
+        if isinstance(module, BranchStep) and not isinstance(module.close, nn.Identity):
+            module.register_forward_hook(lambda _, __, out: seen.append(out[0]))
+        if isinstance(module, CouplingStep | ResidualStep):
+            module.register_forward_hook(lambda _, __, out: seen.append(out[0]))
+    form(torch.from_numpy(events(1, 2, 0)[0]), net.initial_states(2))
+    on_grid = sum(b.norm is not None for b in net.modules() if isinstance(b, Branch))
+    assert len(seen) == on_grid + 1
+    for value in seen:
+        assert torch.equal(value * 2**14, torch.round(value * 2**14))
+        assert not torch.equal(value * 2**13, torch.round(value * 2**13))
 
 
 def test_norm_without_statistics_is_refused() -> None:

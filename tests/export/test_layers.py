@@ -24,7 +24,9 @@ _FEW_FLIPS_PER_MILLION = 50
 def _probe(kind: str, net: SpikingNet, folder: Path) -> FileProbe:
     form = inference_form(net)
     manifest: Manifest = manifest_of(net, FakeFrames(net), "fake", 17 if kind == "onnx" else None)
-    if kind == "onnx":  # opset 17: the older exporter takes a tenth of the time; test_models.py has opset 18
+    if (
+        kind == "onnx"
+    ):  # opset 17: the older exporter takes a tenth of the time; test_models.py has opset 18
         write_onnx(form, manifest, folder / "model.onnx", 17)
         return OnnxProbe(folder / "model.onnx", manifest, net)
     write_torchscript(form, manifest, folder / "step.pt", folder / "stream.pt")

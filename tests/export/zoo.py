@@ -35,10 +35,14 @@ def branch(node: MakeNode = IFNode) -> Branch:
     return Branch(units, norm=nn.BatchNorm2d(_WIDTH))
 
 
-def network(body: list[Run], *, static: bool = False, head: Branch | None = None, timesteps: int = 8) -> SpikingNet:
+def network(
+    body: list[Run], *, static: bool = False, head: Branch | None = None, timesteps: int = 8
+) -> SpikingNet:
     """Return stem, ``body``, head; weights and running statistics are the same on every call."""
     torch.manual_seed(3)
-    for module in [part for run in body for part in run.modules()] + (list(head.modules()) if head else []):
+    for module in [part for run in body for part in run.modules()] + (
+        list(head.modules()) if head else []
+    ):
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.reset_parameters()
     stem = Feed([Branch([Unit(op=conv(2))], norm=nn.BatchNorm2d(_WIDTH))])
@@ -71,7 +75,9 @@ def settle(net: SpikingNet) -> SpikingNet:
     return net.eval()
 
 
-def events(steps: int, batch: int, seed: int, shape: tuple[int, ...] = IN_SHAPE) -> npt.NDArray[np.float32]:
+def events(
+    steps: int, batch: int, seed: int, shape: tuple[int, ...] = IN_SHAPE
+) -> npt.NDArray[np.float32]:
     """Return event counts ``[steps, batch, C, H, W]``, about a third of them not zero."""
     counts = np.random.default_rng(seed).poisson(0.4, (steps, batch, *shape))
     return counts.astype(np.float32) * np.float32(0.5)
@@ -79,27 +85,47 @@ def events(steps: int, batch: int, seed: int, shape: tuple[int, ...] = IN_SHAPE)
 
 def chain(node: MakeNode, pool: nn.Module | None = None) -> list[Run]:
     """Return a body of one feed: units in a chain."""
-    units = [Unit(neuron=node(), pool=pool, op=conv()), Unit(norm=nn.BatchNorm2d(_WIDTH), neuron=node(), op=conv())]
+    units = [
+        Unit(neuron=node(), pool=pool, op=conv()),
+        Unit(norm=nn.BatchNorm2d(_WIDTH), neuron=node(), op=conv()),
+    ]
     return [Feed([Branch(units, norm=nn.BatchNorm2d(_WIDTH))])]
 
 
 def _dense_head() -> Branch:
-    hidden = Unit(neuron=LIFNode(), pool=nn.Sequential(nn.AvgPool2d(2), nn.Flatten()), op=nn.Linear(_WIDTH * 16, 12))
-    return Branch([hidden, Unit(norm=nn.BatchNorm1d(12), neuron=IFNode(), dropout=0.3, op=nn.Linear(12, CLASSES))])
+    hidden = Unit(
+        neuron=LIFNode(),
+        pool=nn.Sequential(nn.AvgPool2d(2), nn.Flatten()),
+        op=nn.Linear(_WIDTH * 16, 12),
+    )
+    return Branch(
+        [
+            hidden,
+            Unit(norm=nn.BatchNorm1d(12), neuron=IFNode(), dropout=0.3, op=nn.Linear(12, CLASSES)),
+        ]
+    )
 
 
 def _norm_first() -> Branch:
-    return Branch([Unit(norm=nn.BatchNorm2d(_WIDTH), neuron=LIFNode(), op=conv())], norm=nn.BatchNorm2d(_WIDTH))
+    return Branch(
+        [Unit(norm=nn.BatchNorm2d(_WIDTH), neuron=LIFNode(), op=conv())],
+        norm=nn.BatchNorm2d(_WIDTH),
+    )
 
 
 def _pooled_close() -> Branch:
-    return Branch([Unit(neuron=IFNode(), op=conv())], norm=nn.BatchNorm2d(_WIDTH), pool=nn.AvgPool2d(3, 1, 1))
+    return Branch(
+        [Unit(neuron=IFNode(), op=conv())], norm=nn.BatchNorm2d(_WIDTH), pool=nn.AvgPool2d(3, 1, 1)
+    )
 
 
 def _open_feeds() -> list[Run]:
     """A feed that ends in a convolution, and one that begins with its normalization, as in the VGG members."""
     first = Feed([Branch([Unit(neuron=IFNode(), op=conv())])])
-    second = Branch([Unit(norm=nn.BatchNorm2d(_WIDTH), neuron=LIFNode(), op=conv())], norm=nn.BatchNorm2d(_WIDTH))
+    second = Branch(
+        [Unit(norm=nn.BatchNorm2d(_WIDTH), neuron=LIFNode(), op=conv())],
+        norm=nn.BatchNorm2d(_WIDTH),
+    )
     return [first, Feed([second])]
 
 
@@ -117,7 +143,9 @@ KINDS: dict[str, Callable[[], SpikingNet]] = {
     "lif hard": lambda: network(chain(lambda: LIFNode(tau=1.7))),
     "lif reset to -0.2": lambda: network(chain(lambda: LIFNode(tau=1.7, v_reset=-0.2))),
     "lif soft": lambda: network(chain(lambda: LIFNode(tau=3.0, v_reset=None))),
-    "lif input not decayed": lambda: network(chain(lambda: LIFNode(decay_input=False, v_reset=0.1))),
+    "lif input not decayed": lambda: network(
+        chain(lambda: LIFNode(decay_input=False, v_reset=0.1))
+    ),
     "plif": lambda: network(chain(lambda: ParametricLIFNode(init_tau=1.4))),
     "plif soft, input not decayed": lambda: network(
         chain(lambda: ParametricLIFNode(init_tau=2.2, decay_input=False, v_reset=None))
@@ -135,7 +163,9 @@ KINDS: dict[str, Callable[[], SpikingNet]] = {
     "residual off the grid": lambda: network(_off_grid(Residual)),
     "coupling": lambda: network([Coupling([_half()], [_half()], on_grid=True)]),
     "coupling off the grid": lambda: network(_off_grid(lambda _: Coupling([_half()], [_half()]))),
-    "coupling, two blocks": lambda: network([Coupling([_half(), _half()], [_half(), _half()], on_grid=True)]),
+    "coupling, two blocks": lambda: network(
+        [Coupling([_half(), _half()], [_half(), _half()], on_grid=True)]
+    ),
     "dense head": lambda: network([], head=_dense_head()),
     "static": lambda: network(chain(LIFNode), static=True),
 }
@@ -143,7 +173,10 @@ KINDS: dict[str, Callable[[], SpikingNet]] = {
 
 def _half() -> Branch:
     width = _WIDTH // 2
-    return Branch([Unit(neuron=LIFNode(tau=1.5), op=conv(width, width))], norm=nn.BatchNorm2d(width))
+    return Branch(
+        [Unit(neuron=LIFNode(tau=1.5, v_threshold=0.4), op=conv(width, width))],
+        norm=nn.BatchNorm2d(width),
+    )
 
 
 @dataclass(frozen=True)

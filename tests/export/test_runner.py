@@ -1,0 +1,164 @@
+"""The torch-free runner: streams, snapshots, and plain words for everything that does not fit."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from zoo import Export, events
+
+from revedge.errors import ExportError, UsageError
+from revedge.export.runner import StreamRunner
+
+
+@pytest.fixture
+def runner(exported: Export) -> StreamRunner:
+    """Return a runner of the exported network."""
+    return StreamRunner(exported.folder / "model.onnx")
+
+
+def _frames(batch: int, seed: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    return events(4, batch, seed, (2, 16, 16))
+
+
+def test_sequence_is_the_mean_of_steps(runner: StreamRunner) -> None:
+    """Bit for bit, and state is carried from step to step."""
+    x = _frames(3)
+    runner.reset(3)
+    steps = [runner.step(frame) for frame in x]
+    runner.reset(3)
+    total = steps[0]
+    for one in steps[1:]:
+        total = total + one
+    assert np.array_equal(runner.sequence(x), total / np.float32(4))
+    assert runner.steps_done == 4
+    runner.reset(3)
+    first = runner.step(x[0])
+    assert not np.array_equal(runner.step(x[0]), first), "the same frame again meets another state"
+
+
+def test_snapshot_resumes_the_stream(runner: StreamRunner, exported: Export) -> None:
+    """Another runner goes on from state_dict as if nothing had happened; the snapshot is a copy."""
+    x = _frames(2)
+    runner.reset(2)
+    runner.step(x[0])
+    snapshot = runner.state_dict()
+    expected = [runner.step(frame) for frame in x[1:]]
+    other = StreamRunner(exported.folder / "model.onnx")
+    other.load_state_dict(snapshot)
+    for frame, logits in zip(x[1:], expected, strict=True):
+        assert np.array_equal(other.step(frame), logits)
+
+
+def test_what_does_not_fit_is_said(runner: StreamRunner) -> None:
+    """No reset, another batch, shape or dtype: each has its message, and none changes the state."""
+    x = _frames(2)
+    with pytest.raises(UsageError, match=r"call reset\(batch\)"):
+        runner.step(x[0])
+    with pytest.raises(UsageError, match="call reset"):
+        runner.state_dict()
+    runner.reset(2)
+    before = runner.state_dict()
+    with pytest.raises(UsageError, match=r"call reset\(1\) first"):
+        runner.step(x[0][:1])
+    with pytest.raises(UsageError, match="float32"):
+        runner.step(x[0].astype(np.float64))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="float32"):
+        runner.step([[1.0]])  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="does not fit"):
+        runner.step(x[0][:, :, :8])
+    with pytest.raises(UsageError, match="T, B, C, H, W"):
+        runner.sequence(x[0])
+    with pytest.raises(UsageError, match="use 1 or more"):
+        runner.reset(0)
+    with pytest.raises(UsageError, match="use fewer"):
+        runner.reset(10**9)
+    assert all(np.array_equal(before[name], value) for name, value in runner.state_dict().items())
+
+
+def test_snapshot_of_another_model_is_refused(runner: StreamRunner) -> None:
+    """Names, shapes and dtypes must be those of the file."""
+    runner.reset(1)
+    states = runner.state_dict()
+    with pytest.raises(UsageError, match="'state_0' is not in both"):
+        runner.load_state_dict({k: v for k, v in states.items() if k != "state_0"})
+    with pytest.raises(UsageError, match="state_1"):
+        runner.load_state_dict({**states, "state_1": states["state_1"][:, :1]})
+    with pytest.raises(UsageError, match="float64"):
+        runner.load_state_dict({**states, "state_2": states["state_2"].astype(np.float64)})  # type: ignore[dict-item]
+
+
+def test_missing_path_is_a_usage_error(tmp_path: Path) -> None:
+    """Exit code 2, as for anything that is not there."""
+    with pytest.raises(UsageError, match=r"none\.onnx does not exist"):
+        StreamRunner(tmp_path / "none.onnx")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+def test_truncated_file_is_an_export_error(exported: Export, share: float, tmp_path: Path) -> None:
+    """One line that names the file."""
+    content = (exported.folder / "model.onnx").read_bytes()
+    path = tmp_path / "cut.onnx"
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(ExportError, match=r"cut\.onnx") as found:
+        StreamRunner(path)
+    assert "\n" not in str(found.value)
+
+
+def _changed(exported: Export, tmp_path: Path, key: str, value: str | None) -> Path:
+    model = onnx.load(str(exported.folder / "model.onnx"))
+    kept = {entry.key: entry.value for entry in model.metadata_props if entry.key != key}
+    if value is not None:
+        kept[key] = value
+    del model.metadata_props[:]
+    for name, text in kept.items():
+        model.metadata_props.add(key=name, value=text)
+    onnx.save(model, str(tmp_path / "changed.onnx"))
+    return tmp_path / "changed.onnx"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("schema", "2", "metadata schema 2, this revedge reads 1"),
+        ("schema", None, "carries no revedge metadata"),
+        ("states", "[]", "other inputs or outputs"),
+        ("states", '[{"name": 3}]', "metadata .* damaged"),
+        ("states", "[", "metadata .* damaged"),
+        ("input", '{"shape": [2, -16, 16], "scale": 1, "static": false}', "metadata .* damaged"),
+        ("timesteps", "1e99", "metadata .* damaged"),
+        ("graph", "scan", "needs a step graph"),
+    ],
+)
+def test_metadata_that_lie_are_found(
+    exported: Export, key: str, value: str | None, words: str, tmp_path: Path
+) -> None:
+    """A file of another schema, of no revedge, or with damaged metadata is refused with its reason."""
+    with pytest.raises(ExportError, match=words):
+        StreamRunner(_changed(exported, tmp_path, key, value))
+
+
+def test_state_shape_that_lies_is_found(exported: Export, tmp_path: Path) -> None:
+    """Metadata with a smaller state than the graph's: the first step says so."""
+    model = onnx.load(str(exported.folder / "model.onnx"))
+    states = json.loads({entry.key: entry.value for entry in model.metadata_props}["states"])
+    states[0]["shape"] = [1, 1, 1]
+    runner = StreamRunner(_changed(exported, tmp_path, "states", json.dumps(states)))
+    runner.reset(1)
+    with pytest.raises(ExportError, match=r"does not run|gives next_state_0"):
+        runner.step(_frames(1)[0])
+
+
+def test_runner_imports_nothing_heavy(exported: Export, run_python) -> None:  # type: ignore[no-untyped-def]
+    """Neither torch nor onnx; and before a file is opened not even onnxruntime."""
+    code = (
+        "import sys; from revedge.export.runner import StreamRunner; "
+        "assert not {'torch', 'onnx', 'onnxruntime', 'tonic'} & set(sys.modules); "
+        f"r = StreamRunner({str(exported.folder / 'model.onnx')!r}); r.reset(2); "
+        "import numpy as np; print(r.step(np.ones((2, 2, 16, 16), np.float32)).shape); "
+        "assert not {'torch', 'onnx', 'tonic'} & set(sys.modules)"
+    )
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(2, 5)"
