@@ -179,7 +179,9 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     loop.save()
     with torch.no_grad():
         next(loop.model.parameters())[0] = math.inf
-    with pytest.raises(RevedgeError, match=r"^weights are not finite after step 0; use a smaller --lr"):
+    with pytest.raises(
+        RevedgeError, match=r"^weights are not finite after step 0; use a smaller --lr"
+    ):
         loop.save()
     resumed = _loop(tmp_path)
     resumed.restore()
