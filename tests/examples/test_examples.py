@@ -1,5 +1,6 @@
 """Each example runs as its docstring says, is short, and needs what it claims."""
 
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,23 @@ def test_examples_are_short_and_say_how_to_run(path: Path) -> None:
 def test_there_are_three() -> None:
     """Train in a budget, a custom model, stream an exported model."""
     assert [path.name[:3] for path in EXAMPLES] == ["01_", "02_", "03_"]
+
+
+def test_readme_python_runs(root: Path, run_python: RunPython) -> None:
+    """The README's program runs as it stands there."""
+    block = (root / "README.md").read_text("utf-8").split("```python\n")[1].split("```")[0]
+    done = run_python("-c", block)
+
+    assert done.returncode == 0, done.stderr
+    assert len(block.splitlines()) <= 10
+
+
+def test_readme_links_lead_somewhere(root: Path) -> None:
+    """Every relative link of the README names a file or folder that is there."""
+    links = re.findall(r"\]\(([^)#]+)\)", (root / "README.md").read_text("utf-8"))
+
+    assert len(links) > 5
+    assert [one for one in links if "://" not in one and not (root / one).exists()] == []
 
 
 def test_custom_model(run_python: RunPython, cache: str) -> None:
