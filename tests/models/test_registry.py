@@ -98,3 +98,12 @@ def test_wrong_input_is_named():
     net = models.create("revsresnet11", in_shape=(2, 8, 8), num_classes=3, timesteps=2)
     with pytest.raises(UsageError, match=r"takes \[T, B, C, H, W\]"):
         net(torch.rand(2, 2, 8, 8))
+
+
+def test_convolutions_start_as_published():
+    """Kaiming normal over the fan-out: the deviation is sqrt(2 / (9 * channels out)) within sampling error."""
+    torch.manual_seed(0)
+    net = models.create("ms-resnet18", in_shape=(3, 32, 32), num_classes=10, timesteps=1)
+    weight = dict(net.named_parameters())["body.0.branches.0.units.0.op.weight"]
+    deviation = float(weight.detach().std())
+    assert abs(deviation / (2 / (9 * 64)) ** 0.5 - 1) < 4 / (2 * weight.numel()) ** 0.5
