@@ -158,8 +158,8 @@ def _report(files: "list[ExportedFile]") -> str:
         parity = file.parity
         lines.append(
             f"{file.format}: given the network's states and spikes for {parity.steps} steps at batch "
-            f"{' and '.join(map(str, parity.batches))}, every value agrees within its rounding bound "
-            f"(largest difference {parity.max_forced_difference:.2g})"
+            f"{' and '.join(map(str, parity.batches))}, every value agrees within its rounding bound (the closest "
+            f"comes to {100 * parity.largest_share_of_bound:.0f} % of it)"
         )
     if any(file.format == "onnx" for file in files):
         model = next(path for file in files if file.format == "onnx" for path in file.paths)
