@@ -31,10 +31,18 @@ class MetricsLog:
         except OSError as error:
             self.failed = self.failed or f"{self.path} cannot be written ({error.strerror})"
 
-    def rewind(self, step: int) -> None:
-        """Drop what was written about steps after `step`, and a half-written last line."""
+    def rewind(self, step: int, last_epoch: dict[str, Any] | None = None) -> None:
+        """Drop what was written about steps after `step`, and a half-written last line.
+
+        `last_epoch` is the epoch event that the checkpoint of `step` remembers: its line is missing
+        if everything was killed between that checkpoint and the line.
+        """
         lines = read_metrics(self.path)
         kept = [line for line in lines if int(line.get("step", 0)) <= step]
+        if last_epoch is not None:
+            epochs = [line["epoch"] for line in kept if line.get("event") == "epoch"]
+            if last_epoch["epoch"] not in epochs:
+                kept.append({"event": "epoch", **last_epoch, "time_s": self.offset_s})
         try:
             replace_file(self.path, [(json.dumps(line) + "\n").encode() for line in kept])
         except OSError as error:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from revedge import child
 from revedge.devices.metrics_log import read_metrics
 
 _TIMEOUT_S = 120.0
@@ -16,13 +17,11 @@ _MISSING = 3
 
 def draw_in_child(run_dir: Path, budget_bytes: int) -> str | None:
     """Draw the picture of a run; return None, or why there is none."""
-    from revedge.devices.supervisor import child_environment
-
-    command = [sys.executable, "-m", "revedge.devices.picture", str(run_dir), str(budget_bytes)]
+    command = child.command("revedge.devices.picture", str(run_dir), str(budget_bytes))
     try:
         done = subprocess.run(
             command,
-            env=child_environment(),
+            env=child.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_TIMEOUT_S,

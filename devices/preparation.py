@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from revedge import errors
+from revedge import child, errors
 from revedge.errors import BudgetError, RevedgeError
 from revedge.planner.plan import Plan
 
@@ -44,13 +44,11 @@ def prepare_plan(plan: Plan) -> Prepared:
 
 def run_child(request: dict[str, Any]) -> dict[str, Any]:
     """Run this module in a child with one request; raise what it raised."""
-    from revedge.devices.supervisor import child_environment
-
     done = subprocess.run(
-        [sys.executable, "-m", "revedge.devices.preparation"],
+        child.command("revedge.devices.preparation"),
         input=json.dumps(request),
         stdout=subprocess.PIPE,
-        env=child_environment(),
+        env=child.environment(),
         text=True,
         check=False,
     )

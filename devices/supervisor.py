@@ -10,14 +10,12 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import revedge
-from revedge import errors
+from revedge import child, errors
 from revedge.devices import oom
 from revedge.devices.atomic import replace_text
 from revedge.devices.meter import PeakMeter, oom_kills
@@ -109,8 +107,8 @@ class Supervisor:
         """Start one trainer, follow it to its end, and return its exit code (negative: a signal)."""
         self._final, self._kernel_kills = {}, oom_kills()
         reader, writer = os.pipe()
-        command = [sys.executable, "-m", "revedge.devices.trainer", str(self.run.path.resolve())]
-        command += ["--events", str(writer), "--parent", str(os.getpid())]
+        words = ["--events", str(writer), "--parent", str(os.getpid())]
+        command = child.command("revedge.devices.trainer", str(self.run.path.resolve()), *words)
         try:
             with open(self.run.log, "wb") as log:
                 self._process = subprocess.Popen(
@@ -119,7 +117,7 @@ class Supervisor:
                     stdout=log,
                     stderr=log,
                     pass_fds=(writer, self.lock),
-                    env=child_environment(),
+                    env=child.environment(),
                 )
         except OSError as error:
             os.close(reader)
@@ -175,7 +173,7 @@ class Supervisor:
         kind = event["event"]
         self.meter.device_bytes = max(event.get("device_bytes", 0), self.meter.device_bytes)
         if kind == "start":
-            self.log.rewind(event["step"])
+            self.log.rewind(event["step"], event.pop("last_epoch", None))
         if kind in ("done", "error", "out_of_memory", "stopped"):
             self._final = event
         self.step = event.get("step", self.step)
@@ -265,20 +263,6 @@ def smaller_micro_batch(batch_size: int, micro_batch_size: int) -> int | None:
         if batch_size % size == 0:
             return size
     return None
-
-
-def child_environment() -> dict[str, str]:
-    """Return the environment of a child that must find the same revedge as this process."""
-    environment = dict(os.environ)
-    root = Path(revedge.__file__).resolve().parent.parent
-    if root.name not in ("site-packages", "dist-packages"):
-        paths = [str(root), environment.get("PYTHONPATH", "")]
-        environment["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
-    environment.pop("PYTORCH_CUDA_ALLOC_CONF", None)  # expandable segments fail on Tegra
-    # Threads that wait by spinning take the cores from those that work as soon as anything else runs: seen, 8 times
-    # slower on 2 busy cores.
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    return environment
 
 
 def log_tail(path: Path, size_bytes: int = 4096) -> str:

@@ -129,6 +129,7 @@ def _train(run: RunFolder, report: Reporter, stop: StopRequest) -> int:
             "steps_per_epoch": loop.steps_per_epoch,
             "micro_batch_size": plan.micro_batch_size,
             "base_bytes": base_bytes,
+            "last_epoch": loop.position.last_epoch,
             "device_bytes": device_bytes(),
         }
     )

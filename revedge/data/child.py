@@ -3,12 +3,9 @@
 import json
 import os
 import subprocess
-import sys
-from pathlib import Path
-from sysconfig import get_path
 from typing import Any
 
-import revedge
+from revedge import child
 from revedge.errors import DataError, UsageError
 
 
@@ -20,20 +17,18 @@ def run_child(task: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError, DataError, ModuleNotFoundError: as the child did.
     """
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    package_root = str(Path(revedge.__file__).resolve().parent.parent)
-    if package_root not in (get_path("purelib"), get_path("platlib")):  # a checkout
-        paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment["PYTHONPATH"] = os.pathsep.join(paths)
-    words = [sys.executable, "-W", "ignore", "-m", "revedge.data._build_cache"]
+    words = child.command("revedge.data._build_cache")
+    environment = child.environment(
+        OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore"
+    )
     text = json.dumps(task | {"parent_pid": os.getpid()})
     with subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
-    ) as child:
+    ) as process:
         try:
-            stdout, _ = child.communicate(text)
+            stdout, _ = process.communicate(text)
         except BaseException:
-            child.kill()
+            process.kill()
             raise
     lines = stdout.splitlines()
     try:
@@ -41,9 +36,9 @@ def run_child(task: dict[str, Any]) -> dict[str, Any]:
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        cause = f"ended with exit code {child.returncode}"
-        if child.returncode < 0:
-            cause = f"was ended by signal {-child.returncode} (9: out of memory, or killed)"
+        cause = f"ended with exit code {process.returncode}"
+        if process.returncode < 0:
+            cause = f"was ended by signal {-process.returncode} (9: out of memory, or killed)"
         raise DataError(f"the process that prepares {task['name']} {cause}; see its output above")
     if "error" in answer:
         _raise_again(answer)

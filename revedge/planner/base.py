@@ -4,8 +4,9 @@ import json
 import subprocess
 from dataclasses import dataclass
 
+from revedge import child
 from revedge.errors import DeviceError
-from revedge.planner.process import Memory, environment, fingerprint, python_command
+from revedge.planner.process import Memory, fingerprint
 
 _RUNS = 2  # resident file pages differ by some 100 KiB from run to run: the larger counts
 _PATIENCE_S = 300.0
@@ -41,9 +42,9 @@ def measure(threads: int, device: str = "cpu") -> Base:
 
 def _probe(*arguments: str) -> int:
     done = subprocess.run(
-        python_command("revedge.planner.base_probe", *arguments),
+        child.command("revedge.planner.base_probe", *arguments),
         capture_output=True,
-        env=environment(),
+        env=child.environment(),
         text=True,
         check=False,
         timeout=_PATIENCE_S,

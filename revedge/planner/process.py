@@ -18,19 +18,6 @@ _PACKAGE = Path(revedge.__file__).resolve().parent
 _TRACED_ROOMS = ("kernels", "neurons", "engine", "models", "planner")
 
 
-def python_command(module: str, *arguments: str) -> list[str]:
-    """Return the command that runs ``module`` in a fresh interpreter."""
-    return [sys.executable, "-m", module, *arguments]
-
-
-def environment() -> dict[str, str]:
-    """Return the child's environment: it must find the same revedge that this process runs."""
-    found = dict(os.environ)
-    paths = [str(_PACKAGE.parent), *filter(None, [found.get("PYTHONPATH")])]
-    found["PYTHONPATH"] = os.pathsep.join(paths)
-    return found
-
-
 def cache_folder() -> Path:
     """Return the folder for measurements: $REVEDGE_CACHE, or revedge in the user's cache folder."""
     if os.environ.get("REVEDGE_CACHE"):
@@ -52,7 +39,7 @@ def fingerprint(**more: object) -> str:
         "page_bytes": page_bytes(),
         "environment": {
             name: os.environ.get(name)
-            for name in ("REVEDGE_NO_NATIVE", "LD_PRELOAD", "OMP_NUM_THREADS")
+            for name in ("REVEDGE_NO_NATIVE", "LD_PRELOAD", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
         },
         **more,
     }

@@ -6,8 +6,9 @@ import subprocess
 import tempfile
 from typing import IO, Any
 
+from revedge import child
 from revedge.errors import DeviceError, UsageError
-from revedge.planner.process import Memory, environment, fingerprint, python_command
+from revedge.planner.process import Memory, fingerprint
 from revedge.planner.setting import Setting
 
 _PATIENCE_S = 300.0
@@ -102,11 +103,11 @@ class TraceClient:
     def _start(self) -> None:
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            python_command("revedge.planner.trace_child"),
+            child.command("revedge.planner.trace_child"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=environment(),
+            env=child.environment(),
             text=True,
         )
 

@@ -6,9 +6,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from revedge import child
 from revedge.errors import DeviceError
 from revedge.planner.plan import Plan
-from revedge.planner.process import environment, python_command
 from revedge.units import format_bytes
 
 
@@ -36,9 +36,9 @@ def verify(plan: Plan, *, timeout_s: float = 3600.0) -> Verification:
         path = Path(folder) / "plan.toml"
         plan.save(path)
         done = subprocess.run(
-            python_command("revedge.planner.verify_child", str(path)),
+            child.command("revedge.planner.verify_child", str(path)),
             capture_output=True,
-            env=environment(),
+            env=child.environment(),
             text=True,
             check=False,
             timeout=timeout_s,

@@ -92,6 +92,16 @@ def test_metrics_lines_of_repeated_steps_go(tmp_path: Path) -> None:
     assert lines[-1]["time_s"] == 6.5
 
 
+def test_an_epoch_line_that_was_never_written_comes_back(tmp_path: Path) -> None:
+    """A kill between checkpoint and line loses no epoch, and one that stands there is not doubled."""
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.write({"event": "epoch", "epoch": 1, "step": 6}, 1.0)
+    for epoch, step in ((1, 8), (2, 12), (2, 12)):
+        log.rewind(step, {"epoch": epoch, "step": 6 * epoch})
+    lines = read_metrics(log.path)
+    assert [(line["epoch"], line["step"]) for line in lines] == [(1, 6), (2, 12)]
+
+
 def test_metrics_that_cannot_be_written_stop_nothing(tmp_path: Path) -> None:
     """A folder in place of the file: the problem is remembered, nothing is raised."""
     (tmp_path / "metrics.jsonl").mkdir()

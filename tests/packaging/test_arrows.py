@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "neurons": BASE | {"kernels"},
     "engine": BASE | {"kernels", "neurons"},
     "models": BASE | {"kernels", "neurons", "engine"},
-    "data": {"errors", "units"},
+    "data": {"errors", "units", "child"},
     "planner": MODEL_SIDE,
     "export": MODEL_SIDE,
     "devices": MODEL_SIDE | {"planner", "data"},

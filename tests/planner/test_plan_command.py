@@ -2,13 +2,14 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from revedge import child
 from revedge.cli.main import main
-from revedge.planner import process
 from revedge.planner.plan import Plan
 
 SHAPE = ("--in-shape", "2,16,16", "--classes", "10", "--model", "revsresnet11", "--batch", "4")
@@ -103,10 +104,10 @@ def test_the_process_stays_free_of_torch() -> None:
         "sys.exit(code or ('torch' in sys.modules))"
     )
     done = subprocess.run(
-        [*process.python_command("x")[:1], "-c", code],
+        [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=False,
-        env=process.environment(),
+        env=child.environment(),
     )
     assert done.returncode == 0, done.stderr

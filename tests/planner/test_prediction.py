@@ -4,10 +4,12 @@ import dataclasses
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from revedge import child
 from revedge.errors import DeviceError, UsageError
 from revedge.planner import base, process
 from revedge.planner.cost import PARTS, predict
@@ -107,8 +109,8 @@ def test_mistakes_come_back_as_errors(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(TraceError, match="wings"):
             client.trace(dataclasses.replace(SETTINGS[0], model_options={"wings": 2}))
     monkeypatch.setattr(
-        "revedge.planner.trace_client.python_command",
-        lambda module: process.python_command("revedge.no_such_module"),
+        "revedge.planner.trace_client.child.command",
+        lambda module: [sys.executable, "-m", "revedge.no_such_module"],
     )
     with TraceClient() as client, pytest.raises(DeviceError, match="no_such_module"):
         client.trace(dataclasses.replace(SETTINGS[0], timesteps=5))
@@ -151,10 +153,10 @@ def test_the_planner_imports_no_torch() -> None:
         "revedge.cli.plan; print([m for m in sys.modules if m.split('.')[0] in ('torch', 'numpy')])"
     )
     done = subprocess.run(
-        [*process.python_command("x")[:1], "-c", code],
+        [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=True,
-        env=process.environment(),
+        env=child.environment(),
     )
     assert done.stdout.strip() == "[]"
