@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from revedge import child, errors
+from revedge import allocator, child, errors
 from revedge.devices import oom
 from revedge.devices.atomic import replace_text
 from revedge.devices.meter import PeakMeter, oom_kills
@@ -117,7 +117,7 @@ class Supervisor:
                     stdout=log,
                     stderr=log,
                     pass_fds=(writer, self.lock),
-                    env=child.environment(),
+                    env=child.environment(**allocator.preload()),
                 )
         except OSError as error:
             os.close(reader)

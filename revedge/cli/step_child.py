@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from revedge import child
-from revedge.allocator import return_freed_memory
+from revedge.allocator import preload, return_freed_memory, trim
 from revedge.devices.meter import status_bytes
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def run_step(job: dict[str, Any]) -> dict[str, Any]:
         return float(loss)
 
     row: dict[str, Any] = {"strategy": job["strategy"]}
+    trim()
     with anonymous_peak(row):
         row["loss"] = step()
         row |= _digests(net, job)
@@ -179,7 +180,7 @@ def spawn(job: dict[str, Any]) -> dict[str, Any]:
     import subprocess
 
     words = child.command("revedge.cli.step_child", json.dumps(job))
-    env = child.environment(PYTHONWARNINGS="ignore")
+    env = child.environment(PYTHONWARNINGS="ignore", **preload())
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
     lines = done.stdout.splitlines()
     if done.returncode == 0 and lines:

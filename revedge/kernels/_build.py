@@ -26,8 +26,10 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         reason: Exception | None = None
-        for openmp in (["-fopenmp"], []):
-            ext.extra_compile_args, ext.extra_link_args = _FLAGS + openmp, openmp
+        # The arena is preloaded: it must not bring an OpenMP runtime of its own before torch's.
+        attempts = [["-pthread"]] if ext.name.endswith("arena") else [["-fopenmp"], []]
+        for threads in attempts:
+            ext.extra_compile_args, ext.extra_link_args = _FLAGS + threads, threads
             try:
                 super().build_extension(ext)
                 return

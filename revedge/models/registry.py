@@ -65,6 +65,7 @@ def _ms(blocks: Sequence[int], widths: Sequence[int] = (32, 64), **options: Any)
 _DVS: dict[str, Any] = {"neuron": "lif", "tau": 1.5, "surrogate": "sigmoid", "dvs_stem": True}
 _MEMBERS: dict[str, _Member] = {
     "revsresnet11": _rev([1, 1]),
+    "revsresnet16": _rev([1, 1, 1], (16, 32, 64)),
     "revsresnet19": _rev([2, 2]),
     "revsresnet27": _rev([3, 3]),
     "revsresnet35": _rev([4, 4]),

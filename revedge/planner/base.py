@@ -4,7 +4,7 @@ import json
 import subprocess
 from dataclasses import dataclass
 
-from revedge import child
+from revedge import allocator, child
 from revedge.errors import DeviceError
 from revedge.planner.process import Memory, fingerprint
 
@@ -44,7 +44,7 @@ def _probe(*arguments: str) -> int:
     done = subprocess.run(
         child.command("revedge.planner.base_probe", *arguments),
         capture_output=True,
-        env=child.environment(),
+        env=child.environment(**allocator.preload()),
         text=True,
         check=False,
         timeout=_PATIENCE_S,

@@ -39,7 +39,13 @@ def fingerprint(**more: object) -> str:
         "page_bytes": page_bytes(),
         "environment": {
             name: os.environ.get(name)
-            for name in ("REVEDGE_NO_NATIVE", "LD_PRELOAD", "OMP_NUM_THREADS", "OMP_WAIT_POLICY")
+            for name in (
+                "REVEDGE_NO_NATIVE",
+                "REVEDGE_NO_ARENA",
+                "LD_PRELOAD",
+                "OMP_NUM_THREADS",
+                "OMP_WAIT_POLICY",
+            )
         },
         **more,
     }

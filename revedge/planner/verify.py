@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from revedge import child
+from revedge import allocator, child
 from revedge.errors import DeviceError
 from revedge.planner.plan import Plan
 from revedge.units import format_bytes
@@ -38,7 +38,7 @@ def verify(plan: Plan, *, timeout_s: float = 3600.0) -> Verification:
         done = subprocess.run(
             child.command("revedge.planner.verify_child", str(path)),
             capture_output=True,
-            env=child.environment(),
+            env=child.environment(**allocator.preload()),
             text=True,
             check=False,
             timeout=timeout_s,

@@ -1,0 +1,316 @@
+/* An allocator for large blocks that never holds more than was in use at once.
+ *
+ * Preloaded into a training process (LD_PRELOAD), it serves every block of 64 KiB or more; smaller
+ * ones go to the C library. A freed block is kept for the next step, but only while
+ *
+ *     live + kept <= largest live so far,
+ *
+ * so that the resident memory of the process never exceeds the peak of its live bytes, which is
+ * what a plan predicts, while a training step, whose allocations repeat, takes no new pages.
+ * The C library alone offers either (a low mmap threshold: every block new pages; the default: up
+ * to twice the live bytes), not both.
+ *
+ * Blocks are whole pages inside one reserved range of addresses, so that `free` can tell ours from
+ * the C library's by the address. glibc only: it names the functions that are replaced here.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#ifndef __GLIBC__
+#error "the arena replaces functions of glibc by name"
+#endif
+
+#define API __attribute__((visibility("default")))
+#define LARGE ((size_t)64 * 1024)
+#define MAX_EXTENTS 65535 /* above that, blocks go to the C library */
+#define NONE 0u
+
+extern void *__libc_malloc(size_t);
+extern void *__libc_calloc(size_t, size_t);
+extern void *__libc_realloc(void *, size_t);
+extern void *__libc_memalign(size_t, size_t);
+extern void __libc_free(void *);
+
+enum state { UNUSED, EMPTY, KEPT, LIVE };
+
+/* A range of pages; extents stand in a list in the order of their addresses. */
+struct extent {
+    uint32_t first, pages;
+    uint32_t before, after; /* indices, NONE at the ends */
+    uint32_t freed_at;      /* order in which kept extents were freed */
+    uint32_t state;
+};
+
+static struct extent extents[MAX_EXTENTS + 1];
+static uint32_t spare[MAX_EXTENTS]; /* indices of unused extents */
+static uint32_t spares, head, clock_now;
+static uint32_t *owner; /* page -> extent that starts there */
+static char *base;
+static size_t page_size, region_pages;
+static size_t live, kept, peak; /* pages */
+static int ready; /* 0 not tried, 1 yes, -1 no */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+
+static void before_fork(void) { pthread_mutex_lock(&lock); }
+static void after_fork(void) { pthread_mutex_unlock(&lock); }
+
+static void *reserve(size_t bytes, int protection) {
+    void *found = mmap(NULL, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return found == MAP_FAILED ? NULL : found;
+}
+
+/* Called with the lock held, at the first large block. */
+static int start(void) {
+    if (ready) return ready > 0;
+    ready = -1;
+    page_size = (size_t)sysconf(_SC_PAGESIZE);
+    region_pages = (size_t)sysconf(_SC_PHYS_PAGES) * 2;
+    if (region_pages > UINT32_MAX / 2) region_pages = UINT32_MAX / 2;
+    base = reserve(region_pages * page_size, PROT_NONE);
+    owner = reserve(region_pages * sizeof *owner, PROT_READ | PROT_WRITE);
+    if (!base || !owner) return 0;
+    for (uint32_t i = MAX_EXTENTS; i >= 2; --i) spare[spares++] = i;
+    extents[1] = (struct extent){.first = 0, .pages = (uint32_t)region_pages, .state = EMPTY};
+    head = 1;
+    pthread_atfork(before_fork, after_fork, after_fork);
+    ready = 1;
+    return 1;
+}
+
+static int is_ours(const void *p) {
+    return base && (const char *)p >= base && (const char *)p < base + region_pages * page_size;
+}
+
+static char *address(const struct extent *e) { return base + (size_t)e->first * page_size; }
+
+/* Take `after` of `e` off the list and into `e`. */
+static void swallow(struct extent *e, uint32_t after) {
+    struct extent *next = &extents[after];
+    e->pages += next->pages;
+    e->after = next->after;
+    if (next->after) extents[next->after].before = (uint32_t)(e - extents);
+    next->state = UNUSED;
+    spare[spares++] = after;
+}
+
+/* Cut `e` to `pages`; the rest becomes an extent of the same state. Returns 0 without a spare one. */
+static int cut(struct extent *e, uint32_t pages) {
+    if (e->pages == pages) return 1;
+    if (!spares) return 0;
+    uint32_t index = spare[--spares], self = (uint32_t)(e - extents);
+    struct extent *rest = &extents[index];
+    *rest = *e;
+    rest->first = e->first + pages;
+    rest->pages = e->pages - pages;
+    rest->before = self;
+    if (e->after) extents[e->after].before = index;
+    e->after = index;
+    e->pages = pages;
+    return 1;
+}
+
+/* Give the pages of a kept extent back to the system. */
+static void give_back(struct extent *e) {
+    mmap(address(e), (size_t)e->pages * page_size, PROT_NONE,
+         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    kept -= e->pages;
+    e->state = EMPTY;
+    if (e->after && extents[e->after].state == EMPTY) swallow(e, e->after);
+    if (e->before && extents[e->before].state == EMPTY) {
+        uint32_t self = (uint32_t)(e - extents);
+        swallow(&extents[e->before], self);
+    }
+}
+
+/* Give back kept extents, those freed longest ago first, until live + kept <= limit. */
+static void shrink(size_t limit) {
+    while (kept && live + kept > limit) {
+        struct extent *oldest = NULL;
+        for (uint32_t i = head; i; i = extents[i].after)
+            if (extents[i].state == KEPT &&
+                (!oldest || clock_now - extents[i].freed_at > clock_now - oldest->freed_at))
+                oldest = &extents[i];
+        if (!oldest) return;
+        give_back(oldest);
+    }
+}
+
+static struct extent *smallest(uint32_t state, uint32_t pages) {
+    struct extent *best = NULL;
+    for (uint32_t i = head; i; i = extents[i].after) {
+        struct extent *e = &extents[i];
+        if (e->state != state || e->pages < pages || (best && best->pages <= e->pages)) continue;
+        best = e;
+        if (e->pages == pages) break;
+    }
+    return best;
+}
+
+/* Make one of kept extents that touch. */
+static void join_kept(void) {
+    for (uint32_t i = head; i; i = extents[i].after)
+        while (extents[i].state == KEPT && extents[i].after &&
+               extents[extents[i].after].state == KEPT)
+            swallow(&extents[i], extents[i].after);
+}
+
+static void *take_kept(struct extent *e, uint32_t pages) {
+    if (!cut(e, pages)) return NULL;
+    kept -= pages;
+    e->state = LIVE;
+    live += pages;
+    owner[e->first] = (uint32_t)(e - extents);
+    return address(e);
+}
+
+static void *take_new(uint32_t pages) {
+    struct extent *e = smallest(EMPTY, pages);
+    if (!e || !cut(e, pages)) return NULL;
+    size_t bytes = (size_t)pages * page_size;
+    if (mprotect(address(e), bytes, PROT_READ | PROT_WRITE)) {
+        shrink(live); /* a limit on memory was met: keep nothing, try once more */
+        e = smallest(EMPTY, pages);
+        if (!e || !cut(e, pages) || mprotect(address(e), bytes, PROT_READ | PROT_WRITE)) return NULL;
+    }
+    e->state = LIVE;
+    live += pages;
+    if (live > peak) peak = live;
+    owner[e->first] = (uint32_t)(e - extents);
+    return address(e);
+}
+
+/* A block of at least `bytes`; NULL if there is no memory, `*tried` 0 if the arena cannot serve. */
+static void *take(size_t bytes, int *tried) {
+    void *found = NULL;
+    pthread_mutex_lock(&lock);
+    *tried = start() && spares > 2 && bytes <= (region_pages - 1) * page_size;
+    if (*tried) {
+        uint32_t pages = (uint32_t)((bytes + page_size - 1) / page_size);
+        struct extent *e = smallest(KEPT, pages);
+        int fits = e && e->pages - pages <= pages / 8;
+        if (!fits && live + kept + pages <= peak) {
+            e = NULL; /* room for new pages: break up nothing */
+        } else if (!e && kept >= pages) {
+            join_kept();
+            e = smallest(KEPT, pages);
+        }
+        if (e) {
+            found = take_kept(e, pages);
+            if (live > peak) peak = live;
+        }
+        if (!found) {
+            size_t limit = live + pages > peak ? live + pages : peak;
+            shrink(limit - pages);
+            found = take_new(pages);
+        }
+    }
+    pthread_mutex_unlock(&lock);
+    return found;
+}
+
+static void put(void *p) {
+    pthread_mutex_lock(&lock);
+    struct extent *e = &extents[owner[((char *)p - base) / page_size]];
+    e->state = KEPT;
+    e->freed_at = ++clock_now;
+    live -= e->pages;
+    kept += e->pages;
+    pthread_mutex_unlock(&lock);
+}
+
+static size_t size_of(const void *p) {
+    return (size_t)extents[owner[((const char *)p - base) / page_size]].pages * page_size;
+}
+
+static void *large(size_t bytes) {
+    int tried;
+    void *found = take(bytes, &tried);
+    if (!tried) return __libc_malloc(bytes);
+    if (!found) errno = ENOMEM;
+    return found;
+}
+
+API void *malloc(size_t bytes) { return bytes >= LARGE ? large(bytes) : __libc_malloc(bytes); }
+
+API void free(void *p) {
+    if (is_ours(p)) put(p);
+    else __libc_free(p);
+}
+
+API void *calloc(size_t count, size_t size) {
+    size_t bytes;
+    if (__builtin_mul_overflow(count, size, &bytes)) {
+        errno = ENOMEM;
+        return NULL;
+    }
+    if (bytes < LARGE) return __libc_calloc(count, size);
+    void *found = large(bytes);
+    return found ? memset(found, 0, bytes) : NULL;
+}
+
+API void *realloc(void *p, size_t bytes) {
+    if (!p) return malloc(bytes);
+    if (!is_ours(p)) return __libc_realloc(p, bytes);
+    size_t old = size_of(p);
+    if (bytes == 0) {
+        free(p);
+        return NULL;
+    }
+    if (bytes <= old && bytes > old / 2) return p;
+    void *found = malloc(bytes);
+    if (found) {
+        memcpy(found, p, bytes < old ? bytes : old);
+        free(p);
+    }
+    return found;
+}
+
+static void *aligned(size_t alignment, size_t bytes) {
+    if (bytes < LARGE || alignment > (size_t)sysconf(_SC_PAGESIZE)) return __libc_memalign(alignment, bytes);
+    int tried;
+    void *found = take(bytes, &tried);
+    return tried ? found : __libc_memalign(alignment, bytes);
+}
+
+API void *memalign(size_t alignment, size_t bytes) { return aligned(alignment, bytes); }
+API void *aligned_alloc(size_t alignment, size_t bytes) { return aligned(alignment, bytes); }
+
+API int posix_memalign(void **out, size_t alignment, size_t bytes) {
+    if (alignment < sizeof(void *) || (alignment & (alignment - 1))) return EINVAL;
+    void *found = aligned(alignment, bytes);
+    if (!found) return ENOMEM;
+    *out = found;
+    return 0;
+}
+
+API size_t malloc_usable_size(void *p) {
+    static size_t (*next)(void *);
+    if (!p) return 0;
+    if (is_ours(p)) return size_of(p);
+    if (!next) *(void **)&next = dlsym(RTLD_NEXT, "malloc_usable_size");
+    return next ? next(p) : 0;
+}
+
+/* Bytes that are [0] live, [1] kept, [2] the largest live so far. */
+API void revedge_arena_bytes(size_t out[3]) {
+    pthread_mutex_lock(&lock);
+    out[0] = live * page_size;
+    out[1] = kept * page_size;
+    out[2] = peak * page_size;
+    pthread_mutex_unlock(&lock);
+}
+
+/* Keep nothing, and count the peak from here. */
+API void revedge_arena_reset(void) {
+    pthread_mutex_lock(&lock);
+    shrink(0);
+    peak = live;
+    pthread_mutex_unlock(&lock);
+}
