@@ -95,6 +95,7 @@ class TrainingLoop:
         report: takes events (JSON-able dicts with "event").
         should_stop: asked after every step and every evaluation batch.
         watch: called between micro-batches; may raise MemoryError.
+        before_step: called with the number of each step before it is taken.
     """
 
     def __init__(
@@ -108,10 +109,12 @@ class TrainingLoop:
         report: Callable[[Event], None],
         should_stop: Callable[[], bool] = lambda: False,
         watch: Callable[[], None] = lambda: None,
+        before_step: Callable[[int], None] = lambda step: None,
     ) -> None:
         self.model, self.optimizer, self.frames = model, optimizer, frames
         self.settings, self.store = settings, store
         self.report, self.should_stop, self.watch = report, should_stop, watch
+        self.before_step = before_step
         count = len(frames.train_indices)
         if count == 0:
             raise RevedgeError(
@@ -245,6 +248,7 @@ class TrainingLoop:
                 len(chosen), settings.augment_pixels, settings.seed, epoch, position.step
             )
         seed_step(settings.seed, epoch, position.step)
+        self.before_step(position.step)
         self.model.train()
         batch_loss, correct = 0.0, 0
         for begin in range(0, len(chosen), settings.micro_batch_size):

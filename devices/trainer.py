@@ -6,6 +6,7 @@ It tells the supervisor what happens as JSON lines on a pipe.
 """
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -25,7 +26,9 @@ from revedge.units import format_bytes
 
 if TYPE_CHECKING:
     from revedge.devices.loop import TrainingLoop
+    from revedge.models import SpikingNet
 
+CHECKED_STEPS, CHECK_EVERY = 3, 500
 EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_STOPPED = 0, 10, 11
 # Kept between the fence and the budget, for what RLIMIT_DATA does not see: the first C++ exception (an out-of-memory
 # is one) reads 4.5 MiB of unwinding tables, and 1.5 MiB of pages that are mapped already are touched later (measured).
@@ -200,7 +203,13 @@ def _build(run: RunFolder, plan: Plan, report: Reporter, stop: StopRequest) -> "
         CheckpointStore(run.checkpoints, identity),
         report=report,
         should_stop=stop,
+        before_step=functools.partial(_check_some_steps, model),
     )
+
+
+def _check_some_steps(model: "SpikingNet", step: int) -> None:
+    """Have the first steps, and then every 500th, prove that block inputs are rebuilt bit for bit."""
+    model.set_check("checksum" if step < CHECKED_STEPS or step % CHECK_EVERY == 0 else "none")
 
 
 def _start_cuda() -> None:

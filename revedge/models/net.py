@@ -64,6 +64,11 @@ class SpikingNet(nn.Module):
         for run, name in zip(runs, names, strict=True):
             run.set_strategy(name, check=check)
 
+    def set_check(self, check: str) -> None:
+        """Compare rebuilt block inputs with those of the forward pass ("checksum"), or do not ("none")."""
+        for run in self.runs():
+            run.set_strategy(run.strategy, check=check)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[B, num_classes]``, the mean over time.
 

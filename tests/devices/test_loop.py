@@ -52,7 +52,9 @@ def _net(dropout: float = 0.3, norm: bool = True) -> nn.Module:
 
 def _loop(folder: Path, net: nn.Module | None = None, **changes: Any) -> TrainingLoop:
     hooks: dict[str, Callable[..., Any]] = {
-        name: changes.pop(name) for name in ("should_stop", "watch") if name in changes
+        name: changes.pop(name)
+        for name in ("should_stop", "watch", "before_step")
+        if name in changes
     }
     events: list[dict[str, Any]] = changes.pop("events", [])
     values: dict[str, Any] = {
@@ -220,3 +222,23 @@ def test_the_learning_rate_rises_and_falls() -> None:
     assert math.isclose(rates[54], 0.5)
     assert math.isclose(rates[104], 0.0, abs_tol=1e-12)
     assert learning_rate_at(0, 10, 1.0, 0) == 1.0
+
+
+def test_the_first_steps_and_some_later_ones_are_checked(tmp_path: Path) -> None:
+    """Steps 0, 1, 2, 500, 1000, ... compare rebuilt block inputs; the loop asks before every step."""
+    from revedge.devices.trainer import _check_some_steps
+
+    asked: list[str] = []
+
+    class Model:
+        def set_check(self, check: str) -> None:
+            asked.append(check)
+
+    for step in (0, 2, 3, 499, 500, 501):
+        _check_some_steps(Model(), step)  # type: ignore[arg-type]
+    assert asked == ["checksum", "checksum", "none", "none", "checksum", "none"]
+
+    steps: list[int] = []
+    loop = _loop(tmp_path, before_step=steps.append)
+    loop.run()
+    assert steps == list(range(loop.total_steps))
