@@ -12,7 +12,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from revedge import child
+from revedge import allocator, child
 from revedge.cli.output import emit
 from revedge.units import format_bytes
 
@@ -48,8 +48,9 @@ except OSError:
     print("true")
 """
 _ASK_ALLOCATOR = """
-from revedge.allocator import return_freed_memory
-print("true" if return_freed_memory() else "false")
+from revedge.allocator import arena_bytes, return_freed_memory
+returned = return_freed_memory()
+print("arena" if arena_bytes() else "mallopt" if returned else "none")
 """
 
 
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     checks = [
         _python(),
         _torch(),
-        *(_needed(name) for name in ("numpy", "safetensors", "psutil")),
+        _needed("numpy"),
         _memory(),
         _cache(),
         _kernels(),
@@ -192,10 +193,18 @@ def _fence() -> Check:
 
 
 def _allocator() -> Check:
-    ok = _child(_ASK_ALLOCATOR) == "true"
-    found = "mallopt: freed memory is given back" if ok else "no mallopt in this C library"
+    answer = _child(_ASK_ALLOCATOR)
+    if answer == "arena":
+        return Check(name="allocator", ok=True, found="arena: freed memory waits for the next step")
+    ok = answer == "mallopt"
+    found = "mallopt: freed memory is given back, steps are up to twice as slow"
     advice = "budgets need up to twice the memory; use a system with glibc"
-    return Check(name="allocator", ok=ok, found=found, advice=advice)
+    return Check(
+        name="allocator",
+        ok=ok,
+        found=found if ok else "no mallopt in this C library",
+        advice=advice,
+    )
 
 
 def _child(code: str) -> str:
@@ -203,7 +212,7 @@ def _child(code: str) -> str:
     try:
         done = subprocess.run(
             [sys.executable, "-c", code],
-            env=child.environment(PYTHONSAFEPATH="1"),
+            env=child.environment(PYTHONSAFEPATH="1", **allocator.preload()),
             capture_output=True,
             text=True,
             timeout=_CHILD_S,

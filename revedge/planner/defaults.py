@@ -27,7 +27,12 @@ _KNOWN: Mapping[str, Defaults] = MappingProxyType(
             model="revsresnet11", learning_rate=4e-3, label_smoothing=0.05, augment_shift=1
         ),
         "nmnist": Defaults(
-            model="revsresnet11", learning_rate=3e-3, label_smoothing=0.05, augment_shift=2
+            model="revsresnet16",
+            timesteps=6,
+            batch_size=16,
+            learning_rate=4e-3,
+            label_smoothing=0.05,
+            augment_shift=1,
         ),
         "dvsgesture": Defaults(
             model="revsresnet24", timesteps=16, batch_size=16, label_smoothing=0.1, augment_shift=8

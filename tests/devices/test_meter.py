@@ -142,3 +142,10 @@ print(json.dumps([names, ProcessMeter().rss_bytes()]))
     names, rss_bytes = json.loads(done.stdout)
     assert names == []
     assert rss_bytes < 25_000_000
+
+
+def test_the_meter_agrees_with_psutil() -> None:
+    """RSS read from statm is what psutil reads, but for the pages touched between the two calls."""
+    psutil = pytest.importorskip("psutil")
+    ours = ProcessMeter().rss_bytes()
+    assert abs(ours - psutil.Process().memory_info().rss) < MIB
