@@ -1,15 +1,14 @@
 """Pieces that several models share: neurons by name, convolutions, branches, heads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from revedge.engine import Branch, Feed, GlobalMean, Unit
 from revedge.errors import UsageError
-from revedge.neurons import BaseNode, IFNode, LIFNode, ParametricLIFNode, ReversibleNode
-
-MakeNeuron = Callable[[], BaseNode | ReversibleNode]
+from revedge.models.task import MakeNeuron
+from revedge.neurons import IFNode, LIFNode, ParametricLIFNode, ReversibleNode
 
 
 def neuron_maker(
@@ -95,12 +94,3 @@ def scaled(widths: Sequence[int], width: int | None) -> list[int]:
     if width < 1:
         raise UsageError(f"width {width} is not a number of channels; use 1 or more")
     return [max(1, round(w * width / widths[0])) for w in widths]
-
-
-def check_size(in_shape: tuple[int, int, int], halvings: int, name: str) -> None:
-    """Raise UsageError when an input is too small to be halved ``halvings`` times."""
-    if min(in_shape[1:]) < 2**halvings:
-        raise UsageError(
-            f"{name} halves its input {halvings} times, which {in_shape[1]}x{in_shape[2]} pixels do not allow; "
-            f"use frames of {2**halvings}x{2**halvings} or more, or a member with fewer stages"
-        )

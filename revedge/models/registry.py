@@ -8,7 +8,8 @@ from typing import Any
 from revedge.errors import UsageError
 from revedge.models import ms_resnet, revsresnet, vgg
 from revedge.models.net import SpikingNet
-from revedge.models.parts import MakeNeuron, neuron_maker, scaled, spread
+from revedge.models.parts import neuron_maker, scaled, spread
+from revedge.models.task import MakeNeuron, Task
 
 _VGG: dict[str, list[int | str]] = {
     "vgg5": [32, "M", 64, "M", 128],
@@ -134,10 +135,14 @@ def create(
     shape = _checked_shape(in_shape)
     _check_counts(num_classes, timesteps)
     config["in_shape"] = list(shape)
-    common: dict[str, Any] = {
-        "in_shape": shape, "num_classes": num_classes, "timesteps": timesteps, "static": static, "config": config,
-        "neuron": _neuron(member, neuron, tau, surrogate),
-    }  # fmt: skip
+    task = Task(
+        in_shape=shape,
+        num_classes=num_classes,
+        timesteps=timesteps,
+        static=static,
+        neuron=_neuron(member, neuron, tau, surrogate),
+        config=config,
+    )
     if member.family == "vgg":
         if depth is not None:
             raise UsageError(
@@ -148,12 +153,12 @@ def create(
         layers = [
             next(scaled_sizes) if isinstance(layer, int) else layer for layer in member.layers
         ]
-        net = vgg.build(layers=layers, **common)
+        net = vgg.build(task, layers=layers)
     else:
         blocks = list(member.blocks) if depth is None else spread(depth, len(member.blocks))
         build = revsresnet.build if member.family == "revsresnet" else ms_resnet.build
         widths = scaled(member.widths, width)
-        net = build(widths=widths, blocks=blocks, dvs_stem=member.dvs_stem, **common)
+        net = build(task, widths=widths, blocks=blocks, dvs_stem=member.dvs_stem)
     net.set_strategy(strategy)
     return net
 
