@@ -112,11 +112,13 @@ class PeakMeter:
         self._samples = 0
         self.now_bytes = self._own_peak_bytes
         self.peak_bytes = self._own_peak_bytes
+        self.session_peak_bytes = 0  # with the trainer that is followed now, or was last
         self.device_bytes = 0  # reserved on an accelerator, as the trainer tells
 
     def follow(self, pid: int) -> None:
         """Sample the trainer `pid` from now on."""
         self.unfollow()
+        self.session_peak_bytes = 0
         self._trainer = ProcessMeter(pid)
 
     def unfollow(self) -> None:
@@ -147,6 +149,7 @@ class PeakMeter:
         if rss_bytes:
             peak = self._own_peak_bytes + rss_bytes + self.device_bytes
             self.peak_bytes = max(self.peak_bytes, peak)
+            self.session_peak_bytes = max(self.session_peak_bytes, peak)
 
 
 def _meminfo_bytes() -> dict[str, int]:

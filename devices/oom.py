@@ -50,7 +50,7 @@ def died_of_memory(
         signal_number: the signal that ended it.
         log_tail: the end of its stderr.
         kernel_oom_kills: how many kills for memory the kernel counted while it ran.
-        near_budget: whether its memory was within a few MiB of the fence when last sampled.
+        near_budget: whether its memory had come near the budget.
     """
     if signal_number == signal.SIGKILL:
         return kernel_oom_kills > 0

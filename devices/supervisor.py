@@ -29,7 +29,7 @@ from revedge.units import format_bytes
 SAMPLE_S = 0.02
 MEMORY_LINE_S = 1.0
 MAX_RESTARTS = 5
-_NEAR_BYTES = 8 << 20
+_NEAR = 0.85  # of the budget: a crash there is taken for one of memory (libraries crash when malloc fails)
 _EXIT_OUT_OF_MEMORY, _EXIT_STOPPED = 10, 11  # of trainer.py, which must not be imported here
 
 
@@ -196,7 +196,8 @@ class Supervisor:
         if self._final.get("event") == "error":
             kind = getattr(errors, self._final["kind"], RevedgeError)
             raise kind(self._final["text"])
-        near = self.meter.now_bytes + _NEAR_BYTES > self.plan.budget_bytes
+        # The allocation that failed is not in the peak, and its size is not known.
+        near = self.meter.session_peak_bytes > self.plan.budget_bytes * _NEAR
         tail = log_tail(self.run.log)
         of_memory = code == _EXIT_OUT_OF_MEMORY or (
             code < 0

@@ -30,7 +30,6 @@
 #define API __attribute__((visibility("default")))
 #define LARGE ((size_t)64 * 1024)
 #define MAX_EXTENTS 65535 /* above that, blocks go to the C library */
-#define NONE 0u
 
 extern void *__libc_malloc(size_t);
 extern void *__libc_calloc(size_t, size_t);
@@ -43,7 +42,7 @@ enum state { UNUSED, EMPTY, KEPT, LIVE };
 /* A range of pages; extents stand in a list in the order of their addresses. */
 struct extent {
     uint32_t first, pages;
-    uint32_t before, after; /* indices, NONE at the ends */
+    uint32_t before, after; /* indices, 0 at the ends */
     uint32_t freed_at;      /* order in which kept extents were freed */
     uint32_t state;
 };
@@ -186,6 +185,15 @@ static void *take_new(uint32_t pages) {
     return address(e);
 }
 
+/* Give back all that is kept, to whom a limit on memory left none; returns whether there was any. */
+static int keep_nothing(void) {
+    pthread_mutex_lock(&lock);
+    const int any = kept > 0;
+    shrink(0);
+    pthread_mutex_unlock(&lock);
+    return any;
+}
+
 /* A block of at least `bytes`; NULL if there is no memory, `*tried` 0 if the arena cannot serve. */
 static void *take(size_t bytes, int *tried) {
     void *found = NULL;
@@ -206,8 +214,7 @@ static void *take(size_t bytes, int *tried) {
             if (live > peak) peak = live;
         }
         if (!found) {
-            size_t limit = live + pages > peak ? live + pages : peak;
-            shrink(limit - pages);
+            shrink(peak > live + pages ? peak - pages : live);
             found = take_new(pages);
         }
     }
@@ -237,7 +244,11 @@ static void *large(size_t bytes) {
     return found;
 }
 
-API void *malloc(size_t bytes) { return bytes >= LARGE ? large(bytes) : __libc_malloc(bytes); }
+API void *malloc(size_t bytes) {
+    if (bytes >= LARGE) return large(bytes);
+    void *found = __libc_malloc(bytes);
+    return found || !keep_nothing() ? found : __libc_malloc(bytes);
+}
 
 API void free(void *p) {
     if (is_ours(p)) put(p);
@@ -250,14 +261,17 @@ API void *calloc(size_t count, size_t size) {
         errno = ENOMEM;
         return NULL;
     }
-    if (bytes < LARGE) return __libc_calloc(count, size);
-    void *found = large(bytes);
-    return found ? memset(found, 0, bytes) : NULL;
+    void *found = bytes < LARGE ? __libc_calloc(count, size) : large(bytes);
+    if (found) return bytes < LARGE ? found : memset(found, 0, bytes);
+    return bytes < LARGE && keep_nothing() ? __libc_calloc(count, size) : NULL;
 }
 
 API void *realloc(void *p, size_t bytes) {
     if (!p) return malloc(bytes);
-    if (!is_ours(p)) return __libc_realloc(p, bytes);
+    if (!is_ours(p)) {
+        void *moved = __libc_realloc(p, bytes);
+        return moved || !bytes || !keep_nothing() ? moved : __libc_realloc(p, bytes);
+    }
     size_t old = size_of(p);
     if (bytes == 0) {
         free(p);
@@ -309,8 +323,8 @@ API void revedge_arena_bytes(size_t out[3]) {
 
 /* Keep nothing, and count the peak from here. */
 API void revedge_arena_reset(void) {
+    keep_nothing();
     pthread_mutex_lock(&lock);
-    shrink(0);
     peak = live;
     pthread_mutex_unlock(&lock);
 }
