@@ -124,6 +124,16 @@ class RunFolder:
                 f"--out {self.path} cannot be written ({error.strerror}); choose another folder"
             ) from None
 
+    def discard_unbegun(self) -> None:
+        """Take the folder away again if no training has begun in it and nothing else lies there."""
+        if self.begun:
+            return
+        try:
+            self._lock_file.unlink(missing_ok=True)
+            self.path.rmdir()
+        except OSError:  # something of the user's is in it
+            return
+
     def read_result(self) -> dict[str, Any] | None:
         """Return result.json, None if the run has not ended (or the file is damaged)."""
         try:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from revedge import child
 from revedge.allocator import preload, return_freed_memory, trim
 from revedge.devices.meter import status_bytes
+from revedge.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -176,7 +177,11 @@ def _digest(kind: str, arrays: dict[str, Any]) -> str:
 
 
 def spawn(job: dict[str, Any]) -> dict[str, Any]:
-    """Run ``job`` in a fresh process and return its row; an error in it comes back as the row's ``error``."""
+    """Run ``job`` in a fresh process and return its row; an error in it comes back as the row's ``error``.
+
+    Raises:
+        UsageError: the child did.
+    """
     import subprocess
 
     words = child.command("revedge.cli.step_child", json.dumps(job))
@@ -185,6 +190,8 @@ def spawn(job: dict[str, Any]) -> dict[str, Any]:
     lines = done.stdout.splitlines()
     if done.returncode == 0 and lines:
         row: dict[str, Any] = json.loads(lines[-1])
+        if "usage_error" in row:
+            raise UsageError(row["usage_error"])
         return row
     reason = next(
         (line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message"
@@ -194,4 +201,8 @@ def spawn(job: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    print(json.dumps(run_step(json.loads(sys.argv[1]))))
+    try:
+        answer = run_step(json.loads(sys.argv[1]))
+    except UsageError as error:
+        answer = {"usage_error": str(error)}
+    print(json.dumps(answer))

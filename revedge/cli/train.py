@@ -78,7 +78,11 @@ def run(args: argparse.Namespace) -> int:
         plan = _resumed_plan(folder)
     else:
         folder, lock = _new_folder(args)
-        plan = _begin(args, folder)
+        try:
+            plan = _begin(args, folder)
+        except BaseException:
+            folder.discard_unbegun()
+            raise
     return _train(args, folder, lock, plan)
 
 

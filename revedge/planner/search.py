@@ -231,7 +231,7 @@ class _Search:
         if fewer:
             ways.append(f"or --timesteps {fewer}")
         elif fixed >= request.budget_bytes:
-            ways.append(f"no network helps: torch and the processes take {format_bytes(fixed)}")
+            ways.append(f"(no smaller network helps: torch alone takes {format_bytes(fixed)})")
         else:
             ways.append("or take a smaller model or smaller frames")
         missing = floor - request.budget_bytes

@@ -318,6 +318,7 @@ def test_refusals_are_one_line_with_the_right_exit_code(
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["exit_code"] == code
+    assert not (tmp_path / "a").exists()  # a refused training leaves nothing behind
     assert not (tmp_path / "a" / "config.json").exists()
 
 

@@ -1,0 +1,76 @@
+"""`revedge verify` and `revedge bench`: real steps in processes of their own."""
+
+import json
+
+import pytest
+
+SMALL = ["--in-shape", "2,8,8", "--timesteps", "2", "--batch", "2"]
+
+
+def _last(done) -> dict:
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_verify_compares_every_strategy(revedge_command):
+    """The first row is plain autograd, the second `store`; all are identical to `store` and close to plain."""
+    done = revedge_command("verify", "--model", "revsresnet11", *SMALL, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = _last(done)
+    names = [row["strategy"] for row in answer["rows"]]
+    assert names == ["plain", "store", "keep-conv", "keep-spikes", "reverse"]
+    assert answer["identical"] is True
+    for row in answer["rows"][1:]:
+        assert row["identical"] is True
+        # Float32 sums in another order, as derived in tests/engine/engine_checks.py.
+        assert 0.0 < row["max_relative_error"] < 1e-4
+        assert row["peak_bytes"] > 50 * 2**20
+        assert row["cpu_s"] > 0.0
+    assert "Saving memory changes no number" in done.stdout
+
+
+def test_verify_fails_when_a_strategy_differs(monkeypatch, capsys):
+    """A digest that is not that of `store` makes the answer no, with exit code 1."""
+    from revedge.cli import main, verify
+
+    def spawn(job):
+        digest = "other" if job["strategy"] == "reverse" else "same"
+        return {
+            "strategy": job["strategy"], "gradient_sha256": digest, "statistics_sha256": "x",
+            "max_relative_error": 0.0, "peak_bytes": 1, "anon_peak_bytes": 1, "cpu_s": 1.0,
+        }  # fmt: skip
+
+    monkeypatch.setattr(verify, "spawn", spawn)
+    assert main.main(["verify", "--model", "revsresnet11", "--json"]) == 1
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [row["identical"] for row in rows] == [True, True, True, True, False]
+
+
+def test_bench_rows(revedge_command):
+    """Every strategy has its bytes, its time and the same gradient; `smallest` is the least of them."""
+    done = revedge_command("bench", "--net", "revsresnet11", *SMALL, "--repeats", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = _last(done)["rows"]
+    assert [row["strategy"] for row in rows] == ["store", "keep-conv", "keep-spikes", "reverse"]
+    assert len({(row["gradient_sha1"], row["loss"]) for row in rows}) == 1
+    for row in rows:
+        assert row["anon_peak_bytes"] > 0
+        assert row["tracked_peak_bytes"] > 0
+    assert rows[0]["tracked_peak_bytes"] > rows[-1]["tracked_peak_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["verify", "--model", "revsresnet22"], "did you mean"),
+        (["verify", "--model", "vgg5", "--timesteps", "0"], "--timesteps 0"),
+        (["verify", "--model", "vgg5", "--in-shape", "3,32"], "C,H,W"),
+        (["bench", "--net", "vgg5", "--strategy", "magic"], "keep-conv"),
+        (["bench", "--net", "nope"], "nope"),
+    ],
+)
+def test_usage_errors(revedge_command, words, message):
+    """A wrong name or number is one line and exit code 2, also when the child finds it."""
+    done = revedge_command(*words)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
