@@ -17,7 +17,8 @@ CLONES static void forward_block(const float *x, const float *v0, float *s, floa
                                  int64_t stride, int64_t n, const neuron_t *q) {
     start_row(v0, v, n, q);
     for (int64_t t = 0; t < T; ++t)
-        step_any(0, 1, x + t * stride, AS_IT_IS, v, NULL, s + t * stride, n, q);
+        step_any(WANT_FLOATS, x + t * stride, AS_IT_IS, v,
+                 (written_t){NULL, s + t * stride, NULL}, n, q);
 }
 
 REVEDGE_API int revedge_neuron_forward(const float *x, const float *v0, float *s, float *v,

@@ -54,10 +54,19 @@ INLINE float reset_of(int hard, float h, const neuron_t *q) {
     return h >= q->v_threshold ? h - q->v_threshold : h;
 }
 
-/* One step: v [n] before and after; h [n] written if given, spikes s [n] if given. */
-INLINE void step_row(int mode, int hard, int want_h, int want_s, const float *y, affine_t a,
-                     float *restrict v, float *restrict h_out, float *restrict s, int64_t n,
-                     const neuron_t *q) {
+/* What one step writes besides the membrane. */
+enum { WANT_H = 1, WANT_FLOATS = 2, WANT_BYTES = 3 };
+typedef struct {
+    float *h;       /* WANT_H: the membrane before the reset */
+    float *floats;  /* WANT_FLOATS: spikes as 0.0 and 1.0 */
+    uint8_t *bytes; /* WANT_BYTES: spikes as 0 and 1 */
+} written_t;
+
+/* One step: v [n] before and after; one of the arrays of `out` [n] written. */
+INLINE void step_row(int mode, int hard, int want, const float *y, affine_t a, float *restrict v,
+                     written_t out, int64_t n, const neuron_t *q) {
+    float *restrict h_out = out.h, *restrict floats = out.floats;
+    uint8_t *restrict bytes = out.bytes;
     const float scale1 = mode == BY_ONE ? a.scale[0] : 1.0f;
     const float shift1 = mode == BY_ONE ? a.shift[0] : 0.0f;
     const float decay = q->decay, gain = q->gain, bias = q->bias, threshold = q->v_threshold;
@@ -65,21 +74,22 @@ INLINE void step_row(int mode, int hard, int want_h, int want_s, const float *y,
     for (int64_t j = 0; j < n; ++j) {
         const float x = input_at(mode, y[j], scale1, shift1, a.scale, a.shift, j);
         const float h = (v[j] * decay + x * gain) + bias;
-        if (want_h) h_out[j] = h;
-        if (want_s) s[j] = h >= threshold ? 1.0f : 0.0f;
+        if (want == WANT_H) h_out[j] = h;
+        if (want == WANT_FLOATS) floats[j] = h >= threshold ? 1.0f : 0.0f;
+        if (want == WANT_BYTES) bytes[j] = h >= threshold;
         v[j] = reset_of(hard, h, &local);
     }
 }
 
-INLINE void step_any(int want_h, int want_s, const float *y, affine_t a, float *v, float *h,
-                     float *s, int64_t n, const neuron_t *q) {
+INLINE void step_any(int want, const float *y, affine_t a, float *v, written_t out, int64_t n,
+                     const neuron_t *q) {
     switch (a.mode * 2 + q->hard) {
-    case 0: step_row(PLAIN, 0, want_h, want_s, y, a, v, h, s, n, q); break;
-    case 1: step_row(PLAIN, 1, want_h, want_s, y, a, v, h, s, n, q); break;
-    case 2: step_row(BY_ONE, 0, want_h, want_s, y, a, v, h, s, n, q); break;
-    case 3: step_row(BY_ONE, 1, want_h, want_s, y, a, v, h, s, n, q); break;
-    case 4: step_row(BY_EACH, 0, want_h, want_s, y, a, v, h, s, n, q); break;
-    default: step_row(BY_EACH, 1, want_h, want_s, y, a, v, h, s, n, q); break;
+    case 0: step_row(PLAIN, 0, want, y, a, v, out, n, q); break;
+    case 1: step_row(PLAIN, 1, want, y, a, v, out, n, q); break;
+    case 2: step_row(BY_ONE, 0, want, y, a, v, out, n, q); break;
+    case 3: step_row(BY_ONE, 1, want, y, a, v, out, n, q); break;
+    case 4: step_row(BY_EACH, 0, want, y, a, v, out, n, q); break;
+    default: step_row(BY_EACH, 1, want, y, a, v, out, n, q); break;
     }
 }
 
@@ -160,7 +170,8 @@ CLONES static void backward_block(rows_t rows, const float *v0, float *g_v, floa
     start_row(v0, v, n, q);
     for (int64_t t = 0; t < T; ++t) {
         if (t + 1 < T) fetch_row(rows.y + (t + 1) * rows.y_stride, n);
-        step_any(1, 0, rows.y + t * rows.y_stride, rows.affine, v, h + t * size, NULL, n, q);
+        const written_t out = {h + t * size, NULL, NULL};
+        step_any(WANT_H, rows.y + t * rows.y_stride, rows.affine, v, out, n, q);
     }
     if (g_leak) memset(g_leak, 0, (size_t)n * sizeof(float));
     for (int64_t t = T - 1; t >= 0; --t) {

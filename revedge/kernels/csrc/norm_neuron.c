@@ -28,19 +28,22 @@ typedef struct {
     int whole;     /* every block starts at a byte */
 } spikes_t;
 
-/* Block of n neurons at `at` of the R per time step. row: scratch [n] for packing. */
+/* Block of n neurons at `at` of the R per time step. row: scratch [n] bytes for packing. */
 CLONES static void forward_block(const float *y, affine_t a, const float *v0, spikes_t out,
-                                 float *v, int64_t T, int64_t R, int64_t at, int64_t n, float *row,
+                                 float *v, int64_t T, int64_t R, int64_t at, int64_t n, uint8_t *row,
                                  const neuron_t *q) {
     start_row(v0 ? v0 + at : NULL, v + at, n, q);
     for (int64_t t = 0; t < T; ++t) {
-        float *s = out.bits ? row : out.s + t * R + at;
-        step_any(0, 1, y + t * R + at, a, v + at, NULL, s, n, q);
-        if (!out.bits) continue;
+        const float *y_t = y + t * R + at;
+        if (!out.bits) {
+            step_any(WANT_FLOATS, y_t, a, v + at, (written_t){NULL, out.s + t * R + at, NULL}, n, q);
+            continue;
+        }
+        step_any(WANT_BYTES, y_t, a, v + at, (written_t){NULL, NULL, row}, n, q);
         if (out.whole)
-            pack_aligned(s, out.bits + (t * R + at) / 8, n);
+            gather_aligned(row, out.bits + (t * R + at) / 8, n);
         else
-            pack_anywhere(s, out.bits, t * R + at, n);
+            gather_anywhere(row, out.bits, t * R + at, n);
     }
 }
 
@@ -57,7 +60,7 @@ REVEDGE_API int revedge_norm_neuron_forward(const float *y, const float *scale, 
     float *each = small && R ? expand(scale, shift, C, S) : NULL;
     const spikes_t out = {s, bits, unit % 8 == 0 && size % 8 == 0};
     threads = threads_for(R * T, units * pieces, threads);
-    float *row = malloc((size_t)threads * (size_t)size * sizeof(float));
+    uint8_t *row = malloc((size_t)threads * (size_t)size);
     if (!row || (small && R && !each)) {
         free(row);
         free(each);
