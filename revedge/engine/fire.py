@@ -64,12 +64,12 @@ def fire(unit: Unit, y: Tensor, stats: Stats | None, *, pack: bool) -> Signal:
         return Signal(
             y.shape, dense=kernels.reversible_forward(x, unit.neuron.params(), unit.neuron.dim)
         )
-    if unit.norm is not None:
-        scale, shift, _ = affine(unit.norm, _given(stats))
-    else:  # 1 * y + 0 is y, and the kernel packs as it goes
-        scale, shift = y.new_ones(y.shape[2]), y.new_zeros(y.shape[2])
     params = unit.neuron.params()
-    s, _ = kernels.norm_neuron_forward(y, scale, shift, None, params, pack=pack)
+    if unit.norm is None:
+        s, _ = kernels.neuron_forward(y, None, params, pack=pack)
+    else:
+        scale, shift, _ = affine(unit.norm, _given(stats))
+        s, _ = kernels.norm_neuron_forward(y, scale, shift, None, params, pack=pack)
     return Signal(y.shape, bits=s) if pack else Signal(y.shape, dense=s)
 
 

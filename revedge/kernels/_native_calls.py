@@ -53,12 +53,19 @@ def _planes(y: Tensor, dims: int) -> tuple[int, int, int]:
     return m, channels, y.numel() // max(1, m * channels)
 
 
-def neuron_forward(x: Tensor, v0: Tensor | None, p: _Floats) -> tuple[Tensor, Tensor]:
+def neuron_forward(x: Tensor, v0: Tensor | None, p: _Floats, pack: bool) -> tuple[Tensor, Tensor]:
     """See reference.neuron_forward."""
     _check_shape("v0", v0, x.shape[1:])
-    s, v = torch.empty_like(x), x.new_empty(x.shape[1:])
-    _call("neuron_forward", [x, v0, s, v], [x.shape[0], _neurons(x)], p)
-    return s, v
+    bits, s = _spikes_like(x, pack)
+    v = x.new_empty(x.shape[1:])
+    _call("neuron_forward", [x, v0, s, bits, v], [x.shape[0], _neurons(x)], p)
+    return (bits if pack else s), v
+
+
+def _spikes_like(x: Tensor, pack: bool) -> tuple[Tensor, Tensor]:
+    """Return (bits, floats) to be written, of which one is empty."""
+    bits = x.new_empty((x.numel() + 7) // 8 if pack else 0, dtype=torch.uint8)
+    return bits, x.new_empty(0 if pack else x.shape)
 
 
 def neuron_backward_(
@@ -125,8 +132,7 @@ def norm_neuron_forward(
     _check_shape("v0", v0, y.shape[1:])
     for name, tensor in (("scale", scale), ("shift", shift)):
         _check_shape(name, tensor, y.shape[2:3])
-    bits = y.new_empty((y.numel() + 7) // 8 if pack else 0, dtype=torch.uint8)
-    s = y.new_empty(0 if pack else y.shape)
+    bits, s = _spikes_like(y, pack)
     v = y.new_empty(y.shape[1:])
     _, channels, size = _planes(y, 2)
     time, batch = y.shape[:2]

@@ -21,15 +21,21 @@ def _bytes_of(numel: int) -> int:
     return (numel + 7) // 8
 
 
+def _spikes_like(x: Tensor, pack: bool) -> Tensor:
+    return x.new_empty(_bytes_of(x.numel()), dtype=torch.uint8) if pack else x.new_empty(x.shape)
+
+
 def _leak_like(v: Tensor, p: _Floats) -> Tensor:
     return torch.empty_like(v) if p[9] or p[10] or p[11] else v.new_empty(0)
 
 
 _neuron_forward = register(
-    "neuron_forward(Tensor x, Tensor? v0, float[] p) -> (Tensor, Tensor)",
-    reference=lambda x, v0, p: reference.neuron_forward(x, v0, NeuronParams.from_floats(p)),
+    "neuron_forward(Tensor x, Tensor? v0, float[] p, bool pack) -> (Tensor, Tensor)",
+    reference=lambda x, v0, p, pack: reference.neuron_forward(
+        x, v0, NeuronParams.from_floats(p), pack
+    ),
     native=native.neuron_forward,
-    meta=lambda x, v0, p: (x.new_empty(x.shape), x.new_empty(x.shape[1:])),
+    meta=lambda x, v0, p, pack: (_spikes_like(x, pack), x.new_empty(x.shape[1:])),
 )
 _neuron_backward = register(
     "neuron_backward_(Tensor x, Tensor? v0, Tensor(a!) g, Tensor? g_vT, float[] p)"
@@ -61,7 +67,7 @@ _norm_neuron_forward = register(
     ),
     native=native.norm_neuron_forward,
     meta=lambda y, scale, shift, v0, p, pack: (
-        y.new_empty(_bytes_of(y.numel()), dtype=torch.uint8) if pack else y.new_empty(y.shape),
+        _spikes_like(y, pack),
         y.new_empty(y.shape[1:]),
     ),
 )
@@ -81,18 +87,21 @@ _norm_neuron_backward = register(
 
 
 @torch.no_grad()
-def neuron_forward(x: Tensor, v0: Tensor | None, p: NeuronParams) -> tuple[Tensor, Tensor]:
+def neuron_forward(
+    x: Tensor, v0: Tensor | None, p: NeuronParams, *, pack: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return the spikes of a sequence and the membrane after it.
 
     Args:
         x: input current [T, ...].
         v0: membrane before the first step [...]; None means ``p.v_initial``.
         p: the neuron.
+        pack: return the spikes as bits, uint8 [ceil(numel / 8)], and never hold them as float32.
 
     Returns:
-        (s [T, ...] of exact 0.0 and 1.0, v_T [...]).
+        (s [T, ...] of exact 0.0 and 1.0, or their bits; v_T [...]).
     """
-    s, v_T = _neuron_forward(x, v0, p.as_floats())
+    s, v_T = _neuron_forward(x, v0, p.as_floats(), pack)
     return s, v_T
 
 

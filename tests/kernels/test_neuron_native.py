@@ -132,3 +132,23 @@ def test_norm_neuron_threads_share_bytes(threads: int) -> None:
 def test_without_dimensions_after_channels(threads: int) -> None:
     """Behind a linear layer there is nothing after the channels."""
     check_norm_neuron(VARIANTS[0], torch.randn(4, 5, 6), with_state=False)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("neurons", [1, 3, 63, 100, 4097, 8192])
+def test_packed_spikes_are_the_spikes(neurons: int, threads: int) -> None:
+    """Bits that leave the kernel directly are those of its float32 spikes, where blocks start off a byte, too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        x = torch.randn(5, neurons) * 1.5
+        for p in (
+            NeuronParams(decay=0.5, gain=0.5),
+            NeuronParams(decay=1.0, gain=1.0, v_reset=None),
+        ):
+            s, v = reference.neuron_forward(x, None, p)
+            bits, v_packed = kernels.neuron_forward(x, None, p, pack=True)
+            assert torch.equal(bits, reference.pack_bits(s))
+            assert torch.equal(v_packed, v)
+    finally:
+        torch.set_num_threads(before)

@@ -1,7 +1,7 @@
-/* Integrate-and-fire over a whole sequence. x, s, g_s, g_x: [T, N]; v0, v, g_vT, g_v0, g_leak: [N]. */
-#include "neuron_block.h"
+/* Integrate-and-fire over a whole sequence. x, s, g_s, g_x: [T, N]; bits: of s; v0, v, g_vT, g_v0, g_leak: [N]. */
+#include "forward_block.h"
 
-REVEDGE_API int revedge_abi_version(void) { return 1; }
+REVEDGE_API int revedge_abi_version(void) { return 2; }
 
 REVEDGE_API int revedge_has_openmp(void) {
 #ifdef _OPENMP
@@ -13,24 +13,23 @@ REVEDGE_API int revedge_has_openmp(void) {
 
 static const affine_t AS_IT_IS = {PLAIN, NULL, NULL};
 
-CLONES static void forward_block(const float *x, const float *v0, float *s, float *v, int64_t T,
-                                 int64_t stride, int64_t n, const neuron_t *q) {
-    start_row(v0, v, n, q);
-    for (int64_t t = 0; t < T; ++t)
-        step_any(WANT_FLOATS, x + t * stride, AS_IT_IS, v,
-                 (written_t){NULL, s + t * stride, NULL}, n, q);
-}
-
-REVEDGE_API int revedge_neuron_forward(const float *x, const float *v0, float *s, float *v,
-                                       int64_t T, int64_t N, const float *p, int threads) {
+REVEDGE_API int revedge_neuron_forward(const float *x, const float *v0, float *s, uint8_t *bits,
+                                       float *v, int64_t T, int64_t N, const float *p,
+                                       int threads) {
     const neuron_t q = neuron_of(p);
     const int64_t size = block_for(T), blocks = (N + size - 1) / size;
+    const spikes_t out = {s, bits, N % 8 == 0 && size % 8 == 0};
     threads = threads_for(T * N, blocks, threads);
+    uint8_t *row = malloc((size_t)threads * (size_t)size);
+    if (!row) return OUT_OF_MEMORY;
+    if (bits && !out.whole) memset(bits, 0, (size_t)((T * N + 7) / 8));
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (int64_t b = 0; b < blocks; ++b) {
-        const int64_t at = b * size, n = smaller(size, N - at);
-        forward_block(x + at, v0 ? v0 + at : NULL, s + at, v + at, T, N, n, &q);
+        const int64_t at = b * size;
+        forward_block(x, AS_IT_IS, v0, out, v, T, N, at, smaller(size, N - at),
+                      row + thread_index() * size, &q);
     }
+    free(row);
     return 0;
 }
 

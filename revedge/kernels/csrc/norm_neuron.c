@@ -4,8 +4,7 @@
  * element behind a linear layer, are taken together as rows of C * S neurons, each with its own
  * scale and shift.
  */
-#include "bit_block.h"
-#include "neuron_block.h"
+#include "forward_block.h"
 #include "norm_channel.h"
 
 enum { SMALL = 32 };
@@ -20,31 +19,6 @@ static float *expand(const float *scale, const float *shift, int64_t C, int64_t 
             each[(C + c) * S + i] = shift[c];
         }
     return each;
-}
-
-typedef struct {
-    float *s;      /* or NULL */
-    uint8_t *bits; /* or NULL */
-    int whole;     /* every block starts at a byte */
-} spikes_t;
-
-/* Block of n neurons at `at` of the R per time step. row: scratch [n] bytes for packing. */
-CLONES static void forward_block(const float *y, affine_t a, const float *v0, spikes_t out,
-                                 float *v, int64_t T, int64_t R, int64_t at, int64_t n, uint8_t *row,
-                                 const neuron_t *q) {
-    start_row(v0 ? v0 + at : NULL, v + at, n, q);
-    for (int64_t t = 0; t < T; ++t) {
-        const float *y_t = y + t * R + at;
-        if (!out.bits) {
-            step_any(WANT_FLOATS, y_t, a, v + at, (written_t){NULL, out.s + t * R + at, NULL}, n, q);
-            continue;
-        }
-        step_any(WANT_BYTES, y_t, a, v + at, (written_t){NULL, NULL, row}, n, q);
-        if (out.whole)
-            gather_aligned(row, out.bits + (t * R + at) / 8, n);
-        else
-            gather_anywhere(row, out.bits, t * R + at, n);
-    }
 }
 
 REVEDGE_API int revedge_norm_neuron_forward(const float *y, const float *scale, const float *shift,

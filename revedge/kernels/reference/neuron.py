@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from revedge.kernels.params import NeuronParams
+from revedge.kernels.reference.bits import pack_bits
 from revedge.kernels.reference.rounding import to_float32
 from revedge.kernels.reference.surrogates import surrogate_derivative
 
@@ -26,8 +27,10 @@ def _first(x_TN: Tensor, v0_N: Tensor | None, p: NeuronParams) -> Tensor:
     return x_TN.new_full(x_TN.shape[1:], to_float32(p.v_initial))
 
 
-def neuron_forward(x_TN: Tensor, v0_N: Tensor | None, p: NeuronParams) -> tuple[Tensor, Tensor]:
-    """Return (spikes [T, ...], last membrane [...])."""
+def neuron_forward(
+    x_TN: Tensor, v0_N: Tensor | None, p: NeuronParams, pack: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return (spikes [T, ...], or their bits, last membrane [...])."""
     v = _first(x_TN, v0_N, p)
     s_TN = torch.empty_like(x_TN, memory_format=torch.contiguous_format)
     for t in range(x_TN.shape[0]):
@@ -35,7 +38,7 @@ def neuron_forward(x_TN: Tensor, v0_N: Tensor | None, p: NeuronParams) -> tuple[
         fired = h >= to_float32(p.v_threshold)
         s_TN[t] = fired
         v = _reset(h, fired, p)
-    return s_TN, v
+    return (pack_bits(s_TN) if pack else s_TN), v
 
 
 def neuron_backward_(
