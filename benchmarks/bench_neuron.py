@@ -79,8 +79,8 @@ def packed(node: LIFNode, x: Tensor, g: Tensor) -> tuple[Tensor, Tensor, float]:
     """Return (spikes, gradient of x, seconds) by the operators, as the engine calls them."""
     x, g, p = x.detach(), g.clone(), node.params()
     start = time.perf_counter()
-    bits, _ = neuron_forward(x, None, p, pack=True)
-    g_x, _, _ = neuron_backward_(x, None, g, None, p)
+    bits, _ = neuron_forward(x, None, p, pack=True, state=False)
+    g_x, _, _ = neuron_backward_(x, None, g, None, p, state=False)
     elapsed = time.perf_counter() - start
     return unpack_bits(bits, x.shape), g_x, elapsed
 

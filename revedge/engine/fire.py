@@ -66,10 +66,10 @@ def fire(unit: Unit, y: Tensor, stats: Stats | None, *, pack: bool) -> Signal:
         )
     params = unit.neuron.params()
     if unit.norm is None:
-        s, _ = kernels.neuron_forward(y, None, params, pack=pack)
+        s, _ = kernels.neuron_forward(y, None, params, pack=pack, state=False)
     else:
         scale, shift, _ = affine(unit.norm, _given(stats))
-        s, _ = kernels.norm_neuron_forward(y, scale, shift, None, params, pack=pack)
+        s, _ = kernels.norm_neuron_forward(y, scale, shift, None, params, pack=pack, state=False)
     return Signal(y.shape, bits=s) if pack else Signal(y.shape, dense=s)
 
 
@@ -103,7 +103,7 @@ def fire_backward_(
         return norm_backward_(unit.norm, y, g, _given(stats), gradients)
     params = unit.neuron.params()
     if unit.norm is None:
-        g, _, g_leak = kernels.neuron_backward_(y, None, g, None, params)
+        g, _, g_leak = kernels.neuron_backward_(y, None, g, None, params, state=False)
     elif stats is not None and stats.of_batch:
         g_weight, g_bias, g_leak = kernels.norm_neuron_backward_(
             y, g, stats.mean, _inv_std(unit.norm, stats), unit.norm.weight, unit.norm.bias, params
@@ -112,7 +112,7 @@ def fire_backward_(
         add_gradient(gradients, unit.norm.bias, g_bias)
     else:
         z = _normalized(unit.norm, y, stats)
-        g, _, g_leak = kernels.neuron_backward_(z, None, g, None, params)
+        g, _, g_leak = kernels.neuron_backward_(z, None, g, None, params, state=False)
         g = norm_backward_(unit.norm, y, g, _given(stats), gradients)
     _add_leak_gradient(unit.neuron, g_leak, gradients)
     return g

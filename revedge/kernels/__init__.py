@@ -14,6 +14,7 @@ from revedge.kernels.neuron import (
     neuron_forward,
     norm_neuron_backward_,
     norm_neuron_forward,
+    norm_neuron_pack_,
 )
 from revedge.kernels.norm import channel_stats, norm_affine, norm_backward_, norm_forward
 from revedge.kernels.params import SURROGATES, NeuronParams, ReversibleParams
@@ -40,6 +41,7 @@ __all__ = [
     "norm_forward",
     "norm_neuron_backward_",
     "norm_neuron_forward",
+    "norm_neuron_pack_",
     "pack_bits",
     "reversible_backward_",
     "reversible_forward",

@@ -17,10 +17,10 @@ _OPERATORS = torch.library.Library("revedge", "DEF")
 _Kernel = Callable[..., Any]
 
 
-def _fits_native(argument: object, dtype: torch.dtype) -> bool:
+def _fits_native(argument: object, dtypes: tuple[torch.dtype, ...]) -> bool:
     if not isinstance(argument, Tensor):
         return True
-    return argument.dtype == dtype and argument.device.type == "cpu" and argument.is_contiguous()
+    return argument.dtype in dtypes and argument.device.type == "cpu" and argument.is_contiguous()
 
 
 def register(
@@ -29,21 +29,21 @@ def register(
     reference: _Kernel,
     native: _Kernel,
     meta: _Kernel,
-    dtype: torch.dtype = torch.float32,
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,),
 ) -> Any:
     """Define an operator and return it.
 
     Args:
         schema: as torch.library has it, without the namespace.
         reference: the definition; runs on any device and dtype.
-        native: the same in C; called with contiguous CPU tensors of ``dtype`` only.
+        native: the same in C; called with contiguous CPU tensors of ``dtypes`` only.
         meta: shapes only.
-        dtype: of every tensor that the C code takes.
+        dtypes: of the tensors that the C code takes.
     """
     name = schema.split("(")[0]
 
     def on_cpu(*args: Any) -> Any:
-        if LIBRARY is not None and all(_fits_native(argument, dtype) for argument in args):
+        if LIBRARY is not None and all(_fits_native(argument, dtypes) for argument in args):
             return native(*args)
         return reference(*args)
 

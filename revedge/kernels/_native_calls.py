@@ -53,11 +53,27 @@ def _planes(y: Tensor, dims: int) -> tuple[int, int, int]:
     return m, channels, y.numel() // max(1, m * channels)
 
 
-def neuron_forward(x: Tensor, v0: Tensor | None, p: _Floats, pack: bool) -> tuple[Tensor, Tensor]:
+def _check_slab(name: str, whole: Tensor, y: Tensor, dim: int, first: int) -> int:
+    """Check that the channels of ``y``, along ``dim``, fit into ``whole``; return how many it has."""
+    shape = list(y.shape)
+    shape[dim] = whole.shape[dim]
+    _check_shape(name, whole, shape)
+    _check_range(name, whole.shape[dim], y.shape[dim], first)
+    return whole.shape[dim]
+
+
+def _check_range(name: str, channels: int, count: int, first: int) -> None:
+    if first < 0 or first + count > channels:
+        raise ValueError(f"{name} has {channels} channels, not {count} from {first} on")
+
+
+def neuron_forward(
+    x: Tensor, v0: Tensor | None, p: _Floats, pack: bool, state: bool
+) -> tuple[Tensor, Tensor]:
     """See reference.neuron_forward."""
     _check_shape("v0", v0, x.shape[1:])
     bits, s = _spikes_like(x, pack)
-    v = x.new_empty(x.shape[1:])
+    v = x.new_empty(x.shape[1:] if state else 0)
     _call("neuron_forward", [x, v0, s, bits, v], [x.shape[0], _neurons(x)], p)
     return (bits if pack else s), v
 
@@ -69,10 +85,10 @@ def _spikes_like(x: Tensor, pack: bool) -> tuple[Tensor, Tensor]:
 
 
 def neuron_backward_(
-    x: Tensor, v0: Tensor | None, g: Tensor, g_vT: Tensor | None, p: _Floats
+    x: Tensor, v0: Tensor | None, g: Tensor, g_vT: Tensor | None, p: _Floats, state: bool
 ) -> tuple[Tensor, Tensor]:
     """See reference.neuron_backward_."""
-    return _neuron_backward(x, v0, g, g, g_vT, p)
+    return _neuron_backward(x, v0, g, g, g_vT, p, state)
 
 
 def neuron_backward(
@@ -80,17 +96,23 @@ def neuron_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See reference.neuron_backward."""
     g_x = torch.empty_like(x)
-    return g_x, *_neuron_backward(x, v0, g, g_x, g_vT, p)
+    return g_x, *_neuron_backward(x, v0, g, g_x, g_vT, p, True)
 
 
 def _neuron_backward(
-    x: Tensor, v0: Tensor | None, g: Tensor, g_x: Tensor, g_vT: Tensor | None, p: _Floats
+    x: Tensor,
+    v0: Tensor | None,
+    g: Tensor,
+    g_x: Tensor,
+    g_vT: Tensor | None,
+    p: _Floats,
+    state: bool,
 ) -> tuple[Tensor, Tensor]:
     for name, tensor in (("v0", v0), ("g_vT", g_vT)):
         _check_shape(name, tensor, x.shape[1:])
     _check_shape("g_s", g, x.shape)
-    g_v0 = x.new_empty(x.shape[1:])
-    g_leak = _leak_like(g_v0, p)
+    g_v0 = x.new_empty(x.shape[1:] if state else 0)
+    g_leak = _leak_like(x[0], p)
     tensors = [x, v0, g, g_x, g_vT, g_v0, g_leak]
     _call("neuron_backward", tensors, [x.shape[0], _neurons(x)], p)
     return g_v0, g_leak
@@ -113,32 +135,67 @@ def norm_forward(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def norm_backward_(
-    y: Tensor, g: Tensor, mean: Tensor, inv_std: Tensor, weight: Tensor
+    y: Tensor, g: Tensor, mean: Tensor, inv_std: Tensor, weight: Tensor, first: int
 ) -> tuple[Tensor, Tensor]:
     """See reference.norm_backward_."""
-    _check_shape("g", g, y.shape)
+    channels = _check_slab("g", g, y, 1, first)
     for name, tensor in (("mean", mean), ("inv_std", inv_std), ("weight", weight)):
         _check_shape(name, tensor, y.shape[1:2])
     g_weight, g_bias = torch.empty_like(weight), torch.empty_like(weight)
     tensors = [y, g, mean, inv_std, weight, g_weight, g_bias]
-    _call("norm_backward", tensors, _planes(y, 1), [])
+    _call("norm_backward", tensors, [*_planes(y, 1), channels, first], [])
     return g_weight, g_bias
 
 
 def norm_neuron_forward(
-    y: Tensor, scale: Tensor, shift: Tensor, v0: Tensor | None, p: _Floats, pack: bool
+    y: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    v0: Tensor | None,
+    p: _Floats,
+    pack: bool,
+    state: bool,
 ) -> tuple[Tensor, Tensor]:
     """See reference.norm_neuron_forward."""
     _check_shape("v0", v0, y.shape[1:])
+    bits, s = _spikes_like(y, pack)
+    v = y.new_empty(y.shape[1:] if state else 0)
+    _norm_neuron_forward(y, scale, shift, v0, s, bits, v, p, y.shape[2], 0)
+    return (bits if pack else s), v
+
+
+def norm_neuron_pack_(
+    y: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    p: _Floats,
+    bits: Tensor,
+    channels: int,
+    first: int,
+) -> None:
+    """See reference.norm_neuron_pack_."""
+    _check_range("bits", channels, y.shape[2], first)
+    _norm_neuron_forward(y, scale, shift, None, None, bits, None, p, channels, first)
+
+
+def _norm_neuron_forward(
+    y: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    v0: Tensor | None,
+    s: Tensor | None,
+    bits: Tensor | None,
+    v: Tensor | None,
+    p: _Floats,
+    channels: int,
+    first: int,
+) -> None:
     for name, tensor in (("scale", scale), ("shift", shift)):
         _check_shape(name, tensor, y.shape[2:3])
-    bits, s = _spikes_like(y, pack)
-    v = y.new_empty(y.shape[1:])
-    _, channels, size = _planes(y, 2)
+    _, count, size = _planes(y, 2)
     time, batch = y.shape[:2]
-    tensors = [y, scale, shift, v0, s, bits, v]
-    _call("norm_neuron_forward", tensors, [time, batch, channels, size], p)
-    return (bits if pack else s), v
+    sizes = [time, batch, count, size, channels, first]
+    _call("norm_neuron_forward", [y, scale, shift, v0, s, bits, v], sizes, p)
 
 
 def norm_neuron_backward_(
@@ -149,9 +206,10 @@ def norm_neuron_backward_(
     weight: Tensor,
     bias: Tensor,
     p: _Floats,
+    first: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See reference.norm_neuron_backward_."""
-    _check_shape("g_s", g, y.shape)
+    channels = _check_slab("g_s", g, y, 2, first)
     norm = {"mean": mean, "inv_std": inv_std, "weight": weight, "bias": bias}
     for name, tensor in norm.items():
         _check_shape(name, tensor, y.shape[2:3])
@@ -159,22 +217,31 @@ def norm_neuron_backward_(
     g_leak = _leak_like(y[0], p)
     scale = weight * inv_std
     shift = bias - mean * scale
-    _, channels, size = _planes(y, 2)
-    time, batch = y.shape[:2]
+    _, count, size = _planes(y, 2)
+    sizes = [*y.shape[:2], count, size, channels, first]
     tensors = [y, g, scale, shift, mean, inv_std, weight, g_weight, g_bias, g_leak]
-    _call("norm_neuron_backward", tensors, [time, batch, channels, size], p)
+    _call("norm_neuron_backward", tensors, sizes, p)
     return g_weight, g_bias, g_leak
 
 
 def grid_add_(
-    x: Tensor | None, y: Tensor, scale: Tensor, shift: Tensor, bits: int, sign: int, out: Tensor
+    x: Tensor | None,
+    y: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    bits: int,
+    sign: int,
+    out: Tensor,
+    first: int,
 ) -> bool:
     """See reference.grid_add_."""
-    _check_shape("out", out, y.shape)
-    _check_shape("x", x, y.shape)
-    sizes = (1, 1, y.numel())
-    if scale.numel():
-        sizes = _planes(y, 1)
+    _check_shape("x", x, out.shape)
+    sizes: Sequence[int] = (1, 1, y.numel(), 1, 0)
+    if not scale.numel():
+        _check_shape("out", out, y.shape)
+    else:
+        channels = _check_slab("out", out, y, 1, first)
+        sizes = (*_planes(y, 1), channels, first)
         for name, tensor in (("scale", scale), ("shift", shift)):
             _check_shape(name, tensor, y.shape[1:2])
     p = [float(2**bits), float(2.0**-bits), float(sign), float(2 ** (23 - bits))]

@@ -20,7 +20,7 @@ _unpack_bits = register(
     reference=reference.unpack_bits,
     native=native.unpack_bits,
     meta=lambda bits, shape: bits.new_empty(shape, dtype=torch.float32),
-    dtype=torch.uint8,
+    dtypes=(torch.uint8,),
 )
 
 

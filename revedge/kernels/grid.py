@@ -13,11 +13,11 @@ from revedge.kernels import reference
 from revedge.kernels._dispatch import register
 
 _grid_add = register(
-    "grid_add_(Tensor? x, Tensor y, Tensor scale, Tensor shift, int bits, int sign, Tensor(a!) out)"
-    " -> bool",
+    "grid_add_(Tensor? x, Tensor y, Tensor scale, Tensor shift, int bits, int sign, Tensor(a!) out,"
+    " int first) -> bool",
     reference=reference.grid_add_,
     native=native.grid_add_,
-    meta=lambda x, y, scale, shift, bits, sign, out: True,
+    meta=lambda x, y, scale, shift, bits, sign, out, first: True,
 )
 
 
@@ -39,23 +39,26 @@ def grid_add(
     bits: int = 14,
     sign: int = 1,
     out: Tensor | None = None,
+    first: int = 0,
 ) -> Tensor:
     """Return ``x + sign * round(y * scale + shift)``, rounded half to even to 2**-bits.
 
     Args:
-        x: on the grid, shape of y; None means 0.
+        x: on the grid, shape of ``out``; None means 0.
         y: [M, C, ...].
         scale, shift: [C], the batch norm that y goes through (:func:`norm_affine`).
         bits: the grid, 0 to 22.
         sign: +1, or -1 to undo.
-        out: where to write, contiguous; may be x.
+        out: where to write, contiguous; may be x. It may have more channels than y, which are then
+            left alone.
+        first: the channel of ``out`` that belongs to the first of y.
 
     Raises:
         GridRangeError: a value left the range, or is NaN. ``out`` is then overwritten all the same.
     """
     if out is None:
         out = torch.empty_like(y, memory_format=torch.contiguous_format)
-    if not _grid_add(x, y, scale, shift, bits, 1 if sign > 0 else -1, out):
+    if not _grid_add(x, y, scale, shift, bits, 1 if sign > 0 else -1, out, first):
         _raise_out_of_range(out, bits)
     return out
 
@@ -65,6 +68,6 @@ def grid_round(x: Tensor, bits: int = 14) -> Tensor:
     """Return ``x`` [...] rounded half to even to multiples of 2**-bits; checks as grid_add."""
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     none = x.new_empty(0)
-    if not _grid_add(None, x, none, none, bits, 1, out):
+    if not _grid_add(None, x, none, none, bits, 1, out, 0):
         _raise_out_of_range(out, bits)
     return out

@@ -25,26 +25,30 @@ def _spikes_like(x: Tensor, pack: bool) -> Tensor:
     return x.new_empty(_bytes_of(x.numel()), dtype=torch.uint8) if pack else x.new_empty(x.shape)
 
 
+def _state_like(x: Tensor, state: bool) -> Tensor:
+    return x.new_empty(x.shape[1:] if state else 0)
+
+
 def _leak_like(v: Tensor, p: _Floats) -> Tensor:
     return torch.empty_like(v) if p[9] or p[10] or p[11] else v.new_empty(0)
 
 
 _neuron_forward = register(
-    "neuron_forward(Tensor x, Tensor? v0, float[] p, bool pack) -> (Tensor, Tensor)",
-    reference=lambda x, v0, p, pack: reference.neuron_forward(
-        x, v0, NeuronParams.from_floats(p), pack
+    "neuron_forward(Tensor x, Tensor? v0, float[] p, bool pack, bool state) -> (Tensor, Tensor)",
+    reference=lambda x, v0, p, pack, state: reference.neuron_forward(
+        x, v0, NeuronParams.from_floats(p), pack, state
     ),
     native=native.neuron_forward,
-    meta=lambda x, v0, p, pack: (_spikes_like(x, pack), x.new_empty(x.shape[1:])),
+    meta=lambda x, v0, p, pack, state: (_spikes_like(x, pack), _state_like(x, state)),
 )
 _neuron_backward = register(
-    "neuron_backward_(Tensor x, Tensor? v0, Tensor(a!) g, Tensor? g_vT, float[] p)"
+    "neuron_backward_(Tensor x, Tensor? v0, Tensor(a!) g, Tensor? g_vT, float[] p, bool state)"
     " -> (Tensor, Tensor)",
-    reference=lambda x, v0, g, g_vT, p: reference.neuron_backward_(
-        x, v0, g, g_vT, NeuronParams.from_floats(p)
+    reference=lambda x, v0, g, g_vT, p, state: reference.neuron_backward_(
+        x, v0, g, g_vT, NeuronParams.from_floats(p), state
     ),
     native=native.neuron_backward_,
-    meta=lambda x, v0, g, g_vT, p: (x.new_empty(x.shape[1:]), _leak_like(x[0], p)),
+    meta=lambda x, v0, g, g_vT, p, state: (_state_like(x, state), _leak_like(x[0], p)),
 )
 _neuron_backward_apart = register(
     "neuron_backward(Tensor x, Tensor? v0, Tensor g, Tensor? g_vT, float[] p)"
@@ -60,25 +64,35 @@ _neuron_backward_apart = register(
     ),
 )
 _norm_neuron_forward = register(
-    "norm_neuron_forward(Tensor y, Tensor scale, Tensor shift, Tensor? v0, float[] p, bool pack)"
-    " -> (Tensor, Tensor)",
-    reference=lambda y, scale, shift, v0, p, pack: reference.norm_neuron_forward(
-        y, scale, shift, v0, NeuronParams.from_floats(p), pack
+    "norm_neuron_forward(Tensor y, Tensor scale, Tensor shift, Tensor? v0, float[] p, bool pack,"
+    " bool state) -> (Tensor, Tensor)",
+    reference=lambda y, scale, shift, v0, p, pack, state: reference.norm_neuron_forward(
+        y, scale, shift, v0, NeuronParams.from_floats(p), pack, state
     ),
     native=native.norm_neuron_forward,
-    meta=lambda y, scale, shift, v0, p, pack: (
+    meta=lambda y, scale, shift, v0, p, pack, state: (
         _spikes_like(y, pack),
-        y.new_empty(y.shape[1:]),
+        _state_like(y, state),
     ),
+)
+_norm_neuron_pack = register(
+    "norm_neuron_pack_(Tensor y, Tensor scale, Tensor shift, float[] p, Tensor(a!) bits,"
+    " int channels, int first) -> ()",
+    reference=lambda y, scale, shift, p, bits, channels, first: reference.norm_neuron_pack_(
+        y, scale, shift, NeuronParams.from_floats(p), bits, channels, first
+    ),
+    native=native.norm_neuron_pack_,
+    meta=lambda y, scale, shift, p, bits, channels, first: None,
+    dtypes=(torch.float32, torch.uint8),
 )
 _norm_neuron_backward = register(
     "norm_neuron_backward_(Tensor y, Tensor(a!) g, Tensor mean, Tensor inv_std, Tensor weight,"
-    " Tensor bias, float[] p) -> (Tensor, Tensor, Tensor)",
-    reference=lambda y, g, mean, inv_std, weight, bias, p: reference.norm_neuron_backward_(
-        y, g, mean, inv_std, weight, bias, NeuronParams.from_floats(p)
+    " Tensor bias, float[] p, int first) -> (Tensor, Tensor, Tensor)",
+    reference=lambda y, g, mean, inv_std, weight, bias, p, first: reference.norm_neuron_backward_(
+        y, g, mean, inv_std, weight, bias, NeuronParams.from_floats(p), first
     ),
     native=native.norm_neuron_backward_,
-    meta=lambda y, g, mean, inv_std, weight, bias, p: (
+    meta=lambda y, g, mean, inv_std, weight, bias, p, first: (
         torch.empty_like(weight),
         torch.empty_like(bias),
         _leak_like(y[0], p),
@@ -88,7 +102,7 @@ _norm_neuron_backward = register(
 
 @torch.no_grad()
 def neuron_forward(
-    x: Tensor, v0: Tensor | None, p: NeuronParams, *, pack: bool = False
+    x: Tensor, v0: Tensor | None, p: NeuronParams, *, pack: bool = False, state: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Return the spikes of a sequence and the membrane after it.
 
@@ -97,17 +111,24 @@ def neuron_forward(
         v0: membrane before the first step [...]; None means ``p.v_initial``.
         p: the neuron.
         pack: return the spikes as bits, uint8 [ceil(numel / 8)], and never hold them as float32.
+        state: return the membrane, too; else it is empty, and never stands in memory as a whole.
 
     Returns:
-        (s [T, ...] of exact 0.0 and 1.0, or their bits; v_T [...]).
+        (s [T, ...] of exact 0.0 and 1.0, or their bits; v_T [...] or [0]).
     """
-    s, v_T = _neuron_forward(x, v0, p.as_floats(), pack)
+    s, v_T = _neuron_forward(x, v0, p.as_floats(), pack, state)
     return s, v_T
 
 
 @torch.no_grad()
 def neuron_backward_(
-    x: Tensor, v0: Tensor | None, g_s: Tensor, g_vT: Tensor | None, p: NeuronParams
+    x: Tensor,
+    v0: Tensor | None,
+    g_s: Tensor,
+    g_vT: Tensor | None,
+    p: NeuronParams,
+    *,
+    state: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Back-propagate through time, recomputing the membrane from the input alone.
 
@@ -116,14 +137,15 @@ def neuron_backward_(
         g_s: gradient of the spikes [T, ...], contiguous; overwritten with the gradient of x.
         g_vT: gradient of the last membrane [...]; None means zero.
         p: the neuron.
+        state: return the gradient of ``v0``, too; else it is empty.
 
     Returns:
-        (g_x, which is ``g_s``; g_v0 [...]; g_leak [...] or None): g_leak is, per neuron, the sum
+        (g_x, which is ``g_s``; g_v0 [...] or [0]; g_leak [...] or None): g_leak is, per neuron, the sum
         over time of dL/dh * dh/dk for the learnable leak k.
 
     Memory: a few hundred KiB per thread in C; 2T state tensors in the reference.
     """
-    g_v0, g_leak = _neuron_backward(x, v0, g_s, g_vT, p.as_floats())
+    g_v0, g_leak = _neuron_backward(x, v0, g_s, g_vT, p.as_floats(), state)
     return g_s, g_v0, g_leak if p.learns_leak else None
 
 
@@ -148,6 +170,7 @@ def norm_neuron_forward(
     p: NeuronParams,
     *,
     pack: bool = False,
+    state: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return ``neuron_forward(y * scale + shift)`` without the tensor in between.
 
@@ -158,12 +181,37 @@ def norm_neuron_forward(
         p: the neuron.
         pack: return the spikes as bits, uint8 [ceil(numel / 8)] (see :func:`pack_bits`), and
             never hold them as float32.
+        state: return the membrane, too; else it is empty.
 
     Returns:
-        (spikes [T, B, C, ...] or their bits, v_T [B, C, ...]).
+        (spikes [T, B, C, ...] or their bits, v_T [B, C, ...] or [0]).
     """
-    s, v_T = _norm_neuron_forward(y, scale, shift, v0, p.as_floats(), pack)
+    s, v_T = _norm_neuron_forward(y, scale, shift, v0, p.as_floats(), pack, state)
     return s, v_T
+
+
+@torch.no_grad()
+def norm_neuron_pack_(
+    y: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    p: NeuronParams,
+    bits: Tensor,
+    *,
+    channels: int,
+    first: int,
+) -> None:
+    """Write the spikes of a slab of channels among the bits of all of them.
+
+    Args:
+        y: [T, B, C, ...], the channels ``first`` to ``first + C``.
+        scale, shift: [C].
+        p: the neuron; it starts at ``p.v_initial``.
+        bits: uint8 [ceil(T * B * channels * ... / 8)]; zero where two slabs share a byte.
+        channels: of all slabs together.
+        first: the first channel of this one.
+    """
+    _norm_neuron_pack(y, scale, shift, p.as_floats(), bits, channels, first)
 
 
 @torch.no_grad()
@@ -175,6 +223,8 @@ def norm_neuron_backward_(
     weight: Tensor,
     bias: Tensor,
     p: NeuronParams,
+    *,
+    first: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Back-propagate through neuron and batch norm (with batch statistics), channel by channel.
 
@@ -183,14 +233,16 @@ def norm_neuron_backward_(
 
     Args:
         y: what the norm was given [T, B, C, ...].
-        g_s: gradient of the spikes, same shape, contiguous; overwritten with that of y.
+        g_s: gradient of the spikes, contiguous; overwritten with that of y. It may have more channels
+            than y, which are then left alone.
         mean, inv_std, weight, bias: the norm [C].
         p: the neuron.
+        first: the channel of ``g_s`` that belongs to the first of y.
 
     Returns:
         (g_weight [C], g_bias [C], g_leak [B, C, ...] or None).
     """
     g_weight, g_bias, g_leak = _norm_neuron_backward(
-        y, g_s, mean, inv_std, weight, bias, p.as_floats()
+        y, g_s, mean, inv_std, weight, bias, p.as_floats(), first
     )
     return g_weight, g_bias, g_leak if p.learns_leak else None

@@ -20,11 +20,14 @@ _norm_forward = register(
     meta=lambda y, scale, shift: y.new_empty(y.shape),
 )
 _norm_backward = register(
-    "norm_backward_(Tensor y, Tensor(a!) g, Tensor mean, Tensor inv_std, Tensor weight)"
+    "norm_backward_(Tensor y, Tensor(a!) g, Tensor mean, Tensor inv_std, Tensor weight, int first)"
     " -> (Tensor, Tensor)",
     reference=reference.norm_backward_,
     native=native.norm_backward_,
-    meta=lambda y, g, mean, inv_std, weight: (torch.empty_like(weight), torch.empty_like(weight)),
+    meta=lambda y, g, mean, inv_std, weight, first: (
+        torch.empty_like(weight),
+        torch.empty_like(weight),
+    ),
 )
 
 
@@ -58,17 +61,19 @@ def norm_forward(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 @torch.no_grad()
 def norm_backward_(
-    y: Tensor, g: Tensor, mean: Tensor, inv_std: Tensor, weight: Tensor
+    y: Tensor, g: Tensor, mean: Tensor, inv_std: Tensor, weight: Tensor, *, first: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Back-propagate through a batch norm that used the statistics of its batch.
 
     Args:
         y: what the norm was given [M, C, ...].
-        g: gradient of its result, same shape, contiguous; overwritten with that of y.
+        g: gradient of its result, contiguous; overwritten with that of y. It may have more channels
+            than y, which are then left alone.
         mean, inv_std, weight: the norm [C].
+        first: the channel of ``g`` that belongs to the first of y.
 
     Returns:
         (g_weight [C], g_bias [C]).
     """
-    g_weight, g_bias = _norm_backward(y, g, mean, inv_std, weight)
+    g_weight, g_bias = _norm_backward(y, g, mean, inv_std, weight, first)
     return g_weight, g_bias

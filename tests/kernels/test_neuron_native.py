@@ -1,5 +1,7 @@
 """C neurons equal the PyTorch reference bit for bit."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from kernel_checks import assert_same_bits, name_of, neuron_variants
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from revedge import kernels
 from revedge.kernels import NeuronParams, reference
+from revedge.kernels._native import LIBRARY
 
 pytestmark = pytest.mark.usefixtures("native")
 VARIANTS = neuron_variants()
@@ -134,21 +137,122 @@ def test_without_dimensions_after_channels(threads: int) -> None:
     check_norm_neuron(VARIANTS[0], torch.randn(4, 5, 6), with_state=False)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("neurons", [1, 3, 63, 100, 4097, 8192])
-def test_packed_spikes_are_the_spikes(neurons: int, threads: int) -> None:
+@pytest.fixture(params=[512, 256, 0])
+def vector_bits(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Let the packing kernel use vectors of at most so many bits."""
+    assert LIBRARY is not None
+    LIBRARY.revedge_limit_vectors(request.param)
+    yield request.param
+    LIBRARY.revedge_limit_vectors(512)
+
+
+@pytest.mark.parametrize("neurons", [1, 3, 8, 63, 72, 100, 4097, 4104, 8192])
+def test_packed_spikes_are_the_spikes(neurons: int, threads: int, vector_bits: int) -> None:
     """Bits that leave the kernel directly are those of its float32 spikes, where blocks start off a byte, too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        x = torch.randn(5, neurons) * 1.5
-        for p in (
-            NeuronParams(decay=0.5, gain=0.5),
-            NeuronParams(decay=1.0, gain=1.0, v_reset=None),
-        ):
-            s, v = reference.neuron_forward(x, None, p)
-            bits, v_packed = kernels.neuron_forward(x, None, p, pack=True)
-            assert torch.equal(bits, reference.pack_bits(s))
-            assert torch.equal(v_packed, v)
-    finally:
-        torch.set_num_threads(before)
+    x = torch.randn(5, neurons) * 1.5
+    x[2] = 1.0  # on the threshold of the second neuron, if the membrane is at rest
+    for p in (NeuronParams(decay=0.5, gain=0.5), NeuronParams(decay=1.0, gain=1.0, v_reset=None)):
+        s, v = reference.neuron_forward(x, None, p)
+        bits, v_packed = kernels.neuron_forward(x, None, p, pack=True)
+        assert torch.equal(bits, reference.pack_bits(s))
+        assert_same_bits(v_packed, v)
+        bits, nothing = kernels.neuron_forward(x, None, p, pack=True, state=False)
+        assert torch.equal(bits, reference.pack_bits(s))
+        assert nothing.numel() == 0
+
+
+@pytest.mark.parametrize("plane", [1, 3, 8, 49, 64, 72, 4104])
+def test_packed_spikes_behind_a_norm(plane: int, vector_bits: int) -> None:
+    """One scale for a plane, and one for each of the neurons of a row of small planes."""
+    y, scale, shift = torch.randn(4, 3, 5, plane), torch.rand(5) + 0.5, torch.randn(5)
+    for p in (NeuronParams(decay=0.5, gain=0.5), NeuronParams(decay=1.0, gain=1.0, v_reset=None)):
+        s, _ = reference.norm_neuron_forward(y, scale, shift, None, p, False)
+        bits, _ = kernels.norm_neuron_forward(y, scale, shift, None, p, pack=True, state=False)
+        assert torch.equal(bits, reference.pack_bits(s))
+
+
+def test_gradients_without_the_state(threads: int) -> None:
+    """Who does not ask for the gradient of the first membrane gets the same gradients without it."""
+    for p in (VARIANTS[3], VARIANTS[2]):
+        x, g = torch.randn(7, 4097), torch.randn(7, 4097)
+        g_expected = g.clone()
+        _, _, leak_expected = kernels.neuron_backward_(x, None, g_expected, None, p)
+        _, nothing, g_leak = kernels.neuron_backward_(x, None, g, None, p, state=False)
+        assert nothing.numel() == 0
+        assert_same_bits(g, g_expected)
+        if leak_expected is not None and g_leak is not None:
+            assert_same_bits(g_leak, leak_expected)
+
+
+SLABS = [(0, 2), (2, 3), (5, 1), (6, 1)]
+
+
+@pytest.mark.parametrize("plane", [1, 3, 8, 49, 64, 1024])
+@pytest.mark.parametrize("p", VARIANTS[3::12], ids=name_of)
+def test_slabs_of_channels(p: NeuronParams, plane: int, threads: int) -> None:
+    """Channel by channel, or a few at a time: the bits are those of all channels at once."""
+    y = torch.randn(4, 3, 7, plane) * 1.5
+    weight, bias = torch.rand(7) + 0.5, torch.randn(7) * 0.3
+    mean, var = kernels.channel_stats(y.flatten(0, 1))
+    scale, shift, inv_std = kernels.norm_affine(mean, var, weight, bias, 1e-5)
+    expected, _ = kernels.norm_neuron_forward(y, scale, shift, None, p, pack=True)
+    g = torch.randn_like(y)
+    g_norm, g_expected, g_norm_expected = g.clone(), g.clone(), g.clone()
+    all_expected = kernels.norm_neuron_backward_(y, g_expected, mean, inv_std, weight, bias, p)
+    norm_expected = kernels.norm_backward_(
+        y.flatten(0, 1), g_norm_expected.flatten(0, 1), mean, inv_std, weight
+    )
+    stream = torch.randn(12, 7, plane).mul_(100).round_().div_(128)
+    stream_expected = kernels.grid_add(stream, y.flatten(0, 1), scale, shift, sign=-1)
+
+    bits = torch.zeros_like(expected)
+    for first, count in SLABS:
+        part = slice(first, first + count)
+        y_slab = y[:, :, part].contiguous()
+        y_flat = y_slab.flatten(0, 1)
+        assert_same_bits(kernels.channel_stats(y_flat)[1], var[part])
+        kernels.norm_neuron_pack_(
+            y_slab, scale[part], shift[part], p, bits, channels=7, first=first
+        )
+        norm = (mean[part], inv_std[part], weight[part])
+        found = kernels.norm_neuron_backward_(y_slab, g, *norm, bias[part], p, first=first)
+        for value, whole in zip(found[:2], all_expected[:2], strict=True):
+            assert_same_bits(value, whole[part])
+        if p.learns_leak:
+            assert_same_bits(found[2], all_expected[2][:, part].contiguous())
+        found = kernels.norm_backward_(y_flat, g_norm.flatten(0, 1), *norm, first=first)
+        assert_same_bits(found[0], norm_expected[0][part])
+        kernels.grid_add(stream, y_flat, scale[part], shift[part], sign=-1, out=stream, first=first)
+    assert torch.equal(bits, expected)
+    assert_same_bits(g, g_expected)
+    assert_same_bits(g_norm, g_norm_expected)
+    assert_same_bits(stream, stream_expected)
+
+
+def test_a_slab_that_does_not_fit() -> None:
+    """Channels outside of the tensor are an error, not a write somewhere else."""
+    y, one = torch.zeros(1, 1, 2, 4), torch.ones(2)
+    with pytest.raises(ValueError, match="3 channels, not 2 from 2 on"):
+        kernels.norm_backward_(y[0], torch.zeros(1, 3, 4), one, one, one, first=2)
+    with pytest.raises(ValueError, match="bits has 3 channels, not 2 from -1 on"):
+        kernels.norm_neuron_pack_(
+            y, one, one, VARIANTS[0], torch.zeros(2, dtype=torch.uint8), channels=3, first=-1
+        )
+
+
+@pytest.mark.parametrize("plane", [3, 64])
+def test_slabs_by_the_reference(plane: int) -> None:
+    """The reference, too, writes a slab and leaves the other channels alone."""
+    p, y = VARIANTS[3], torch.randn(3, 2, 4, plane)
+    weight, bias, mean, inv_std = (torch.rand(2) + 0.5 for _ in range(4))
+    g, g_reference = (torch.ones(3, 2, 5, plane) for _ in range(2))
+    part = y[:, :, 1:3].contiguous()
+    kernels.norm_neuron_backward_(part, g, mean, inv_std, weight, bias, p, first=2)
+    reference.norm_neuron_backward_(part, g_reference, mean, inv_std, weight, bias, p, first=2)
+    assert_same_bits(g, g_reference)
+    bits, bits_reference = (
+        torch.zeros((3 * 2 * 5 * plane + 7) // 8, dtype=torch.uint8) for _ in range(2)
+    )
+    kernels.norm_neuron_pack_(part, weight, bias, p, bits, channels=5, first=2)
+    reference.norm_neuron_pack_(part, weight, bias, p, bits_reference, 5, 2)
+    assert torch.equal(bits, bits_reference)

@@ -30,20 +30,22 @@ CLONES static int grid_row(int affine, const float *x, const float *y, float sca
                   : grid_row_as(0, 0, x, y, scale, shift, out, n, p);
 }
 
-/* x (or NULL), y, out: [M, C, S]; scale, shift: [C], or NULL (then M = C = 1).
+/* y: [M, C, S]; x (or NULL), out: [M, all, S], of which C channels from `first` on are worked on;
+ * scale, shift: [C], or NULL (then M = C = 1).
  * p: 2^bits, 2^-bits, sign, limit. Returns 1 if a value left the range or is NaN. */
 REVEDGE_API int revedge_grid_add(const float *x, const float *y, const float *scale,
                                  const float *shift, float *out, int64_t M, int64_t C, int64_t S,
-                                 const float *p, int threads) {
+                                 int64_t all, int64_t first, const float *p, int threads) {
     const int64_t size = 16384, pieces = (S + size - 1) / size;
     int bad = 0;
     threads = threads_for(M * C * S, M * C * pieces, threads);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1) reduction(| : bad)
     for (int64_t task = 0; task < M * C * pieces; ++task) {
         const int64_t plane = task / pieces, from = task % pieces * size;
-        const int64_t at = plane * S + from, c = plane % C;
-        bad |= grid_row(scale != NULL, x ? x + at : NULL, y + at, scale ? scale[c] : 1.0f,
-                        shift ? shift[c] : 0.0f, out + at, smaller(size, S - from), p);
+        const int64_t c = plane % C, at = (plane / C * all + first + c) * S + from;
+        bad |= grid_row(scale != NULL, x ? x + at : NULL, y + plane * S + from,
+                        scale ? scale[c] : 1.0f, shift ? shift[c] : 0.0f, out + at,
+                        smaller(size, S - from), p);
     }
     return bad;
 }

@@ -1,7 +1,12 @@
-/* Integrate-and-fire over a whole sequence. x, s, g_s, g_x: [T, N]; bits: of s; v0, v, g_vT, g_v0, g_leak: [N]. */
+/* Integrate-and-fire over a whole sequence. x, s, g_s, g_x: [T, N]; bits: of s; v0, v, g_vT, g_v0, g_leak: [N].
+ * v and g_v0 may be NULL: who does not want the state does not pay for it. */
 #include "forward_block.h"
 
-REVEDGE_API int revedge_abi_version(void) { return 2; }
+REVEDGE_API int revedge_abi_version(void) { return 3; }
+
+int revedge_vector_bits = 512;
+
+REVEDGE_API void revedge_limit_vectors(int bits) { revedge_vector_bits = bits; }
 
 REVEDGE_API int revedge_has_openmp(void) {
 #ifdef _OPENMP
@@ -18,18 +23,20 @@ REVEDGE_API int revedge_neuron_forward(const float *x, const float *v0, float *s
                                        int threads) {
     const neuron_t q = neuron_of(p);
     const int64_t size = block_for(T), blocks = (N + size - 1) / size;
-    const spikes_t out = {s, bits, N % 8 == 0 && size % 8 == 0};
+    const int64_t scratch = forward_scratch(size);
+    const int whole = N % 8 == 0 && size % 8 == 0;
     threads = threads_for(T * N, blocks, threads);
-    uint8_t *row = malloc((size_t)threads * (size_t)size);
-    if (!row) return OUT_OF_MEMORY;
-    if (bits && !out.whole) memset(bits, 0, (size_t)((T * N + 7) / 8));
+    char *all = malloc((size_t)(threads * scratch));
+    if (!all) return OUT_OF_MEMORY;
+    if (bits && !whole) memset(bits, 0, (size_t)((T * N + 7) / 8));
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (int64_t b = 0; b < blocks; ++b) {
         const int64_t at = b * size;
-        forward_block(x, AS_IT_IS, v0, out, v, T, N, at, smaller(size, N - at),
-                      row + thread_index() * size, &q);
+        const spikes_t out = {s, bits, whole, at, N};
+        forward_block(x + at, N, AS_IT_IS, v0 ? v0 + at : NULL, out, v ? v + at : NULL, T,
+                      smaller(size, N - at), size, all + thread_index() * scratch, &q);
     }
-    free(row);
+    free(all);
     return 0;
 }
 
@@ -40,19 +47,20 @@ REVEDGE_API int revedge_neuron_backward(const float *x, const float *v0, const f
     const int64_t size = block_for(T), blocks = (N + size - 1) / size;
     const int64_t scratch = backward_scratch(T, size);
     threads = threads_for(T * N, blocks, threads);
-    float *all = malloc((size_t)threads * (size_t)scratch * sizeof(float));
+    float *all = malloc((size_t)(threads * scratch) * sizeof(float));
     if (!all) return OUT_OF_MEMORY;
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (int64_t b = 0; b < blocks; ++b) {
         const int64_t at = b * size, n = smaller(size, N - at);
         float *own = all + thread_index() * scratch;
+        float *g_v = g_v0 ? g_v0 + at : own + backward_steps(T, size);
         const rows_t rows = {x + at, N, g_s + at, g_x + at, N, AS_IT_IS};
         if (g_vT)
-            memcpy(g_v0 + at, g_vT + at, (size_t)n * sizeof(float));
+            memcpy(g_v, g_vT + at, (size_t)n * sizeof(float));
         else
-            memset(g_v0 + at, 0, (size_t)n * sizeof(float));
-        backward_block(rows, v0 ? v0 + at : NULL, g_v0 + at, g_leak ? g_leak + at : NULL, T, n,
-                       size, own, &q);
+            memset(g_v, 0, (size_t)n * sizeof(float));
+        backward_block(rows, v0 ? v0 + at : NULL, g_v, g_leak ? g_leak + at : NULL, T, n, size,
+                       own, &q);
     }
     free(all);
     return 0;

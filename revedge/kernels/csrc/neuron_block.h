@@ -158,11 +158,14 @@ typedef struct {
     affine_t affine;
 } rows_t;
 
-/* Floats of scratch that a backward pass over blocks of `size` neurons needs. */
-INLINE int64_t backward_scratch(int64_t T, int64_t size) { return (T + 1) * size; }
+/* Floats that the steps of a block of `size` neurons need: h for every step, and one row. */
+INLINE int64_t backward_steps(int64_t T, int64_t size) { return (T + 1) * size; }
+
+/* Floats of scratch that a backward pass needs: the steps, and a row for g_v. */
+INLINE int64_t backward_scratch(int64_t T, int64_t size) { return backward_steps(T, size) + size; }
 
 /* All steps back over one block. g_v [n]: dL/dv[T-1] in, dL/dv0 out. g_leak [n] written if given.
- * scratch: h for every step, and one row. */
+ * scratch: see backward_scratch; its last row is left to the caller. */
 CLONES static void backward_block(rows_t rows, const float *v0, float *g_v, float *g_leak,
                                   int64_t T, int64_t n, int64_t size, float *scratch,
                                   const neuron_t *q) {

@@ -1,10 +1,11 @@
-/* Batch norm by its parts. y, g, z: [M, C, S]; everything else: [C]. A thread owns a channel. */
+/* Batch norm by its parts. y, z: [M, C, S]; g: [M, C_of_g, S] of which C channels from `first` on are
+ * worked on; everything else: [C]. A thread owns a channel. */
 #include "norm_channel.h"
 
 CLONES static void stats_channel(const float *y, float *mean, float *variance, int64_t M,
                                  int64_t S, int64_t stride) {
     double sums[2];
-    sums_of(0, y, NULL, 0.0f, M, S, stride, sums);
+    sums_of(0, y, stride, NULL, 0, 0.0f, M, S, sums);
     const double count = (double)(M * S), average = sums[0] / count, square = sums[1] / count;
     const double spread = square - average * average;
     *mean = (float)average;
@@ -53,12 +54,12 @@ REVEDGE_API int revedge_norm_forward(const float *y, const float *scale, const f
 REVEDGE_API int revedge_norm_backward(const float *y, float *g, const float *mean,
                                       const float *inv_std, const float *weight, float *g_weight,
                                       float *g_bias, int64_t M, int64_t C, int64_t S,
-                                      const float *p, int threads) {
+                                      int64_t C_of_g, int64_t first, const float *p, int threads) {
     (void)p;
     threads = threads_for(M * C * S, C, threads);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (int64_t c = 0; c < C; ++c)
-        norm_backward_channel(y + c * S, g + c * S, mean[c], inv_std[c], weight[c], g_weight + c,
-                              g_bias + c, M, S, C * S);
+        norm_backward_channel(y + c * S, C * S, g + (first + c) * S, C_of_g * S, mean[c],
+                              inv_std[c], weight[c], g_weight + c, g_bias + c, M, S);
     return 0;
 }

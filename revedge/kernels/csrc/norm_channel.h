@@ -1,4 +1,4 @@
-/* Sums and the norm's own arithmetic on one channel: M planes of S elements, `stride` apart.
+/* Sums and the norm's own arithmetic on one channel: M planes of S elements, a stride apart.
  *
  * The order of every sum is fixed by reference/norm.py: 16 float64 lanes, lane j takes elements
  * j, j + 16, ... of each plane, planes in order; then the lanes are added in pairs.
@@ -22,8 +22,8 @@ INLINE double pairwise(double *lane) {
 
 /* sums[0] = sum of first, sums[1] = sum of first * second, where
  * first = y, second = y (statistics; g NULL), or first = g, second = y - mean (gradient). */
-INLINE void sums_of(int gradient, const float *y, const float *g, float mean, int64_t M, int64_t S,
-                    int64_t stride, double sums[2]) {
+INLINE void sums_of(int gradient, const float *y, int64_t y_stride, const float *g,
+                    int64_t g_stride, float mean, int64_t M, int64_t S, double sums[2]) {
     union {
         double lane[LANES];
         double4 four[LANES / 4];
@@ -31,7 +31,7 @@ INLINE void sums_of(int gradient, const float *y, const float *g, float mean, in
     memset(&a, 0, sizeof a);
     memset(&b, 0, sizeof b);
     for (int64_t m = 0; m < M; ++m) {
-        const float *py = y + m * stride, *pg = gradient ? g + m * stride : py;
+        const float *py = y + m * y_stride, *pg = gradient ? g + m * g_stride : py;
         int64_t i = 0;
         for (; i + LANES <= S; i += LANES) {
             for (int k = 0; k < LANES / 4; ++k) {
@@ -55,11 +55,11 @@ INLINE void sums_of(int gradient, const float *y, const float *g, float mean, in
 }
 
 /* Overwrite g with the gradient of y; write the gradients of weight and bias. */
-CLONES static void norm_backward_channel(const float *y, float *g, float mean, float inv_std,
-                                         float weight, float *g_weight, float *g_bias, int64_t M,
-                                         int64_t S, int64_t stride) {
+CLONES static void norm_backward_channel(const float *y, int64_t y_stride, float *g,
+                                         int64_t g_stride, float mean, float inv_std, float weight,
+                                         float *g_weight, float *g_bias, int64_t M, int64_t S) {
     double sums[2];
-    sums_of(1, y, g, mean, M, S, stride, sums);
+    sums_of(1, y, y_stride, g, g_stride, mean, M, S, sums);
     const double count = (double)(M * S), inv = (double)inv_std;
     const float a = (float)(sums[0] / count);
     const float b = (float)(((inv * sums[1]) * inv) / count);
@@ -67,8 +67,8 @@ CLONES static void norm_backward_channel(const float *y, float *g, float mean, f
     *g_weight = (float)(sums[1] * inv);
     *g_bias = (float)sums[0];
     for (int64_t m = 0; m < M; ++m) {
-        const float *py = y + m * stride;
-        float *pg = g + m * stride;
+        const float *py = y + m * y_stride;
+        float *pg = g + m * g_stride;
         for (int64_t i = 0; i < S; ++i) {
             const float d = py[i] - mean;
             pg[i] = ((pg[i] - a) - d * b) * scale;

@@ -13,6 +13,7 @@ from revedge.kernels.reference.norm import (
     norm_forward,
     norm_neuron_backward_,
     norm_neuron_forward,
+    norm_neuron_pack_,
 )
 from revedge.kernels.reference.reversible import (
     reversible_backward_,
@@ -33,6 +34,7 @@ __all__ = [
     "norm_forward",
     "norm_neuron_backward_",
     "norm_neuron_forward",
+    "norm_neuron_pack_",
     "pack_bits",
     "reversible_backward_",
     "reversible_forward",

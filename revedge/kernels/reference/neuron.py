@@ -28,9 +28,9 @@ def _first(x_TN: Tensor, v0_N: Tensor | None, p: NeuronParams) -> Tensor:
 
 
 def neuron_forward(
-    x_TN: Tensor, v0_N: Tensor | None, p: NeuronParams, pack: bool = False
+    x_TN: Tensor, v0_N: Tensor | None, p: NeuronParams, pack: bool = False, state: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Return (spikes [T, ...], or their bits, last membrane [...])."""
+    """Return (spikes [T, ...], or their bits, last membrane [...], empty without ``state``)."""
     v = _first(x_TN, v0_N, p)
     s_TN = torch.empty_like(x_TN, memory_format=torch.contiguous_format)
     for t in range(x_TN.shape[0]):
@@ -38,15 +38,20 @@ def neuron_forward(
         fired = h >= to_float32(p.v_threshold)
         s_TN[t] = fired
         v = _reset(h, fired, p)
-    return (pack_bits(s_TN) if pack else s_TN), v
+    return (pack_bits(s_TN) if pack else s_TN), v if state else v.new_empty(0)
 
 
 def neuron_backward_(
-    x_TN: Tensor, v0_N: Tensor | None, g_TN: Tensor, g_vT_N: Tensor | None, p: NeuronParams
+    x_TN: Tensor,
+    v0_N: Tensor | None,
+    g_TN: Tensor,
+    g_vT_N: Tensor | None,
+    p: NeuronParams,
+    state: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Overwrite ``g_TN``, the gradient of the spikes, with that of x; return (g_v0, g_leak).
 
-    g_leak is empty unless ``p.learns_leak``.
+    g_v0 is empty without ``state``, g_leak unless ``p.learns_leak``.
     """
     v_threshold = to_float32(p.v_threshold)
     v = _first(x_TN, v0_N, p)
@@ -72,7 +77,7 @@ def neuron_backward_(
             g_leak = g_leak + g_h * (dh_dk + to_float32(p.leak_1))
         g_TN[t] = g_h * to_float32(p.gain)
         g_v = g_h * to_float32(p.decay)
-    return g_v, g_leak
+    return g_v if state else g_v.new_empty(0), g_leak
 
 
 def neuron_backward(

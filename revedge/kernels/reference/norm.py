@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from revedge.kernels.params import NeuronParams
-from revedge.kernels.reference.bits import pack_bits
+from revedge.kernels.reference.bits import pack_bits, unpack_bits
 from revedge.kernels.reference.neuron import neuron_backward_, neuron_forward
 
 _LANES = 16
@@ -55,9 +55,13 @@ def norm_forward(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def norm_backward_(
-    y: Tensor, g: Tensor, mean: Tensor, inv_std: Tensor, weight: Tensor
+    y: Tensor, g: Tensor, mean: Tensor, inv_std: Tensor, weight: Tensor, first: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Overwrite ``g`` with the gradient of ``y``; return (g_weight [C], g_bias [C])."""
+    """Overwrite ``g`` with the gradient of ``y``; return (g_weight [C], g_bias [C]).
+
+    ``y`` is the channels from ``first`` on of ``g``.
+    """
+    g = g.narrow(1, first, y.shape[1])
     count = y.numel() // max(1, y.shape[1])
     d = y - _per_channel(mean, y)
     sum_g = channel_sums(g)
@@ -71,12 +75,33 @@ def norm_backward_(
 
 
 def norm_neuron_forward(
-    y: Tensor, scale: Tensor, shift: Tensor, v0: Tensor | None, p: NeuronParams, pack: bool
+    y: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    v0: Tensor | None,
+    p: NeuronParams,
+    pack: bool,
+    state: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Return (spikes, or their bits, last membrane) of ``y`` [T, B, C, ...]."""
     z = norm_forward(y.flatten(0, 1), scale, shift).reshape(y.shape)
-    s, v = neuron_forward(z, v0, p)
-    return (pack_bits(s) if pack else s), v
+    return neuron_forward(z, v0, p, pack, state)
+
+
+def norm_neuron_pack_(
+    y: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    p: NeuronParams,
+    bits: Tensor,
+    channels: int,
+    first: int,
+) -> None:
+    """Write the bits of the spikes of ``y`` [T, B, C, ...], channels from ``first`` on, to ``bits``."""
+    shape = [*y.shape[:2], channels, *y.shape[3:]]
+    s = unpack_bits(bits, shape)
+    s.narrow(2, first, y.shape[2]).copy_(norm_neuron_forward(y, scale, shift, None, p, False)[0])
+    bits.copy_(pack_bits(s))
 
 
 def norm_neuron_backward_(
@@ -87,8 +112,13 @@ def norm_neuron_backward_(
     weight: Tensor,
     bias: Tensor,
     p: NeuronParams,
+    first: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Overwrite ``g``, of the spikes, with that of ``y``; return (g_weight, g_bias, g_leak)."""
+    """Overwrite ``g``, of the spikes, with that of ``y``; return (g_weight, g_bias, g_leak).
+
+    ``y`` is the channels from ``first`` on of ``g``.
+    """
+    g = g.narrow(2, first, y.shape[2])
     scale = weight * inv_std
     shift = bias - mean * scale
     y_MC = y.flatten(0, 1)
