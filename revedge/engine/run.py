@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from revedge.engine.autocast import autocast_state
 from revedge.engine.strategy import check_strategy
 from revedge.engine.vjp import Gradients
 from revedge.errors import ReversibilityError, UsageError
@@ -135,18 +136,24 @@ class Run(nn.Module):
 
 
 def carry(run: Carried, x: Tensor, parameters: list[Tensor]) -> Tensor:
-    """Apply ``run`` to ``x``, as one autograd function if any gradient is wanted."""
+    """Apply ``run`` to ``x``, as one autograd function if any gradient is wanted.
+
+    What autocast made of ``x`` becomes float32 again: streams and membranes are.
+    """
+    x = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     if torch.is_grad_enabled() and (x.requires_grad or parameters):
         out: Tensor = _Carry.apply(run, x, *parameters)  # type: ignore[no-untyped-call]
         return out
-    with torch.no_grad():
+    with torch.no_grad(), autocast_state(x.device.type):
         return run.run_forward(Given(x.contiguous(), free=False), keep=False)[0]
 
 
 class _Carry(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Carried, x: Tensor, *parameters: Tensor) -> Tensor:
-        out, ctx.tape = run.run_forward(Given(x.detach().contiguous(), free=False), keep=True)
+        ctx.autocast = autocast_state(x.device.type)
+        with ctx.autocast:
+            out, ctx.tape = run.run_forward(Given(x.detach().contiguous(), free=False), keep=True)
         ctx.run, ctx.parameters, ctx.used_up = run, parameters, False
         # `out` may only be kept through autograd: as an attribute it would close a reference cycle.
         ctx.save_for_backward(x if run.keeps_input else None, out if run.keeps_output else None)
@@ -162,7 +169,7 @@ class _Carry(torch.autograd.Function):
         x, out = ctx.saved_tensors
         tape, ctx.tape, ctx.used_up = ctx.tape, None, True
         gradients: Gradients = {}
-        with torch.no_grad():
+        with torch.no_grad(), ctx.autocast:
             g_x = ctx.run.run_backward(
                 None if x is None else x.contiguous(),
                 None if out is None else Given(out, free=False),

@@ -4,7 +4,8 @@ The backward gets the tail's input again, never its output, so nothing of the ta
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -14,13 +15,16 @@ from revedge.engine.signal import Signal, chunks
 from revedge.engine.unit import Unit
 from revedge.engine.vjp import Gradients, is_known, module_backward
 
+# The generators' states before a module ran for the first time: the CPU's, and that of its GPU or None.
+_States = tuple[Tensor, Tensor | None]
+
 
 @dataclass(slots=True)
 class Chance:
-    """What replays the randomness of a tail: the seed of its dropout mask, the generator state of user modules."""
+    """What replays the randomness of a tail: the seed of its dropout mask, the generator states of user modules."""
 
     seed: int | None = None
-    rng_state: Tensor | None = None
+    states: dict[str, _States] = field(default_factory=dict)
 
 
 def draw(unit: Unit) -> Chance:
@@ -28,8 +32,6 @@ def draw(unit: Unit) -> Chance:
     chance = Chance()
     if unit.training and unit.dropout:
         chance.seed = int(torch.randint(2**62, ()))
-    if unit.training and not (is_known(unit.pool) and is_known(unit.op)):
-        chance.rng_state = torch.get_rng_state()
     return chance
 
 
@@ -115,29 +117,37 @@ def _sample_wise(unit: Unit, chance: Chance) -> bool:
 
 def _stages(unit: Unit, chance: Chance, signal: Signal) -> Iterator[_Stage]:
     if unit.pool is not None:
-        yield _Module(unit.pool, chance)
+        yield _Module(unit.pool, chance, "pool")
     if chance.seed is not None:
         yield _Dropout(unit.dropout, chance.seed, signal.shape[:2])
     if unit.op is not None:
-        yield _Module(unit.op, chance)
+        yield _Module(unit.op, chance, "op")
 
 
 class _Module:
-    """A module on ``[N, ...]``, replayed with the generator state of the forward pass if it may draw from it."""
+    """A module on ``[N, ...]``. What it draws in the forward pass it draws again in each replay."""
 
-    def __init__(self, module: nn.Module, chance: Chance) -> None:
-        self.module, self.rng_state = module, None if is_known(module) else chance.rng_state
+    def __init__(self, module: nn.Module, chance: Chance, name: str) -> None:
+        self.module, self.chance, self.name = module, chance, name
 
     def forward(self, x: Tensor) -> Tensor:
-        with _Replayed(self.rng_state):
+        with self._replayed(x):
             y: Tensor = self.module(x)
-        return y
+        return y.to(x.dtype)  # autocast computes it in less
 
     def backward(
         self, x: Tensor, g: Tensor, gradients: Gradients, *, need_input: bool
     ) -> Tensor | None:
-        with _Replayed(self.rng_state):
+        with self._replayed(x):
             return module_backward(self.module, x, g, gradients, need_input=need_input)
+
+    def _replayed(self, x: Tensor) -> AbstractContextManager[None]:
+        if is_known(self.module):
+            return nullcontext()
+        if self.name not in self.chance.states:
+            self.chance.states[self.name] = _states(x)
+            return nullcontext()
+        return _replay(x, self.chance.states[self.name])
 
 
 class _Dropout:
@@ -161,17 +171,22 @@ class _Dropout:
         return self.forward(g) if need_input else None
 
 
-class _Replayed:
-    """Run with the generator where it was in the forward pass, then put it back."""
+def _states(x: Tensor) -> _States:
+    return torch.get_rng_state(), torch.cuda.get_rng_state(x.device) if x.is_cuda else None
 
-    def __init__(self, rng_state: Tensor | None) -> None:
-        self.rng_state = rng_state
 
-    def __enter__(self) -> None:
-        if self.rng_state is not None:
-            self.before = torch.get_rng_state()
-            torch.set_rng_state(self.rng_state)
+@contextmanager
+def _replay(x: Tensor, states: _States) -> Iterator[None]:
+    """Run with the generators where they were in the forward pass, then put them back."""
+    before = _states(x)
+    _set_states(x, states)
+    try:
+        yield
+    finally:
+        _set_states(x, before)
 
-    def __exit__(self, *_: object) -> None:
-        if self.rng_state is not None:
-            torch.set_rng_state(self.before)
+
+def _set_states(x: Tensor, states: _States) -> None:
+    torch.set_rng_state(states[0])
+    if states[1] is not None:
+        torch.cuda.set_rng_state(states[1], x.device)

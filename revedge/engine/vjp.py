@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from revedge.engine.autocast import lowered
 from revedge.engine.unit import GlobalMean
 
 Gradients = dict[Tensor, Tensor]  # parameter -> its gradient
@@ -19,6 +20,7 @@ def add_gradient(gradients: Gradients, parameter: Tensor | None, gradient: Tenso
     """Add ``gradient``, which nobody else holds, to what ``parameter`` has got so far."""
     if parameter is None or gradient is None or not parameter.requires_grad:
         return
+    gradient = gradient.to(parameter.dtype)  # autocast computes it in less
     seen = gradients.get(parameter)
     gradients[parameter] = gradient if seen is None else seen.add_(gradient)
 
@@ -27,7 +29,10 @@ def module_backward(
     module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, *, need_input: bool
 ) -> Tensor | None:
     """Return the gradient of ``x`` (None unless ``need_input``) and add those of the parameters."""
-    return _BACKWARD.get(type(module), _by_autograd)(module, x, g, gradients, need_input)
+    # A sequence with chance in it is replayed as a whole: part by part it would draw anew.
+    backward = _BACKWARD.get(type(module), _by_autograd) if is_known(module) else _by_autograd
+    g_x = backward(module, x, g, gradients, need_input)
+    return None if g_x is None else g_x.to(x.dtype)
 
 
 def is_known(module: nn.Module | None) -> bool:
@@ -63,8 +68,9 @@ def _conv2d(
     if isinstance(module.padding, str) or module.padding_mode != "zeros":
         return _by_autograd(module, x, g, gradients, need_input)
     bias_sizes = None if module.bias is None else [module.out_channels]
+    g, x, weight = lowered(g, x, module.weight)
     g_x, g_w, g_b = torch.ops.aten.convolution_backward(
-        g, x, module.weight, bias_sizes, module.stride, module.padding, module.dilation, False, [0, 0],
+        g, x, weight, bias_sizes, module.stride, module.padding, module.dilation, False, [0, 0],
         module.groups, [need_input, module.weight.requires_grad, module.bias is not None],
     )  # fmt: skip
     add_gradient(gradients, module.weight, g_w)
@@ -93,7 +99,7 @@ def _avg_pool(
         return None
     stride = module.kernel_size if module.stride is None else module.stride
     g_x: Tensor = torch.ops.aten.avg_pool2d_backward(
-        g, x, _pair(module.kernel_size), _pair(stride), _pair(module.padding),
+        g.to(x.dtype), x, _pair(module.kernel_size), _pair(stride), _pair(module.padding),
         module.ceil_mode, module.count_include_pad, module.divisor_override,
     )  # fmt: skip
     return g_x
@@ -114,7 +120,7 @@ def _max_pool(
     )
     _, indices = torch.ops.aten.max_pool2d_with_indices(x, *window, module.ceil_mode)
     backward = torch.ops.aten.max_pool2d_with_indices_backward
-    g_x: Tensor = backward(g, x, *window, module.ceil_mode, indices)
+    g_x: Tensor = backward(g.to(x.dtype), x, *window, module.ceil_mode, indices)
     return g_x
 
 
