@@ -73,12 +73,11 @@ class Coupling(Run):
             to, read = index % 2, 1 - index % 2
             tape.sums.take(halves[to])
             given = Given(halves[read], free=False)
-            y, branch_tape = branch_forward(
-                branch, given, self.strategy if keep else None, "coupling"
-            )
+            saving = self.saving(keep=keep)
+            y, branch_tape = branch_forward(branch, given, saving, "coupling")
             # Under `store` the other branch keeps what it read, so that must not be written.
             base = halves[to].clone() if branch_tape.keeps_input else halves[to]
-            halves[to] = join(branch, base, y, branch_tape.stats)
+            halves[to] = join(branch, base, y, branch_tape, saving)
             tape.blocks.append(branch_tape)
         return torch.cat(halves, 2), tape
 
@@ -99,14 +98,16 @@ class Coupling(Run):
         blocks = self.half_blocks()
         for index in reversed(range(len(blocks))):
             to, read, branch = index % 2, 1 - index % 2, blocks[index]
-            replay = Replay(branch, tape.blocks.pop(), halves[read])
-            if replay.kept_input() is None:
-                halves[to] = join(branch, halves[to], replay.output(), replay.tape.stats, sign=-1)
-                tape.sums.compare(halves[to], f"coupling block {index // 2} half {to + 1}")
+            replay = Replay(branch, tape.blocks.pop(), halves[read], self.slab_bytes)
+            rebuilds = replay.kept_input() is None
             g_branch = Given(g_halves[to], free=False)
-            part = replay.backward(g_branch, gradients, need_input=need_input or index > 0)
+            replay.undo(halves[to] if rebuilds else None, g_branch, gradients)
+            if rebuilds:
+                tape.sums.compare(halves[to], f"coupling block {index // 2} half {to + 1}")
+            part = replay.backward(gradients, need_input=need_input or index > 0)
             if part is not None:
                 g_halves[read].add_(part)
+            del part, replay  # before the next block begins
         return torch.cat(g_halves, 2) if need_input else None
 
     def step(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

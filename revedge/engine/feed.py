@@ -43,8 +43,9 @@ class Feed(Run):
         tapes, branches = [], self.branch_list()
         for branch in branches:
             given = x if branch is branches[-1] else x.lend()
-            y, tape = branch_forward(branch, given, self.strategy if keep else None, "feed")
-            out = join(branch, out, y, tape.stats)
+            saving = self.saving(keep=keep)
+            y, tape = branch_forward(branch, given, saving, "feed")
+            out = join(branch, out, y, tape, saving)
             tapes.append(tape)
         assert out is not None
         return out, tapes
@@ -64,10 +65,11 @@ class Feed(Run):
         branches, g_x = self.branch_list(), None
         for branch in branches:
             g_branch = g if branch is branches[-1] else g.copy()
-            part = Replay(branch, tape.pop(0), x).backward(
-                g_branch, gradients, need_input=need_input
-            )
+            replay = Replay(branch, tape.pop(0), x, self.slab_bytes)
+            replay.undo(None, g_branch, gradients)
+            part = replay.backward(gradients, need_input=need_input)
             g_x = part if g_x is None or part is None else g_x.add_(part)
+            del part, replay
         return g_x
 
     def step(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -29,22 +29,40 @@ class Stats(NamedTuple):
     var: Tensor
     of_batch: bool
 
+    def slab(self, first: int, count: int) -> "Stats":
+        """Those of ``count`` channels from ``first`` on."""
+        part = slice(first, first + count)
+        return Stats(self.mean[part], self.var[part], self.of_batch)
+
 
 def take_stats(norm: _BatchNorm, y: Tensor) -> Stats:
     """Statistics of ``y`` ``[T, B, C, ...]``; in training they also move the running ones, once."""
+    return gather_stats(norm, [slab_stats(norm, 0, y)], y.numel() // y.shape[2])
+
+
+def slab_stats(norm: _BatchNorm, first: int, y: Tensor) -> Stats:
+    """Statistics of the channels from ``first`` on; moves nothing."""
     if not norm.training and norm.running_mean is not None and norm.running_var is not None:
-        return Stats(norm.running_mean, norm.running_var, of_batch=False)
-    mean, var = kernels.channel_stats(y.flatten(0, 1))
+        frozen = Stats(norm.running_mean, norm.running_var, of_batch=False)
+        return frozen.slab(first, y.shape[2])
+    return Stats(*kernels.channel_stats(y.flatten(0, 1)), of_batch=True)
+
+
+def gather_stats(norm: _BatchNorm, parts: list[Stats], count: int) -> Stats:
+    """One of several slabs, each of ``count`` values a channel; in training it moves the running statistics."""
+    stats = parts[0]
+    if len(parts) > 1:
+        mean, var = torch.cat([part.mean for part in parts]), torch.cat([p.var for p in parts])
+        stats = Stats(mean, var, stats.of_batch)
     if norm.training and norm.running_mean is not None and norm.running_var is not None:
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
-        count = y.numel() // mean.numel()
         momentum = (
             norm.momentum if norm.momentum is not None else 1.0 / float(norm.num_batches_tracked)
         )
-        norm.running_mean.lerp_(mean, momentum)
-        norm.running_var.lerp_(var * (count / max(count - 1, 1)), momentum)
-    return Stats(mean, var, of_batch=True)
+        norm.running_mean.lerp_(stats.mean, momentum)
+        norm.running_var.lerp_(stats.var * (count / max(count - 1, 1)), momentum)
+    return stats
 
 
 def affine(norm: _BatchNorm, stats: Stats) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,7 +132,7 @@ def fire_backward_(
         z = _normalized(unit.norm, y, stats)
         g, _, g_leak = kernels.neuron_backward_(z, None, g, None, params, state=False)
         g = norm_backward_(unit.norm, y, g, _given(stats), gradients)
-    _add_leak_gradient(unit.neuron, g_leak, gradients)
+    add_leak_gradient(unit.neuron, g_leak, gradients)
     return g
 
 
@@ -171,7 +189,10 @@ def _reversible_backward_(
     return g
 
 
-def _add_leak_gradient(neuron: BaseNode, g_leak: Tensor | None, gradients: Gradients) -> None:
+def add_leak_gradient(
+    neuron: BaseNode | ReversibleNode, g_leak: Tensor | None, gradients: Gradients
+) -> None:
+    """Add the gradient of a learnable leak, of which ``g_leak`` [B, ...] holds each neuron's part."""
     if g_leak is not None and isinstance(neuron, ParametricLIFNode):
         leak = torch.sigmoid(neuron.w.detach())
         total = g_leak.sum(dtype=torch.float64).to(leak.dtype)

@@ -13,13 +13,21 @@ from torch import Tensor
 
 from revedge import kernels
 from revedge.engine.fire import Stats, affine, fire, fire_backward_, norm_backward_, take_stats
+from revedge.engine.output import Output
 from revedge.engine.run import Given
 from revedge.engine.signal import Signal
-from revedge.engine.strategy import Place, keeps_output, what_to_keep
-from revedge.engine.tail import Chance, draw, tail_backward, tail_forward
+from revedge.engine.slab import (
+    add_slabs,
+    fire_slabs,
+    fire_slabs_backward_,
+    fires_by_slabs,
+    undo_slabs_,
+)
+from revedge.engine.strategy import Place, Saving, keeps_output, what_to_keep
+from revedge.engine.tail import Chance, draw, tail_backward
 from revedge.engine.unit import GRID_BITS, Branch, Unit, unfold_time
 from revedge.engine.vjp import Gradients
-from revedge.neurons import ReversibleNode
+from revedge.neurons import BaseNode, ReversibleNode
 
 
 @dataclass(slots=True)
@@ -45,39 +53,45 @@ class BranchTape:
 
 
 def branch_forward(
-    branch: Branch, x: Given, strategy: str | None, place: Place
-) -> tuple[Tensor, BranchTape]:
-    """Run ``x`` ``[T, B, ...]`` through the units; the trailing normalization is left to `join`.
-
-    ``strategy`` None keeps nothing.
-    """
+    branch: Branch, x: Given, saving: Saving, place: Place
+) -> tuple[Output, BranchTape]:
+    """Run ``x`` ``[T, B, ...]`` through the units; `join` computes the last one's output and normalizes it."""
     tape = BranchTape()
-    y = x.take().contiguous()
+    y = _input_of(branch, x.take())
     for index, unit in enumerate(branch.unit_list()):
-        stats = None if unit.norm is None else take_stats(unit.norm, y)
-        kept = _UnitTape(stats, draw(unit))
-        signal = fire(unit, y, stats, pack=_packs(unit, strategy))
-        if strategy is not None:
-            keep = what_to_keep(strategy, place, unit, index)
-            kept.pre = y if keep.pre else None
-            kept.signal = signal if keep.spikes or keep.bits else None
+        keep = what_to_keep(saving, place, unit, index)
+        kept = _UnitTape(None, draw(unit))
+        if fires_by_slabs(unit, y) and not (keep.pre or keep.spikes):
+            kept.stats, signal = fire_slabs(unit, y, None)
+        else:
+            whole = y.whole()
+            kept.stats = None if unit.norm is None else take_stats(unit.norm, whole)
+            signal = fire(unit, whole, kept.stats, pack=_packs(unit, saving))
+            kept.pre = whole if keep.pre else None
+            del whole
+        kept.signal = signal if keep.spikes or keep.bits else None
+        if saving.keep:
             tape.units.append(kept)
-        del y
-        y = tail_forward(unit, signal, kept.chance)
+        y = Output(unit, signal, kept.chance, saving.slab_bytes)
         del signal
-    if branch.norm is not None:
-        tape.stats = take_stats(branch.norm, y)
-        tape.out = y if strategy is not None and keeps_output(strategy) else None
     return y, tape
 
 
-def join(
-    branch: Branch, x: Tensor | None, y: Tensor, stats: Stats | None, *, sign: int = 1
-) -> Tensor:
-    """Return ``x + sign * round(pool(norm(y)))``, exactly; ``x`` None means 0. Overwrites ``x``."""
+def join(branch: Branch, x: Tensor | None, y: Output, tape: BranchTape, saving: Saving) -> Tensor:
+    """Return ``x + round(pool(norm(y)))``, exactly; ``x`` None means 0. Overwrites ``x``."""
     if branch.norm is None:
-        return y if x is None else (x.add_(y) if sign > 0 else x.sub_(y))
-    assert stats is not None
+        return y.whole() if x is None else x.add_(y.whole())
+    if y.sliced and branch.pool is None and not keeps_output(saving):
+        out, tape.stats = add_slabs(branch.norm, x, y)
+        return out
+    whole = y.whole()
+    tape.stats = take_stats(branch.norm, whole)
+    tape.out = whole if keeps_output(saving) else None
+    return _add(branch, x, whole, tape.stats, sign=1)
+
+
+def _add(branch: Branch, x: Tensor | None, y: Tensor, stats: Stats, *, sign: int) -> Tensor:
+    assert branch.norm is not None
     scale, shift, _ = affine(branch.norm, stats)
     y_flat = y.flatten(0, 1)
     if branch.pool is not None:
@@ -89,26 +103,45 @@ def join(
 
 
 class Replay:
-    """Backward of one branch. ``x`` is the branch's input, None where it is only known after `output` (residual)."""
+    """Backward of one branch: `undo` its end, then `backward` through its units.
 
-    def __init__(self, branch: Branch, tape: BranchTape, x: Tensor | None) -> None:
-        self.branch, self.tape, self.x = branch, tape, x
+    ``x`` is the branch's input, None where it is only known after `undo` (residual).
+    """
+
+    def __init__(
+        self, branch: Branch, tape: BranchTape, x: Tensor | None, slab_bytes: int | None
+    ) -> None:
+        self.branch, self.tape, self.x, self.slab_bytes = branch, tape, x, slab_bytes
         self.units = branch.unit_list()
-        self.pre: dict[int, Tensor] = {}
-
-    def output(self) -> Tensor:
-        """What the last unit gave out, before the trailing normalization."""
-        if self.tape.out is None:
-            self.tape.out = self._operate(len(self.units) - 1)
-        return self.tape.out
+        self.inputs: dict[int, Output] = {}
+        self.g: Tensor | None = None
 
     def kept_input(self) -> Tensor | None:
         """The branch's input, where the strategy kept it."""
         return self.tape.units[0].pre
 
-    def backward(self, given: Given, gradients: Gradients, *, need_input: bool) -> Tensor | None:
-        """Return the gradient of the branch's input, None if not needed, from that of its output."""
-        g = self._trailing_backward(given.take_writable(), gradients)
+    def undo(self, stream: Tensor | None, given: Given, gradients: Gradients) -> None:
+        """Take the branch's output off ``stream``, if given, and go back through the trailing normalization.
+
+        One look at the last unit's output serves both. ``given`` is the gradient of the branch's output.
+        """
+        g = given.take_writable()
+        branch, stats = self.branch, self.tape.stats
+        if branch.norm is not None:
+            assert stats is not None
+            y = self._output()
+            if y.sliced and branch.pool is None and stats.of_batch:
+                g = undo_slabs_(branch.norm, stream, y, stats, g, gradients)
+            else:
+                if stream is not None:
+                    _add(branch, stream, y.whole(), stats, sign=-1)
+                g = self._trailing_backward(y.whole(), stats, g, gradients)
+        self.g = g
+
+    def backward(self, gradients: Gradients, *, need_input: bool) -> Tensor | None:
+        """Return the gradient of the branch's input, None if not needed; after `undo`."""
+        g, self.g = self.g, None
+        assert g is not None
         for index in reversed(range(len(self.units))):
             unit, kept = self.units[index], self.tape.units[index]
             needed = need_input or index > 0 or _has_parameters_before_tail(unit)
@@ -117,22 +150,27 @@ class Replay:
             if g_or_none is None:
                 return None
             g = g_or_none
-            if isinstance(unit.neuron, ReversibleNode):
-                g = fire_backward_(unit, None, signal.dense, kept.stats, g, gradients)
-            else:
-                del signal
-                g = fire_backward_(unit, self._pre(index), None, kept.stats, g, gradients)
+            g = self._fire_backward(index, signal, g, gradients)
+            del signal
             kept.pre = kept.signal = None
-            self.pre.pop(index, None)
+            self.inputs.pop(index, None)
         return g
 
-    def _trailing_backward(self, g: Tensor, gradients: Gradients) -> Tensor:
-        branch, stats = self.branch, self.tape.stats
-        if branch.norm is None:
-            return g
-        assert stats is not None
-        y = self.output()
-        self.tape.out = None
+    def _fire_backward(self, index: int, signal: Signal, g: Tensor, gradients: Gradients) -> Tensor:
+        unit, stats = self.units[index], self.tape.units[index].stats
+        if isinstance(unit.neuron, ReversibleNode):
+            return fire_backward_(unit, None, signal.dense, stats, g, gradients)
+        del signal
+        y = self._input(index)
+        if stats is not None and stats.of_batch and fires_by_slabs(unit, y):
+            return fire_slabs_backward_(unit, y, stats, g, gradients)
+        return fire_backward_(unit, y.whole(), None, stats, g, gradients)
+
+    def _trailing_backward(
+        self, y: Tensor, stats: Stats, g: Tensor, gradients: Gradients
+    ) -> Tensor:
+        branch = self.branch
+        assert branch.norm is not None
         if branch.pool is not None:
             scale, shift, _ = affine(branch.norm, stats)
             z = unfold_time(kernels.norm_forward(y.flatten(0, 1), scale, shift), y)
@@ -142,33 +180,51 @@ class Replay:
             g = pooled
         return norm_backward_(branch.norm, y, g, stats, gradients)
 
-    def _operate(self, index: int) -> Tensor:
+    def _output(self) -> Output:
+        """Output of the last unit; what the tape kept of it is given away."""
+        kept, self.tape.out = self.tape.out, None
+        return self._tail(len(self.units) - 1) if kept is None else Output.of(kept)
+
+    def _tail(self, index: int) -> Output:
         """Output of unit ``index``."""
-        return tail_forward(self.units[index], self._signal(index), self.tape.units[index].chance)
+        chance = self.tape.units[index].chance
+        return Output(self.units[index], self._signal(index), chance, self.slab_bytes)
 
     def _signal(self, index: int) -> Signal:
         """Output of the neuron of unit ``index``."""
         unit, kept = self.units[index], self.tape.units[index]
         if kept.signal is not None:
             return kept.signal
-        return fire(unit, self._pre(index), kept.stats, pack=unit.spikes_are_bits)
+        y = self._input(index)
+        if fires_by_slabs(unit, y):
+            # Kept from here on: a bit per spike, against a convolution for all slabs once more.
+            _, kept.signal = fire_slabs(unit, y, kept.stats)
+            return kept.signal
+        return fire(unit, y.whole(), kept.stats, pack=unit.spikes_are_bits)
 
-    def _pre(self, index: int) -> Tensor:
+    def _input(self, index: int) -> Output:
         """Input of unit ``index``."""
         kept = self.tape.units[index]
         if kept.pre is not None:
-            return kept.pre
+            return Output.of(kept.pre)
         if index == 0:
             assert self.x is not None
-            return self.x.contiguous()
-        if index not in self.pre:
-            self.pre[index] = self._operate(index - 1)
-        return self.pre[index]
+            return _input_of(self.branch, self.x)
+        if index not in self.inputs:
+            self.inputs[index] = self._tail(index - 1)
+        return self.inputs[index]
 
 
-def _packs(unit: Unit, strategy: str | None) -> bool:
+def _input_of(branch: Branch, x: Tensor) -> Output:
+    """The input of the first unit: contiguous, but for an image that a neuron reads at every step."""
+    first = branch.unit_list()[0]
+    repeats = isinstance(first.neuron, BaseNode) and first.norm is None and x.stride(0) == 0
+    return Output.of(x if repeats else x.contiguous())
+
+
+def _packs(unit: Unit, saving: Saving) -> bool:
     """Whether spikes are made at one bit each: always, but where the strategy stores them as float32."""
-    return unit.spikes_are_bits and strategy != "store"
+    return unit.spikes_are_bits and not (saving.keep and saving.strategy == "store")
 
 
 def _has_parameters_before_tail(unit: Unit) -> bool:

@@ -68,12 +68,11 @@ class Residual(Run):
         for branch in self.branch_list():
             tape.sums.take(stream)
             given = Given(stream, free=False)
-            y, branch_tape = branch_forward(
-                branch, given, self.strategy if keep else None, "residual"
-            )
+            saving = self.saving(keep=keep)
+            y, branch_tape = branch_forward(branch, given, saving, "residual")
             # A stored block input must not be overwritten by the next one.
             base = stream.clone() if branch_tape.keeps_input else stream
-            stream = join(branch, base, y, branch_tape.stats)
+            stream = join(branch, base, y, branch_tape, saving)
             tape.blocks.append(branch_tape)
         return stream, tape
 
@@ -93,18 +92,18 @@ class Residual(Run):
         stream, g_stream = out.take_writable(), g.take_writable()
         for index in reversed(range(len(self.branches))):
             branch = self.branch_list()[index]
-            replay = Replay(branch, tape.blocks.pop(), None)
+            replay = Replay(branch, tape.blocks.pop(), None, self.slab_bytes)
             kept = replay.kept_input()
+            replay.undo(stream if kept is None else None, Given(g_stream, free=False), gradients)
             if kept is None:
-                stream = join(branch, stream, replay.output(), replay.tape.stats, sign=-1)
                 tape.sums.compare(stream, f"residual block {index}")
             else:
                 stream = kept
             replay.x = stream
-            g_branch = Given(g_stream, free=False)
-            part = replay.backward(g_branch, gradients, need_input=need_input or index > 0)
+            part = replay.backward(gradients, need_input=need_input or index > 0)
             if part is not None:
                 g_stream.add_(part)
+            del part, replay  # before the next block begins
         return g_stream if need_input else None
 
     def step(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from revedge.engine.autocast import autocast_state
-from revedge.engine.strategy import check_strategy
+from revedge.engine.strategy import Saving, check_strategy
 from revedge.engine.vjp import Gradients
 from revedge.errors import ReversibilityError, UsageError
 
@@ -88,6 +88,7 @@ class Run(nn.Module):
     Attributes:
         strategy: what is kept between forward and backward, see `revedge.engine.strategy`.
         check: "checksum" compares a 64-bit sum of every rebuilt block input with that of the forward pass.
+        slab_bytes: size of the slabs of channels that tensors between units are computed in; None: whole.
     """
 
     keeps_input = False
@@ -96,6 +97,7 @@ class Run(nn.Module):
     def __init__(self, strategy: str = "reverse", check: str = "none") -> None:
         super().__init__()
         self.set_strategy(strategy, check=check)
+        self.slab_bytes: int | None = None
 
     def set_strategy(self, strategy: str, *, check: str | None = None) -> None:
         """Choose what the run keeps; the gradient stays the same to the last bit.
@@ -108,6 +110,20 @@ class Run(nn.Module):
             if check not in CHECKS:
                 raise UsageError(f"check {check!r} is not known; choose one of {', '.join(CHECKS)}")
             self.check = check
+
+    def set_slab_bytes(self, slab_bytes: int | None) -> None:
+        """Compute the tensors between units in slabs of channels of about so many bytes; None: whole.
+
+        Raises:
+            UsageError: less than 1.
+        """
+        if slab_bytes is not None and slab_bytes < 1:
+            raise UsageError(f"slab_bytes={slab_bytes} is not a size; use 1 byte or more, or None")
+        self.slab_bytes = slab_bytes
+
+    def saving(self, *, keep: bool) -> Saving:
+        """How memory is saved; ``keep`` False leaves no tape."""
+        return Saving(self.strategy, self.slab_bytes, keep)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the run's output for ``x`` ``[T, B, ...]``."""

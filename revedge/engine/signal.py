@@ -34,6 +34,13 @@ class Signal:
         self.bits = bits
 
     @property
+    def like(self) -> Tensor:
+        """A tensor on the signal's device."""
+        found = self.bits if self.dense is None else self.dense
+        assert found is not None
+        return found
+
+    @property
     def planes(self) -> int:
         """T * B."""
         return self.shape[0] * self.shape[1]

@@ -24,6 +24,23 @@ Place = Literal["feed", "residual", "coupling"]
 
 
 @dataclass(frozen=True, slots=True)
+class Saving:
+    """How a run saves memory.
+
+    Attributes:
+        strategy: one of `STRATEGIES`.
+        slab_bytes: compute the tensors between units in slabs of channels of about so many bytes, see
+            `revedge.engine.output`; None: whole. It changes how convolutions are called, in every strategy alike, so
+            gradients of different ``slab_bytes`` agree to rounding only.
+        keep: leave a tape.
+    """
+
+    strategy: str
+    slab_bytes: int | None = None
+    keep: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Keep:
     """What one unit keeps: its input (``pre``), its neuron's output as float32 or as bits."""
 
@@ -43,9 +60,11 @@ def check_strategy(name: str) -> str:
     return name
 
 
-def what_to_keep(strategy: str, place: Place, unit: Unit, index: int) -> Keep:
-    """Return what ``unit``, the ``index``-th of a branch that stands in ``place``, keeps under ``strategy``."""
-    first = index == 0
+def what_to_keep(saving: Saving, place: Place, unit: Unit, index: int) -> Keep:
+    """Return what ``unit``, the ``index``-th of a branch that stands in ``place``, keeps."""
+    if not saving.keep:
+        return Keep()
+    strategy, first = saving.strategy, index == 0
     if strategy == "store":
         return Keep(pre=not first or place != "feed", spikes=unit.neuron is not None)
     if strategy == "invert" and unit.neuron is not None and not unit.spikes_are_bits:
@@ -56,6 +75,6 @@ def what_to_keep(strategy: str, place: Place, unit: Unit, index: int) -> Keep:
     return Keep(bits=needed and unit.spikes_are_bits, spikes=needed and not unit.spikes_are_bits)
 
 
-def keeps_output(strategy: str) -> bool:
+def keeps_output(saving: Saving) -> bool:
     """Whether a branch keeps the output of its last unit for the normalization that follows."""
-    return strategy in ("store", "keep-conv", "invert")
+    return saving.keep and saving.strategy in ("store", "keep-conv", "invert")

@@ -3,7 +3,7 @@
 The backward gets the tail's input again, never its output, so nothing of the tail has to be kept.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -35,24 +35,54 @@ def draw(unit: Unit) -> Chance:
     return chance
 
 
-def tail_forward(unit: Unit, signal: Signal, chance: Chance) -> Tensor:
-    """Pool, drop out and operate on ``signal`` ``[T, B, ...]``; returns ``[T, B, ...]``."""
+Cuts = Sequence[tuple[int, int]]  # (first, last) output channels
+
+
+def tail_forward(unit: Unit, signal: Signal, chance: Chance, cuts: Cuts | None = None) -> Tensor:
+    """Pool, drop out and operate on ``signal`` ``[T, B, ...]``; returns ``[T, B, ...]``.
+
+    ``cuts``, neighbors in order, computes these output channels only, each cut by an operation of its own.
+    """
     stages = list(_stages(unit, chance, signal))
     if not stages:
         return signal.whole().view(signal.shape)
     out: Tensor | None = None
     for start, stop in chunks(signal, whole=not _sample_wise(unit, chance)):
         x = signal.read(start, stop)
-        for stage in stages:
+        for stage in stages[:-1]:
             x = stage.forward(x)
-        if (start, stop) == (0, signal.planes):
-            out = x.contiguous()
-            break
-        if out is None:
-            out = x.new_empty((signal.planes, *x.shape[1:]))
-        out[start:stop] = x
+        for first, last in cuts or [(0, 0)]:
+            y = _operate(unit.op, x, first, last) if cuts else stages[-1].forward(x)
+            channels = cuts[-1][1] - cuts[0][0] if cuts else y.shape[1]
+            if y.shape[0] == signal.planes and y.shape[1] == channels:
+                return y.contiguous().view(*signal.shape[:2], *y.shape[1:])
+            if out is None:
+                out = y.new_empty((signal.planes, channels, *y.shape[2:]))
+            at = first - cuts[0][0] if cuts else 0
+            out[start:stop, at : at + y.shape[1]] = y
+            del y
+        del x  # before the next chunk is made
     assert out is not None
     return out.view(*signal.shape[:2], *out.shape[1:])
+
+
+def tail_shape(unit: Unit, signal: Signal) -> torch.Size:
+    """Return the shape of the tail's output; an empty batch is sent through."""
+    x = signal.like.new_empty((0, *signal.plane_shape), dtype=torch.float32)
+    for stage in _stages(unit, Chance(), signal):
+        x = stage.forward(x)
+    return torch.Size([*signal.shape[:2], *x.shape[1:]])
+
+
+def _operate(op: nn.Module | None, x: Tensor, first: int, last: int) -> Tensor:
+    """Output channels ``first`` to ``last`` of a convolution or linear layer."""
+    assert isinstance(op, nn.Conv2d | nn.Linear)
+    weight, bias = op.weight[first:last], None if op.bias is None else op.bias[first:last]
+    if isinstance(op, nn.Linear):
+        return nn.functional.linear(x, weight, bias).to(x.dtype)
+    assert not isinstance(op.padding, str)
+    y = nn.functional.conv2d(x, weight, bias, op.stride, op.padding, op.dilation)
+    return y.to(x.dtype)
 
 
 def tail_backward(
@@ -84,6 +114,7 @@ def tail_backward(
         if g_in is None:
             g_in = part.new_empty((signal.planes, *signal.plane_shape))
         g_in[start:stop] = part
+        del part  # before the next chunk is made
     return g_in.view(signal.shape) if need_input and g_in is not None else None
 
 

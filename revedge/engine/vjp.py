@@ -131,7 +131,7 @@ def _global_mean(
     if not need_input:
         return None
     share = g * (1.0 / (x.shape[-1] * x.shape[-2]))
-    return share[..., None, None].expand(x.shape).contiguous()
+    return share[..., None, None].expand(x.shape)
 
 
 def _flatten(

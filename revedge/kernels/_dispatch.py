@@ -17,10 +17,17 @@ _OPERATORS = torch.library.Library("revedge", "DEF")
 _Kernel = Callable[..., Any]
 
 
-def _fits_native(argument: object, dtypes: tuple[torch.dtype, ...]) -> bool:
+def repeats(x: Tensor) -> bool:
+    """Whether ``x`` [T, ...] is one contiguous step, expanded over time."""
+    return x.dim() > 1 and x.shape[0] > 1 and x.stride(0) == 0 and x[0].is_contiguous()
+
+
+def _fits_native(argument: object, dtypes: tuple[torch.dtype, ...], *, repeated: bool) -> bool:
     if not isinstance(argument, Tensor):
         return True
-    return argument.dtype in dtypes and argument.device.type == "cpu" and argument.is_contiguous()
+    if argument.dtype not in dtypes or argument.device.type != "cpu":
+        return False
+    return argument.is_contiguous() or (repeated and repeats(argument))
 
 
 def register(
@@ -30,6 +37,7 @@ def register(
     native: _Kernel,
     meta: _Kernel,
     dtypes: tuple[torch.dtype, ...] = (torch.float32,),
+    repeated_input: bool = False,
 ) -> Any:
     """Define an operator and return it.
 
@@ -39,11 +47,15 @@ def register(
         native: the same in C; called with contiguous CPU tensors of ``dtypes`` only.
         meta: shapes only.
         dtypes: of the tensors that the C code takes.
+        repeated_input: the C code takes a first argument that `repeats`.
     """
     name = schema.split("(")[0]
 
     def on_cpu(*args: Any) -> Any:
-        if LIBRARY is not None and all(_fits_native(argument, dtypes) for argument in args):
+        if LIBRARY is not None and all(
+            _fits_native(argument, dtypes, repeated=repeated_input and index == 0)
+            for index, argument in enumerate(args)
+        ):
             return native(*args)
         return reference(*args)
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from revedge.kernels._dispatch import repeats
 from revedge.kernels._native import LIBRARY
 from revedge.kernels.reference.rounding import to_float32
 
@@ -44,6 +45,11 @@ def _neurons(x: Tensor) -> int:
     return x.numel() // x.shape[0] if x.shape[0] else 0
 
 
+def _step_stride(x: Tensor) -> int:
+    """Return how many elements the time steps of ``x`` are apart; 0 for one step that is repeated."""
+    return 0 if repeats(x) else _neurons(x)
+
+
 def _planes(y: Tensor, dims: int) -> tuple[int, int, int]:
     """Return (M, C, S): ``dims`` leading dimensions in one, channels, the rest in one."""
     m = 1
@@ -74,7 +80,7 @@ def neuron_forward(
     _check_shape("v0", v0, x.shape[1:])
     bits, s = _spikes_like(x, pack)
     v = x.new_empty(x.shape[1:] if state else 0)
-    _call("neuron_forward", [x, v0, s, bits, v], [x.shape[0], _neurons(x)], p)
+    _call("neuron_forward", [x, v0, s, bits, v], [x.shape[0], _neurons(x), _step_stride(x)], p)
     return (bits if pack else s), v
 
 
@@ -95,7 +101,7 @@ def neuron_backward(
     x: Tensor, v0: Tensor | None, g: Tensor, g_vT: Tensor | None, p: _Floats
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See reference.neuron_backward."""
-    g_x = torch.empty_like(x)
+    g_x = x.new_empty(x.shape)
     return g_x, *_neuron_backward(x, v0, g, g_x, g_vT, p, True)
 
 
@@ -114,7 +120,7 @@ def _neuron_backward(
     g_v0 = x.new_empty(x.shape[1:] if state else 0)
     g_leak = _leak_like(x[0], p)
     tensors = [x, v0, g, g_x, g_vT, g_v0, g_leak]
-    _call("neuron_backward", tensors, [x.shape[0], _neurons(x)], p)
+    _call("neuron_backward", tensors, [x.shape[0], _neurons(x), _step_stride(x)], p)
     return g_v0, g_leak
 
 

@@ -40,6 +40,7 @@ _neuron_forward = register(
     ),
     native=native.neuron_forward,
     meta=lambda x, v0, p, pack, state: (_spikes_like(x, pack), _state_like(x, state)),
+    repeated_input=True,
 )
 _neuron_backward = register(
     "neuron_backward_(Tensor x, Tensor? v0, Tensor(a!) g, Tensor? g_vT, float[] p, bool state)"
@@ -49,6 +50,7 @@ _neuron_backward = register(
     ),
     native=native.neuron_backward_,
     meta=lambda x, v0, g, g_vT, p, state: (_state_like(x, state), _leak_like(x[0], p)),
+    repeated_input=True,
 )
 _neuron_backward_apart = register(
     "neuron_backward(Tensor x, Tensor? v0, Tensor g, Tensor? g_vT, float[] p)"
@@ -107,7 +109,7 @@ def neuron_forward(
     """Return the spikes of a sequence and the membrane after it.
 
     Args:
-        x: input current [T, ...].
+        x: input current [T, ...]; one step expanded over time is read as it is, without T copies.
         v0: membrane before the first step [...]; None means ``p.v_initial``.
         p: the neuron.
         pack: return the spikes as bits, uint8 [ceil(numel / 8)], and never hold them as float32.

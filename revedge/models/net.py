@@ -64,6 +64,16 @@ class SpikingNet(nn.Module):
         for run, name in zip(runs, names, strict=True):
             run.set_strategy(name, check=check)
 
+    def set_slab_bytes(self, slab_bytes: int | None) -> None:
+        """Compute the tensors between units in slabs of channels of about so many bytes; None: whole.
+
+        Memory: what stands beside the kept tensors shrinks from two or three tensors of the widest unit to one or two.
+        Time: none to 15 %, where slabs have fewer than 64 channels. Gradients agree with those of other sizes to
+        rounding, and under one size to the last bit for all strategies.
+        """
+        for run in self.runs():
+            run.set_slab_bytes(slab_bytes)
+
     def set_check(self, check: str) -> None:
         """Compare rebuilt block inputs with those of the forward pass ("checksum"), or do not ("none")."""
         for run in self.runs():

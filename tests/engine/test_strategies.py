@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from revedge.engine import STRATEGIES
+from revedge.engine.output import cut
 from revedge.models.plain import plain_forward
 
 
@@ -77,6 +78,40 @@ def test_chunks_change_no_strategy(name, monkeypatch):
         # Another order of float32 sums, and convolutions of another batch: as against plain autograd.
         error = float((found["reverse"][key] - expected).norm())
         assert error <= PLAIN_TOLERANCE * max(float(expected.norm()), 1e-3 * scale), (key, error)
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_slabs_change_no_strategy(name, channels, monkeypatch):
+    """In slabs of channels the strategies still agree, and the gradient is that of whole tensors."""
+    config = NETS[name]
+    whole = train_step(fresh_net(config, "store"), net_input(config))
+    monkeypatch.setattr("revedge.engine.output.LEAST_CHANNELS", channels)
+    found, cuts = {}, []
+    monkeypatch.setattr("revedge.engine.output.cut", lambda *a: cuts.append(cut(*a)) or cuts[-1])
+    for strategy in STRATEGIES:
+        net = fresh_net(config, strategy)
+        net.set_strategy(strategy, check="checksum")
+        net.set_slab_bytes(1)
+        gradients = train_step(net, net_input(config))
+        found[digest(gradients), digest(dict(net.named_buffers()))] = gradients
+    assert len(found) == 1
+    assert any(len(slabs) > 1 for slabs in cuts)
+    scale = max(float(g.norm()) for g in whole.values())
+    for key, expected in whole.items():
+        # A convolution of fewer output channels may sum in another order: as against plain autograd.
+        error = float((next(iter(found.values()))[key] - expected).norm())
+        assert error <= PLAIN_TOLERANCE * max(float(expected.norm()), 1e-3 * scale), (key, error)
+
+
+def test_cuts_are_exact():
+    """Slabs have at least 8 channels, multiples of 16 above that, and cover every channel once."""
+    shape = torch.Size([2, 3, 40, 4, 4])  # 384 bytes a channel
+    assert cut(shape, 1) == [(0, 8), (8, 16), (16, 24), (24, 32), (32, 40)]
+    assert cut(shape, 384 * 15) == [(0, 15), (15, 30), (30, 40)]
+    assert cut(shape, 384 * 20) == [(0, 16), (16, 32), (32, 40)]
+    assert cut(shape, 384 * 39) == [(0, 32), (32, 40)]
+    assert cut(shape, 384 * 40) == [(0, 40)]
 
 
 @pytest.mark.parametrize("name", ["revsresnet", "ms-resnet", "revsresnet-plif-static", "vgg"])

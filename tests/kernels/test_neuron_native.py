@@ -256,3 +256,24 @@ def test_slabs_by_the_reference(plane: int) -> None:
     kernels.norm_neuron_pack_(part, weight, bias, p, bits, channels=5, first=2)
     reference.norm_neuron_pack_(part, weight, bias, p, bits_reference, 5, 2)
     assert torch.equal(bits, bits_reference)
+
+
+@pytest.mark.parametrize("p", VARIANTS[::7], ids=name_of)
+def test_one_step_repeated(p: NeuronParams, threads: int) -> None:
+    """An image expanded over time is read in place, and gives what its copies give."""
+    x = torch.randn(1, 3, 1371).mul_(1.5).expand(5, 3, 1371)
+    copies = x.contiguous()
+    for pack in (False, True):
+        s, v = kernels.neuron_forward(x, None, p, pack=pack)
+        s_expected, v_expected = kernels.neuron_forward(copies, None, p, pack=pack)
+        assert_same_bits(s, s_expected)
+        assert_same_bits(v, v_expected)
+    g = torch.randn(5, 3, 1371)
+    expected = kernels.neuron_backward(copies, None, g, None, p)
+    for found in (
+        kernels.neuron_backward(x, None, g, None, p),
+        kernels.neuron_backward_(x, None, g.clone(), None, p),
+    ):
+        for value, value_expected in zip(found, expected, strict=True):
+            if value_expected is not None and value is not None:
+                assert_same_bits(value, value_expected)

@@ -1,4 +1,5 @@
-/* Integrate-and-fire over a whole sequence. x, s, g_s, g_x: [T, N]; bits: of s; v0, v, g_vT, g_v0, g_leak: [N].
+/* Integrate-and-fire over a whole sequence. s, g_s, g_x: [T, N]; bits: of s; v0, v, g_vT, g_v0, g_leak: [N].
+ * x: T rows of N, `stride` apart; 0 for a row that is every step's.
  * v and g_v0 may be NULL: who does not want the state does not pay for it. */
 #include "forward_block.h"
 
@@ -19,8 +20,8 @@ REVEDGE_API int revedge_has_openmp(void) {
 static const affine_t AS_IT_IS = {PLAIN, NULL, NULL};
 
 REVEDGE_API int revedge_neuron_forward(const float *x, const float *v0, float *s, uint8_t *bits,
-                                       float *v, int64_t T, int64_t N, const float *p,
-                                       int threads) {
+                                       float *v, int64_t T, int64_t N, int64_t stride,
+                                       const float *p, int threads) {
     const neuron_t q = neuron_of(p);
     const int64_t size = block_for(T), blocks = (N + size - 1) / size;
     const int64_t scratch = forward_scratch(size);
@@ -33,7 +34,7 @@ REVEDGE_API int revedge_neuron_forward(const float *x, const float *v0, float *s
     for (int64_t b = 0; b < blocks; ++b) {
         const int64_t at = b * size;
         const spikes_t out = {s, bits, whole, at, N};
-        forward_block(x + at, N, AS_IT_IS, v0 ? v0 + at : NULL, out, v ? v + at : NULL, T,
+        forward_block(x + at, stride, AS_IT_IS, v0 ? v0 + at : NULL, out, v ? v + at : NULL, T,
                       smaller(size, N - at), size, all + thread_index() * scratch, &q);
     }
     free(all);
@@ -42,7 +43,8 @@ REVEDGE_API int revedge_neuron_forward(const float *x, const float *v0, float *s
 
 REVEDGE_API int revedge_neuron_backward(const float *x, const float *v0, const float *g_s,
                                         float *g_x, const float *g_vT, float *g_v0, float *g_leak,
-                                        int64_t T, int64_t N, const float *p, int threads) {
+                                        int64_t T, int64_t N, int64_t stride, const float *p,
+                                        int threads) {
     const neuron_t q = neuron_of(p);
     const int64_t size = block_for(T), blocks = (N + size - 1) / size;
     const int64_t scratch = backward_scratch(T, size);
@@ -54,7 +56,7 @@ REVEDGE_API int revedge_neuron_backward(const float *x, const float *v0, const f
         const int64_t at = b * size, n = smaller(size, N - at);
         float *own = all + thread_index() * scratch;
         float *g_v = g_v0 ? g_v0 + at : own + backward_steps(T, size);
-        const rows_t rows = {x + at, N, g_s + at, g_x + at, N, AS_IT_IS};
+        const rows_t rows = {x + at, stride, g_s + at, g_x + at, N, AS_IT_IS};
         if (g_vT)
             memcpy(g_v, g_vT + at, (size_t)n * sizeof(float));
         else

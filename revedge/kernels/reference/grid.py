@@ -17,7 +17,8 @@ def grid_add_(
     """Write ``x + sign * round(y * scale + shift)`` to ``out``; return whether all is in range.
 
     ``y`` is [M, C, ...], the channels from ``first`` on of ``x`` and ``out``; ``scale`` and ``shift``
-    are [C], or empty for 1 and 0. Rounding is half to even, to multiples of 2**-bits. No -0.0 is ever written: 0.0 + r - r must give 0.0's bits.
+    are [C], or empty for 1 and 0. Rounding is half to even, to multiples of 2**-bits.
+    No -0.0 is ever written: 0.0 + r - r must give 0.0's bits.
     """
     if scale.numel():
         shape = [1, -1] + [1] * (y.dim() - 2)

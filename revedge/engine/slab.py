@@ -1,0 +1,137 @@
+"""Normalization and neuron, or the sum with the stream, on an output that comes in slabs of channels.
+
+Each function equals its namesake on the whole tensor bit for bit: batch norm and neurons never look across channels.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from revedge import kernels
+from revedge.engine.fire import Stats, add_leak_gradient, gather_stats, slab_stats
+from revedge.engine.output import Output
+from revedge.engine.signal import Signal
+from revedge.engine.unit import GRID_BITS, Unit
+from revedge.engine.vjp import Gradients, add_gradient
+from revedge.neurons import BaseNode
+
+
+def fires_by_slabs(unit: Unit, y: Output) -> bool:
+    """Whether the unit can take ``y`` slab by slab."""
+    return y.sliced and unit.norm is not None and unit.spikes_are_bits
+
+
+def fire_slabs(unit: Unit, y: Output, stats: Stats | None) -> tuple[Stats, Signal]:
+    """As `take_stats` (unless they are given) and `fire` at one bit per spike."""
+    assert isinstance(unit.neuron, BaseNode)
+    assert unit.norm is not None
+    shape, params, parts = y.shape, unit.neuron.params(), list[Stats]()
+    bits: Tensor | None = None
+    for first, slab in y.slabs():
+        if bits is None:  # zeroed: two slabs may share a byte
+            bits = slab.new_zeros((shape.numel() + 7) // 8, dtype=torch.uint8)
+        parts.append(_stats(unit.norm, first, slab, stats))
+        scale, shift, _ = _affine(unit.norm, first, parts[-1])
+        kernels.norm_neuron_pack_(slab, scale, shift, params, bits, channels=shape[2], first=first)
+    if stats is None:
+        stats = gather_stats(unit.norm, parts, shape.numel() // shape[2])
+    return stats, Signal(shape, bits=bits)
+
+
+def fire_slabs_backward_(
+    unit: Unit, y: Output, stats: Stats, g: Tensor, gradients: Gradients
+) -> Tensor:
+    """As `fire_backward_` with the statistics of the batch: ``g``, of the spikes, becomes that of ``y``."""
+    assert isinstance(unit.neuron, BaseNode)
+    assert unit.norm is not None
+    params, parts = unit.neuron.params(), list[tuple[Tensor, Tensor]]()
+    # Its sum over neurons is taken once, as over a whole tensor.
+    leaks = g.new_empty(g.shape[1:]) if params.learns_leak else None
+    for first, slab in y.slabs():
+        count = slab.shape[2]
+        mean, _, _ = stats.slab(first, count)
+        _, _, inv_std = _affine(unit.norm, first, stats.slab(first, count))
+        weight, bias = _channels(unit.norm, first, count)
+        g_weight, g_bias, g_leak = kernels.norm_neuron_backward_(
+            slab, g, mean, inv_std, weight, bias, params, first=first
+        )
+        parts.append((g_weight, g_bias))
+        if leaks is not None and g_leak is not None:
+            leaks[:, first : first + count] = g_leak
+        del slab
+    _add_norm_gradients(unit.norm, parts, gradients)
+    add_leak_gradient(unit.neuron, leaks, gradients)
+    return g
+
+
+def add_slabs(norm: _BatchNorm, x: Tensor | None, y: Output) -> tuple[Tensor, Stats]:
+    """Return ``x + round(norm(y))``, written over ``x`` (None means 0), and the statistics of ``y``."""
+    out, parts = x, list[Stats]()
+    for first, slab in y.slabs():
+        if out is None:
+            out = slab.new_empty(y.shape)
+        parts.append(_stats(norm, first, slab, None))
+        _add(norm, x, first, slab, parts[-1], out, sign=1)
+        del slab
+    assert out is not None
+    return out, gather_stats(norm, parts, out.numel() // out.shape[2])
+
+
+def undo_slabs_(
+    norm: _BatchNorm, x: Tensor | None, y: Output, stats: Stats, g: Tensor, gradients: Gradients
+) -> Tensor:
+    """Take ``round(norm(y))`` off ``x``, if given, and turn ``g``, of that sum, into the gradient of ``y``."""
+    parts = list[tuple[Tensor, Tensor]]()
+    for first, slab in y.slabs():
+        own = stats.slab(first, slab.shape[2])
+        if x is not None:
+            _add(norm, x, first, slab, own, x, sign=-1)
+        weight, _ = _channels(norm, first, slab.shape[2])
+        _, _, inv_std = _affine(norm, first, own)
+        parts.append(
+            kernels.norm_backward_(
+                slab.flatten(0, 1), g.flatten(0, 1), own.mean, inv_std, weight, first=first
+            )
+        )
+        del slab
+    _add_norm_gradients(norm, parts, gradients)
+    return g
+
+
+def _add(
+    norm: _BatchNorm,
+    x: Tensor | None,
+    first: int,
+    slab: Tensor,
+    stats: Stats,
+    out: Tensor,
+    *,
+    sign: int,
+) -> None:
+    scale, shift, _ = _affine(norm, first, stats)
+    x_flat = None if x is None else x.flatten(0, 1)
+    kernels.grid_add(
+        x_flat, slab.flatten(0, 1), scale, shift,
+        bits=GRID_BITS, sign=sign, out=out.flatten(0, 1), first=first,
+    )  # fmt: skip
+
+
+def _stats(norm: _BatchNorm, first: int, slab: Tensor, stats: Stats | None) -> Stats:
+    return slab_stats(norm, first, slab) if stats is None else stats.slab(first, slab.shape[2])
+
+
+def _channels(norm: _BatchNorm, first: int, count: int) -> tuple[Tensor, Tensor]:
+    part = slice(first, first + count)
+    return norm.weight[part], norm.bias[part]
+
+
+def _affine(norm: _BatchNorm, first: int, stats: Stats) -> tuple[Tensor, Tensor, Tensor]:
+    weight, bias = _channels(norm, first, stats.mean.numel())
+    return kernels.norm_affine(stats.mean, stats.var, weight, bias, norm.eps)
+
+
+def _add_norm_gradients(
+    norm: _BatchNorm, parts: list[tuple[Tensor, Tensor]], gradients: Gradients
+) -> None:
+    add_gradient(gradients, norm.weight, torch.cat([weight for weight, _ in parts]))
+    add_gradient(gradients, norm.bias, torch.cat([bias for _, bias in parts]))
