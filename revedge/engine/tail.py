@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from revedge.engine.signal import Signal, chunks
 from revedge.engine.unit import Unit
-from revedge.engine.vjp import Gradients, is_known, module_backward
+from revedge.engine.vjp import Gradients, is_known, module_backward, module_forward
 
 # The generators' states before a module ran for the first time: the CPU's, and that of its GPU or None.
 _States = tuple[Tensor, Tensor | None]
@@ -163,7 +163,7 @@ class _Module:
 
     def forward(self, x: Tensor) -> Tensor:
         with self._replayed(x):
-            y: Tensor = self.module(x)
+            y = module_forward(self.module, x)
         return y.to(x.dtype)  # autocast computes it in less
 
     def backward(

@@ -18,6 +18,7 @@ from revedge.kernels.neuron import (
 )
 from revedge.kernels.norm import channel_stats, norm_affine, norm_backward_, norm_forward
 from revedge.kernels.params import SURROGATES, NeuronParams, ReversibleParams
+from revedge.kernels.pool import max_pool, max_pool_backward
 from revedge.kernels.reversible import (
     reversible_backward_,
     reversible_forward,
@@ -32,6 +33,8 @@ __all__ = [
     "channel_stats",
     "grid_add",
     "grid_round",
+    "max_pool",
+    "max_pool_backward",
     "native_status",
     "neuron_backward",
     "neuron_backward_",

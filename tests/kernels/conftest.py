@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from revedge.kernels import native_status
+from revedge.kernels._native import LIBRARY
 
 # Tests are loaded by file, so what they share is found by adding their folder.
 sys.path.append(str(pathlib.Path(__file__).parent))
@@ -38,3 +39,13 @@ def native() -> None:
     status = native_status()
     if not status["loaded"]:
         pytest.skip(f"C kernels: {status['reason']}")
+
+
+@pytest.fixture(params=[512, 256, 0])
+def vector_bits(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Let kernels that choose their vectors by hand use at most so many bits."""
+    if LIBRARY is None:
+        pytest.skip(str(native_status()["reason"]))
+    LIBRARY.revedge_limit_vectors(request.param)
+    yield request.param
+    LIBRARY.revedge_limit_vectors(512)

@@ -35,6 +35,14 @@ def test_native_equals_reference(shape: tuple[int, ...], sign: int, threads: int
     assert_same_bits(kernels.unpack_bits(packed, shape), reference.unpack_bits(packed, list(shape)))
 
 
+@pytest.mark.usefixtures("native")
+@pytest.mark.parametrize("numel", [1, 8, 16, 24, 100, 65537])
+def test_unpacking_by_any_vectors(numel: int, vector_bits: int) -> None:
+    """Every width of vectors, and what is left over, gives the reference's floats."""
+    packed = torch.randint(256, ((numel + 7) // 8,), dtype=torch.uint8)
+    assert_same_bits(kernels.unpack_bits(packed, [numel]), reference.unpack_bits(packed, [numel]))
+
+
 def reference_round(x: torch.Tensor, bits: int) -> torch.Tensor:
     out, none = torch.empty_like(x), x.new_empty(0)
     assert reference.grid_add_(None, x, none, none, bits, 1, out)

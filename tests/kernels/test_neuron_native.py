@@ -1,7 +1,5 @@
 """C neurons equal the PyTorch reference bit for bit."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from kernel_checks import assert_same_bits, name_of, neuron_variants
@@ -9,7 +7,6 @@ from torch import Tensor
 
 from revedge import kernels
 from revedge.kernels import NeuronParams, reference
-from revedge.kernels._native import LIBRARY
 
 pytestmark = pytest.mark.usefixtures("native")
 VARIANTS = neuron_variants()
@@ -135,15 +132,6 @@ def test_norm_neuron_threads_share_bytes(threads: int) -> None:
 def test_without_dimensions_after_channels(threads: int) -> None:
     """Behind a linear layer there is nothing after the channels."""
     check_norm_neuron(VARIANTS[0], torch.randn(4, 5, 6), with_state=False)
-
-
-@pytest.fixture(params=[512, 256, 0])
-def vector_bits(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Let the packing kernel use vectors of at most so many bits."""
-    assert LIBRARY is not None
-    LIBRARY.revedge_limit_vectors(request.param)
-    yield request.param
-    LIBRARY.revedge_limit_vectors(512)
 
 
 @pytest.mark.parametrize("neurons", [1, 3, 8, 63, 72, 100, 4097, 4104, 8192])

@@ -1,5 +1,6 @@
 /* Residual sums on the grid, and spikes at one bit each. */
 #include "bit_block.h"
+#include "unpack_lanes.h"
 
 /* Half to even, as rint, but in operations that every instruction set has as vectors. */
 INLINE float round_even(float q) {
@@ -55,7 +56,7 @@ CLONES static void pack_block(const float *s, uint8_t *bytes, int64_t n) {
 }
 
 CLONES static void unpack_block(const uint8_t *bytes, float *s, int64_t n) {
-    int64_t i = 0;
+    int64_t i = unpack_lanes_here()(bytes, s, n);
     for (; i + 8 <= n; i += 8) {
         const int byte = bytes[i / 8];
         for (int k = 0; k < 8; ++k) s[i + k] = (float)((byte >> k) & 1);

@@ -5,9 +5,13 @@
 
 REVEDGE_API int revedge_abi_version(void) { return 3; }
 
+#ifdef HAS_INTRINSICS
 int revedge_vector_bits = 512;
 
 REVEDGE_API void revedge_limit_vectors(int bits) { revedge_vector_bits = bits; }
+#else
+REVEDGE_API void revedge_limit_vectors(int bits) { (void)bits; }
+#endif
 
 REVEDGE_API int revedge_has_openmp(void) {
 #ifdef _OPENMP

@@ -12,18 +12,13 @@
 typedef int64_t pack_step_t(int mode, int hard, const float *y, affine_t a, float *v, uint8_t *bits,
                             int64_t n, const neuron_t *q);
 
-/* The widest vectors that may be used; tests lower it, so that every way runs on one machine. */
-extern __attribute__((visibility("hidden"))) int revedge_vector_bits;
-
 static int64_t pack_step_none(int mode, int hard, const float *y, affine_t a, float *v,
                               uint8_t *bits, int64_t n, const neuron_t *q) {
     (void)mode, (void)hard, (void)y, (void)a, (void)v, (void)bits, (void)n, (void)q;
     return 0;
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#include <immintrin.h>
-
+#ifdef HAS_INTRINSICS
 #define INPUT(V, LOAD, MUL, ADD)                                                                   \
     V x = LOAD(y + j);                                                                             \
     if (mode == BY_ONE) x = ADD(MUL(x, scale1), shift1);                                           \
@@ -85,8 +80,9 @@ PACK_STEP(pack_step_512, "avx512f", pack_row_512)
 PACK_STEP(pack_step_256, "avx2", pack_row_256)
 
 INLINE pack_step_t *pack_step_here(void) {
-    if (revedge_vector_bits >= 512 && __builtin_cpu_supports("avx512f")) return pack_step_512;
-    if (revedge_vector_bits >= 256 && __builtin_cpu_supports("avx2")) return pack_step_256;
+    const int vector_bits = vector_bits_here();
+    if (vector_bits == 512) return pack_step_512;
+    if (vector_bits == 256) return pack_step_256;
     return pack_step_none;
 }
 #else

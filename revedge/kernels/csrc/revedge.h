@@ -29,6 +29,20 @@
 #define CLONES __attribute__((noinline))
 #endif
 
+/* Where a compiler's own vectors do badly (masks to bits and back), intrinsics are chosen by hand:
+ * vector_bits_here() is 512 (AVX-512F), 256 (AVX2) or 0. Tests lower revedge_vector_bits, so that
+ * every way runs on one machine. */
+#if defined(__x86_64__) && defined(__GNUC__)
+#define HAS_INTRINSICS
+#include <immintrin.h>
+extern __attribute__((visibility("hidden"))) int revedge_vector_bits;
+
+INLINE int vector_bits_here(void) {
+    if (revedge_vector_bits >= 512 && __builtin_cpu_supports("avx512f")) return 512;
+    return revedge_vector_bits >= 256 && __builtin_cpu_supports("avx2") ? 256 : 0;
+}
+#endif
+
 /* Before a loop whose arrays may be one and the same, but never overlap at different indices. */
 #if defined(__GNUC__) && !defined(__clang__)
 #define INDEPENDENT _Pragma("GCC ivdep")

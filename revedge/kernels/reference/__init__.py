@@ -15,6 +15,7 @@ from revedge.kernels.reference.norm import (
     norm_neuron_forward,
     norm_neuron_pack_,
 )
+from revedge.kernels.reference.pool import max_pool, max_pool_backward
 from revedge.kernels.reference.reversible import (
     reversible_backward_,
     reversible_forward,
@@ -27,6 +28,8 @@ __all__ = [
     "channel_stats",
     "exp_of_negative",
     "grid_add_",
+    "max_pool",
+    "max_pool_backward",
     "neuron_backward",
     "neuron_backward_",
     "neuron_forward",
