@@ -78,10 +78,8 @@ def fire(unit: Unit, y: Tensor, stats: Stats | None, *, pack: bool) -> Signal:
     if unit.neuron is None:
         return Signal(y.shape, dense=y if unit.norm is None else _normalized(unit.norm, y, stats))
     if isinstance(unit.neuron, ReversibleNode):
-        x = neuron_input(unit, y, stats)
-        return Signal(
-            y.shape, dense=kernels.reversible_forward(x, unit.neuron.params(), unit.neuron.dim)
-        )
+        out, membranes = unit.neuron.sequence(neuron_input(unit, y, stats))
+        return Signal(y.shape, dense=out, membranes=membranes)
     params = unit.neuron.params()
     if unit.norm is None:
         s, _ = kernels.neuron_forward(y, None, params, pack=pack, state=False)
@@ -103,7 +101,7 @@ def neuron_input(unit: Unit, y: Tensor, stats: Stats | None) -> Tensor:
 def fire_backward_(
     unit: Unit,
     y: Tensor | None,
-    s: Tensor | None,
+    s: Signal | None,
     stats: Stats | None,
     g: Tensor,
     gradients: Gradients,
@@ -158,14 +156,15 @@ def norm_backward_(
 def _reversible_backward_(
     unit: Unit,
     neuron: ReversibleNode,
-    s: Tensor | None,
+    s: Signal | None,
     stats: Stats | None,
     g: Tensor,
     gradients: Gradients,
 ) -> Tensor:
     """From Y alone: X by forward-time reconstruction, and x-hat of the norm as (X - bias) / weight."""
     assert s is not None
-    x = kernels.reversible_backward_(s, g, neuron.params(), neuron.dim)
+    assert s.dense is not None
+    x = neuron.sequence_backward_(s.dense, s.membranes, g)
     if unit.norm is None:
         return g
     norm, given = unit.norm, _given(stats)

@@ -159,7 +159,7 @@ class Replay:
     def _fire_backward(self, index: int, signal: Signal, g: Tensor, gradients: Gradients) -> Tensor:
         unit, stats = self.units[index], self.tape.units[index].stats
         if isinstance(unit.neuron, ReversibleNode):
-            return fire_backward_(unit, None, signal.dense, stats, g, gradients)
+            return fire_backward_(unit, None, signal, stats, g, gradients)
         del signal
         y = self._input(index)
         if stats is not None and stats.of_batch and fires_by_slabs(unit, y):

@@ -24,14 +24,21 @@ class Signal:
         shape: of the whole.
         dense: float32 values; or
         bits: one bit per value, see `revedge.kernels.pack_bits`.
+        membranes: what a reversible neuron with a stored backward keeps besides its output.
     """
 
     def __init__(
-        self, shape: torch.Size, *, dense: Tensor | None = None, bits: Tensor | None = None
+        self,
+        shape: torch.Size,
+        *,
+        dense: Tensor | None = None,
+        bits: Tensor | None = None,
+        membranes: Tensor | None = None,
     ) -> None:
         self.shape = shape
         self.dense = dense
         self.bits = bits
+        self.membranes = membranes
 
     @property
     def like(self) -> Tensor:

@@ -20,8 +20,10 @@ from revedge.kernels.norm import channel_stats, norm_affine, norm_backward_, nor
 from revedge.kernels.params import SURROGATES, NeuronParams, ReversibleParams
 from revedge.kernels.pool import max_pool, max_pool_backward
 from revedge.kernels.reversible import (
+    reversible_backward,
     reversible_backward_,
     reversible_forward,
+    reversible_forward_stored,
     reversible_inverse_printed,
     reversible_reconstruct,
 )
@@ -46,8 +48,10 @@ __all__ = [
     "norm_neuron_forward",
     "norm_neuron_pack_",
     "pack_bits",
+    "reversible_backward",
     "reversible_backward_",
     "reversible_forward",
+    "reversible_forward_stored",
     "reversible_inverse_printed",
     "reversible_reconstruct",
     "unpack_bits",

@@ -287,8 +287,16 @@ def reversible_forward(x: Tensor, p: _Floats, dim: int) -> tuple[Tensor, Tensor]
     """See reference.reversible_forward."""
     y, v = torch.empty_like(x), x.new_empty(x.shape[1:])
     sizes = _reversible_sizes(x, p, dim)
-    _call("reversible_forward", [x, y, v], sizes, _reversible_floats(p))
+    _call("reversible_forward", [x, y, v, None], sizes, _reversible_floats(p))
     return y, v
+
+
+def reversible_forward_stored(x: Tensor, p: _Floats, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """See reference.reversible_forward_stored."""
+    y, v, m = torch.empty_like(x), x.new_empty(x.shape[1:]), torch.empty_like(x)
+    sizes = _reversible_sizes(x, p, dim)
+    _call("reversible_forward", [x, y, v, m], sizes, _reversible_floats(p))
+    return y, v, m
 
 
 def reversible_reconstruct(y: Tensor, p: _Floats, dim: int) -> Tensor:
@@ -301,11 +309,45 @@ def reversible_reconstruct(y: Tensor, p: _Floats, dim: int) -> Tensor:
 
 def reversible_backward_(y: Tensor, g: Tensor, p: _Floats, dim: int) -> Tensor:
     """See reference.reversible_backward_."""
-    _check_shape("g_y", g, y.shape)
     x = torch.empty_like(y)
-    sizes = _reversible_sizes(y, p, dim)
-    _call("reversible_backward", [y, g, x], sizes, _reversible_floats(p))
+    _reversible_backward(y, None, g, g, x, p, dim)
     return x
+
+
+def reversible_backward(y: Tensor, g: Tensor, p: _Floats, dim: int) -> Tensor:
+    """See reference.reversible_backward."""
+    g_x = torch.empty_like(g)
+    _reversible_backward(y, None, g, g_x, None, p, dim)
+    return g_x
+
+
+def reversible_stored_backward_(y: Tensor, m: Tensor, g: Tensor, p: _Floats, dim: int) -> Tensor:
+    """See reference.reversible_stored_backward_."""
+    x = torch.empty_like(y)
+    _reversible_backward(y, m, g, g, x, p, dim)
+    return x
+
+
+def reversible_stored_backward(y: Tensor, m: Tensor, g: Tensor, p: _Floats, dim: int) -> Tensor:
+    """See reference.reversible_stored_backward."""
+    g_x = torch.empty_like(g)
+    _reversible_backward(y, m, g, g_x, None, p, dim)
+    return g_x
+
+
+def _reversible_backward(
+    y: Tensor,
+    m: Tensor | None,
+    g: Tensor,
+    g_x: Tensor,
+    x: Tensor | None,
+    p: _Floats,
+    dim: int,
+) -> None:
+    _check_shape("g_y", g, y.shape)
+    _check_shape("m", m, y.shape)
+    sizes = _reversible_sizes(y, p, dim)
+    _call("reversible_backward", [y, m, g, g_x, x], sizes, _reversible_floats(p))
 
 
 def pooled_shape(

@@ -29,11 +29,39 @@ _reconstruct = register(
     native=native.reversible_reconstruct,
     meta=lambda y, p, dim: y.new_empty(y.shape),
 )
-_backward = register(
+_backward_ = register(
     "reversible_backward_(Tensor y, Tensor(a!) g, float[] p, int dim) -> Tensor",
     reference=lambda y, g, p, dim: reference.reversible_backward_(y, g, _from_floats(p), dim),
     native=native.reversible_backward_,
     meta=lambda y, g, p, dim: y.new_empty(y.shape),
+)
+_backward = register(
+    "reversible_backward(Tensor y, Tensor g, float[] p, int dim) -> Tensor",
+    reference=lambda y, g, p, dim: reference.reversible_backward(y, g, _from_floats(p), dim),
+    native=native.reversible_backward,
+    meta=lambda y, g, p, dim: y.new_empty(y.shape),
+)
+_forward_stored = register(
+    "reversible_forward_stored(Tensor x, float[] p, int dim) -> (Tensor, Tensor, Tensor)",
+    reference=lambda x, p, dim: reference.reversible_forward_stored(x, _from_floats(p), dim),
+    native=native.reversible_forward_stored,
+    meta=lambda x, p, dim: (x.new_empty(x.shape), x.new_empty(x.shape[1:]), x.new_empty(x.shape)),
+)
+_stored_backward_ = register(
+    "reversible_stored_backward_(Tensor y, Tensor m, Tensor(a!) g, float[] p, int dim) -> Tensor",
+    reference=lambda y, m, g, p, dim: reference.reversible_stored_backward_(
+        y, m, g, _from_floats(p), dim
+    ),
+    native=native.reversible_stored_backward_,
+    meta=lambda y, m, g, p, dim: y.new_empty(y.shape),
+)
+_stored_backward = register(
+    "reversible_stored_backward(Tensor y, Tensor m, Tensor g, float[] p, int dim) -> Tensor",
+    reference=lambda y, m, g, p, dim: reference.reversible_stored_backward(
+        y, m, g, _from_floats(p), dim
+    ),
+    native=native.reversible_stored_backward,
+    meta=lambda y, m, g, p, dim: y.new_empty(y.shape),
 )
 
 
@@ -79,13 +107,44 @@ def reversible_reconstruct(y: Tensor, rp: ReversibleParams, dim: int = -1) -> Te
 
 
 @torch.no_grad()
-def reversible_backward_(y: Tensor, g_y: Tensor, rp: ReversibleParams, dim: int = -1) -> Tensor:
+def reversible_forward_stored(
+    x: Tensor, rp: ReversibleParams, dim: int = -1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (Y [T, ...], V after the last step [...], M [T, ...]) of ``x`` [T, ...].
+
+    M, the membranes before the spike, and Y are all that ordinary back-propagation through time
+    needs: give M to a backward as ``m``, and nothing is rebuilt. Memory: M, as large as x.
+    """
+    check_groups(x.shape, rp, dim)
+    y, v_T, m = _forward_stored(x, rp.as_floats(), dim)
+    return y, v_T, m
+
+
+@torch.no_grad()
+def reversible_backward_(
+    y: Tensor, g_y: Tensor, rp: ReversibleParams, dim: int = -1, m: Tensor | None = None
+) -> Tensor:
     """Return X, rebuilt from Y; overwrite ``g_y`` (contiguous), the gradient of Y, with X's.
 
     The gradient is that of the whole sequence, through the state too. Memory: the returned X.
+    With ``m``, kept by :func:`reversible_forward_stored`, the membranes are not rebuilt.
     """
     check_groups(y.shape, rp, dim)
-    result: Tensor = _backward(y, g_y, rp.as_floats(), dim)
+    p = rp.as_floats()
+    result: Tensor = (
+        _backward_(y, g_y, p, dim) if m is None else _stored_backward_(y, m, g_y, p, dim)
+    )
+    return result
+
+
+@torch.no_grad()
+def reversible_backward(
+    y: Tensor, g_y: Tensor, rp: ReversibleParams, dim: int = -1, m: Tensor | None = None
+) -> Tensor:
+    """Return the gradient of X as a new tensor, same bits as :func:`reversible_backward_`."""
+    check_groups(y.shape, rp, dim)
+    p = rp.as_floats()
+    result: Tensor = _backward(y, g_y, p, dim) if m is None else _stored_backward(y, m, g_y, p, dim)
     return result
 
 

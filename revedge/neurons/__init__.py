@@ -3,10 +3,12 @@
 from revedge.neurons.base import BaseNode
 from revedge.neurons.integrate import IFNode, LIFNode, ParametricLIFNode
 from revedge.neurons.reversible import ReversibleNode
+from revedge.neurons.reversible_backward import BACKWARDS
 from revedge.neurons.state import StateSpec, detach_net, reset_net, set_step_mode
 from revedge.neurons.surrogate import Surrogate
 
 __all__ = [
+    "BACKWARDS",
     "BaseNode",
     "IFNode",
     "LIFNode",

@@ -6,34 +6,40 @@ import torch
 from torch import Tensor, nn
 
 from revedge.errors import UsageError
-from revedge.kernels import ReversibleParams, reversible_backward_, reversible_forward
+from revedge.kernels import ReversibleParams
 from revedge.neurons import functional
+from revedge.neurons.reversible_backward import (
+    Backward,
+    check_backward,
+    sequence,
+    sequence_backward,
+    sequence_backward_,
+)
 from revedge.neurons.state import StateSpec, StepMode, check_step_mode
 from revedge.neurons.surrogate import Surrogate
 
 
 class _ReversibleSequence(torch.autograd.Function):
-    """All steps from a zero state; keeps its output Y, not its input."""
+    """All steps from a zero state; keeps its output Y, not its input, and M if told so."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rp: ReversibleParams, dim: int) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, rp: ReversibleParams, dim: int, backward: Backward
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        y, v = reversible_forward(x.contiguous(), rp, dim, return_state=True)
-        ctx.save_for_backward(y)
-        ctx.settings = (rp, dim)
+        y, v, m = sequence(x.contiguous(), rp, dim, backward)
+        ctx.save_for_backward(y, *([] if m is None else [m]))
+        ctx.settings = (rp, dim, backward)
         ctx.mark_non_differentiable(v)
         return y, v
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:
         g_y = grads[0]
         if g_y is None:
-            return None, None, None
-        (y,) = ctx.saved_tensors
-        rp, dim = ctx.settings
-        g = g_y.clone(memory_format=torch.contiguous_format)
-        reversible_backward_(y, g, rp, dim)
-        return g, None, None
+            return None, None, None, None
+        y, *m = ctx.saved_tensors
+        return sequence_backward(y, m[0] if m else None, g_y, *ctx.settings), None, None, None
 
 
 class ReversibleNode(nn.Module):
@@ -50,6 +56,8 @@ class ReversibleNode(nn.Module):
         beta: weight of the input passed through, not 0.
         v_threshold, v_reset, detach_reset, surrogate: as in BaseNode; the reset is hard.
         dim: the dimension that the groups split, neither time nor (in "s" mode) the first.
+        backward: "direct" (the default: one kernel from Y), or for comparison "conventional" (inverse, forward again,
+            autograd; slower) or "stored" (keeps one tensor more); see `revedge.neurons.reversible_backward`.
         step_mode: "m" or "s", as in BaseNode.
 
     In "m" mode a state carried over from an earlier call runs step by step through autograd, which
@@ -70,6 +78,7 @@ class ReversibleNode(nn.Module):
         surrogate: str | Surrogate = "atan",
         dim: int = -1,
         step_mode: str = "m",
+        backward: str = "direct",
     ) -> None:
         super().__init__()
         if groups < 2:
@@ -82,6 +91,7 @@ class ReversibleNode(nn.Module):
         self.detach_reset = bool(detach_reset)
         self.surrogate = Surrogate.of(surrogate)
         self.step_mode: StepMode = check_step_mode(step_mode)
+        self.backward: Backward = check_backward(backward)
         self.v = None
 
     def params(self) -> ReversibleParams:
@@ -104,6 +114,18 @@ class ReversibleNode(nn.Module):
         dim = self.dim if self.dim < 0 else self.dim - 1
         return functional.reversible_step(x, v, self.params(), dim)
 
+    def sequence(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return (Y, what `sequence_backward_` needs besides it) of ``x`` [T, B, ...] from rest.
+
+        Not differentiable: for callers with an autograd function of their own.
+        """
+        y, _, m = sequence(x, self.params(), self.dim, self.backward)
+        return y, m
+
+    def sequence_backward_(self, y: Tensor, m: Tensor | None, g_y: Tensor) -> Tensor:
+        """Return the input of `sequence`; overwrite ``g_y``, contiguous, the gradient of Y, with its gradient."""
+        return sequence_backward_(y, m, g_y, self.params(), self.dim, self.backward)
+
     def initial_state(self, shape: tuple[int, ...] | torch.Size, like: Tensor) -> Tensor:
         """Return the state [B, ...] before the first step: zero."""
         return like.new_zeros(shape)
@@ -116,7 +138,9 @@ class ReversibleNode(nn.Module):
         """Return Y: [T, B, ...] of a sequence in "m" mode, [B, ...] of a step in "s" mode."""
         if self.step_mode == "m" and self.v is None:
             y: Tensor
-            y, self.v = _ReversibleSequence.apply(x, self.params(), self.dim)  # type: ignore[no-untyped-call]
+            y, self.v = _ReversibleSequence.apply(  # type: ignore[no-untyped-call]
+                x, self.params(), self.dim, self.backward
+            )
             return y
         steps = x if self.step_mode == "m" else x[None]
         v = self.initial_state(steps.shape[1:], x) if self.v is None else self.v
@@ -131,5 +155,6 @@ class ReversibleNode(nn.Module):
         """Return what print shows."""
         return (
             f"groups={self.groups}, tau={self.tau}, alpha={self.alpha}, beta={self.beta}, "
-            f"dim={self.dim}, surrogate={self.surrogate.name}({self.surrogate.sharpness:g})"
+            f"dim={self.dim}, surrogate={self.surrogate.name}({self.surrogate.sharpness:g}), "
+            f"backward={self.backward}"
         )

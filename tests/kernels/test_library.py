@@ -66,6 +66,7 @@ def every_operator(device: str) -> list[torch.Tensor]:
     apart = kernels.neuron_backward(y, None, g, None, p)
     bits, v_2 = kernels.norm_neuron_forward(y, scale, shift, None, p, pack=True)
     reversible = kernels.reversible_forward(y, rp, 2)
+    y_stored, v_stored, m_stored = kernels.reversible_forward_stored(y, rp, 2)
     results = [
         mean,
         var,
@@ -82,6 +83,12 @@ def every_operator(device: str) -> list[torch.Tensor]:
         reversible,
         kernels.reversible_reconstruct(reversible, rp, 2),
         kernels.reversible_backward_(reversible, g.clone(), rp, 2),
+        kernels.reversible_backward(reversible, g, rp, 2),
+        y_stored,
+        v_stored,
+        m_stored,
+        kernels.reversible_backward_(reversible, g.clone(), rp, 2, m_stored),
+        kernels.reversible_backward(reversible, g, rp, 2, m_stored),
         *kernels.norm_backward_(y_MC, g_MC.clone(), mean, inv_std, weight),
     ]
     for values in (

@@ -52,17 +52,20 @@ def test_forward_is_equations_1_to_6() -> None:
 
 @pytest.mark.usefixtures("native")
 @pytest.mark.parametrize(("shape", "dim", "groups"), SHAPES, ids=str)
-@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize(("detach", "beta"), [(True, 0.9), (False, 0.5), (False, -1.1)])
 def test_native_equals_reference(
-    shape: tuple[int, ...], dim: int, groups: int, detach: bool, threads: int
+    shape: tuple[int, ...], dim: int, groups: int, detach: bool, beta: float, threads: int
 ) -> None:
-    """Forward, reconstruction and gradient, all surrogates, odd sizes; off the grid too."""
+    """Forward, reconstruction and gradients, all surrogates, odd sizes; off the grid too.
+
+    A beta of 0.5 is divided by as a product, which must show in no bit.
+    """
     for surrogate in kernels.SURROGATES:
         rp = ReversibleParams(
             groups=groups,
             tau=1.7,
             alpha=0.13,
-            beta=0.9,
+            beta=beta,
             v_threshold=0.8,
             v_reset=0.05,
             detach_reset=detach,
@@ -76,11 +79,24 @@ def test_native_equals_reference(
         assert_same_bits(
             kernels.reversible_reconstruct(y, rp, dim), reference.reversible_reconstruct(y, rp, dim)
         )
-        g = torch.randn(shape)
-        g_expected = g.clone()
-        rebuilt = kernels.reversible_backward_(y, g, rp, dim)
-        assert_same_bits(rebuilt, reference.reversible_backward_(y, g_expected, rp, dim))
-        assert_same_bits(g, g_expected)
+        y_stored, v_stored, m = kernels.reversible_forward_stored(x, rp, dim)
+        assert_same_bits(y_stored, y_expected)
+        assert_same_bits(v_stored, v_expected)
+        assert_same_bits(m, reference.reversible_forward_stored(x, rp, dim)[2])
+        g_y = torch.randn(shape)
+        for kept in (None, m):
+            g, g_expected = g_y.clone(), g_y.clone()
+            rebuilt = kernels.reversible_backward_(y, g, rp, dim, kept)
+            expected = (
+                reference.reversible_backward_(y, g_expected, rp, dim)
+                if kept is None
+                else reference.reversible_stored_backward_(y, m, g_expected, rp, dim)
+            )
+            assert_same_bits(rebuilt, expected)
+            assert_same_bits(g, g_expected)
+            before = g_y.clone()
+            assert_same_bits(kernels.reversible_backward(y, g_y, rp, dim, kept), g_expected)
+            assert_same_bits(g_y, before)
 
 
 @pytest.mark.usefixtures("native")
@@ -103,6 +119,8 @@ def test_reconstruction_is_exact_over_100_steps(groups: int, beta: float) -> Non
     y = kernels.reversible_forward(x, rp)
     assert_same_bits(kernels.reversible_reconstruct(y, rp), x)
     assert_same_bits(kernels.reversible_backward_(y, torch.randn_like(y), rp), x)
+    m = kernels.reversible_forward_stored(x, rp)[2]
+    assert_same_bits(kernels.reversible_backward_(y, torch.randn_like(y), rp, m=m), x)
 
 
 def test_printed_inverse_is_right_for_one_step() -> None:

@@ -1,127 +1,142 @@
-/* The reversible neuron; see reference/reversible.py, which this repeats operation by operation.
+/* The reversible neuron over a whole sequence.
  *
- * x, y, g: [T, P, G, L] with the G groups; v: [P, G, L]. Neuron l of sample p is one chain of G
+ * x, y, m, g: [T, P, G, L] with the G groups; v: [P, G, L]. Neuron l of sample p is one chain of G
  * coupled membranes; chains do not meet, so a block of them is one task.
  */
-#include "surrogates.h"
+#include "reversible_rows.h"
 
+/* Columns done between two fetches: what is fetched arrives while they are computed. */
+enum { PIECE = 128 };
+
+/* One block: rows of n neurons, `row` apart in time and `L` apart between groups. */
 typedef struct {
-    float a, one_minus_a, alpha, beta, v_threshold, v_reset;
-    int detach, kind;
-    surrogate_t surrogate;
-} reversible_t;
+    int64_t T, G, row, L, n;
+    const float *y, *g;
+    float *g_x;           /* may be g */
+    float *x;             /* rebuilt if given */
+    const float *ahead_y; /* y of the block that comes next, n_ahead neurons */
+    int64_t n_ahead;
+} block_t;
 
-INLINE reversible_t reversible_of(const float *p) {
-    reversible_t q;
-    q.a = p[0];
-    q.one_minus_a = p[1];
-    q.alpha = p[2];
-    q.beta = p[3];
-    q.v_threshold = p[4];
-    q.v_reset = p[5];
-    q.detach = p[6] != 0.0f;
-    q.kind = (int)p[7];
-    q.surrogate = surrogate_of(p[8]);
-    return q;
-}
+/* The membranes before the spike: the caller's, or made again in scratch. */
+typedef struct {
+    const float *m;
+    int64_t row, L;
+} membranes_t;
 
-INLINE float next_state(float v, float m, float y, const reversible_t *q) {
-    return ((1.0f - y) * m + y * q->v_reset) + v * q->alpha;
-}
-
-/* Equations 1-6 for one group and step. `drive` may be the group's own x or another group's y. */
-INLINE void forward_row(const float *drive, const float *passed, float *y, float *restrict v,
-                        int64_t n, const reversible_t *q) {
-    const reversible_t c = *q;
-    for (int64_t j = 0; j < n; ++j) {
-        const float m = v[j] + (drive[j] - v[j]) * c.a;
-        const float out = (m >= c.v_threshold ? 1.0f : 0.0f) + passed[j] * c.beta;
-        y[j] = out;
-        v[j] = next_state(v[j], m, out, &c);
-    }
-}
-
-/* The same with y known and `passed` to be found. m kept if given. */
-INLINE void rebuild_row(int keep_m, const float *drive, const float *y, float *passed,
-                        float *restrict v, float *restrict m_out, int64_t n,
-                        const reversible_t *q) {
-    const reversible_t c = *q;
-    for (int64_t j = 0; j < n; ++j) {
-        const float m = v[j] + (drive[j] - v[j]) * c.a;
-        passed[j] = (y[j] - (m >= c.v_threshold ? 1.0f : 0.0f)) / c.beta;
-        v[j] = next_state(v[j], m, y[j], &c);
-        if (keep_m) m_out[j] = m;
-    }
-}
-
-CLONES static void forward_block(const float *x, float *y, float *v, int64_t T, int64_t row,
-                                 int64_t G, int64_t L, int64_t n, const reversible_t *q) {
-    for (int64_t k = 0; k < G; ++k) memset(v + k * L, 0, (size_t)n * sizeof(float));
-    for (int64_t t = 0; t < T; ++t, x += row, y += row)
-        for (int64_t k = 0; k < G; ++k)
-            forward_row(k < G - 1 ? x + k * L : y + (G - 2) * L, x + (k + 1) % G * L, y + k * L,
-                        v + k * L, n, q);
-}
-
-/* scratch: v [G, size], then m [T, G, size] if kept. */
-CLONES static void rebuild_block(const float *y, float *x, float *scratch, int keep_m, int64_t T,
-                                 int64_t row, int64_t G, int64_t L, int64_t n, int64_t size,
+CLONES static void forward_block(const float *x, float *y, float *v, float *m, int64_t T,
+                                 int64_t row, int64_t G, int64_t L, int64_t n,
                                  const reversible_t *q) {
-    float *v = scratch, *m = scratch + G * size;
-    memset(v, 0, (size_t)(G * size) * sizeof(float));
+    for (int64_t k = 0; k < G; ++k) memset(v + k * L, 0, (size_t)n * sizeof(float));
     for (int64_t t = 0; t < T; ++t, x += row, y += row) {
-        const float *drive = y + (G - 2) * L;
-        for (int64_t i = 0; i < G; ++i) { /* the last group first, then 0, 1, ... */
-            const int64_t k = i == 0 ? G - 1 : i - 1;
-            float *passed = x + (k + 1) % G * L;
-            if (keep_m)
-                rebuild_row(1, drive, y + k * L, passed, v + k * size, m + (t * G + k) * size, n,
-                            q);
+        for (int64_t k = 0; k < G; ++k) {
+            const float *drive = k < G - 1 ? x + k * L : y + (G - 2) * L;
+            const float *passed = x + (k + 1) % G * L;
+            if (t + 1 < T) fetch_row(x + row + k * L, n);
+            if (m)
+                forward_row(1, drive, passed, y + k * L, v + k * L, m + t * row + k * L, n, q);
             else
-                rebuild_row(0, drive, y + k * L, passed, v + k * size, NULL, n, q);
+                forward_row(0, drive, passed, y + k * L, v + k * L, NULL, n, q);
+        }
+    }
+}
+
+/* Columns `from` to `to` of one row of every group of a step. */
+INLINE void fetch_step(const float *step, const block_t *b, int64_t from, int64_t to) {
+    for (int64_t k = 0; k < b->G && from < to; ++k) fetch_row(step + k * b->L + from, to - from);
+}
+
+/* Scratch of one block; rows are `stride` apart. */
+typedef struct {
+    float *v;     /* [G]: V, and on the way back dL/dV */
+    float *g_m;   /* [G] */
+    float *spare; /* one row */
+    int64_t stride;
+} scratch_t;
+
+/* Columns from i on, n of them, of one step: y to m, or to x, which is NULL if not wanted. */
+INLINE void rebuild_step(int keep_m, int by_product, const block_t *b, const float *y, float *x,
+                         float *m, scratch_t own, int64_t i, int64_t n, const reversible_t *q) {
+    const int64_t G = b->G, L = b->L, S = own.stride;
+    float *v = own.v + i;
+    y += i;
+    if (G == 2 && keep_m) {
+        rebuild_pair(1, 0, by_product, y, y + L, NULL, NULL, v, v + S, m + i, m + S + i, n, q);
+    } else if (G == 2) {
+        rebuild_pair(0, 1, by_product, y, y + L, x + i, x + L + i, v, v + S, NULL, NULL, n, q);
+    } else {
+        const float *drive = y + (G - 2) * L;
+        for (int64_t j = 0; j < G; ++j) { /* the last group first, then 0, 1, ... */
+            const int64_t k = j == 0 ? G - 1 : j - 1;
+            float *passed = x ? x + (k + 1) % G * L + i : own.spare;
+            rebuild_row(keep_m, by_product, drive, y + k * L, passed, v + k * S,
+                        keep_m ? m + k * S + i : NULL, n, q);
             drive = passed;
         }
     }
 }
 
-/* One group, one step back. g: dL/dY in, GY out. g_v: dL/dV' in, dL/dV out. g_m: out; `coupled`,
- * for the group whose Y drives the last one, also in: the last group's. */
-INLINE void back_row(int kind, int detach, int coupled, const float *restrict m,
-                     const float *restrict y, float *restrict g, float *restrict g_v,
-                     const float *g_m_last, float *g_m, int64_t n, const reversible_t *q) {
-    const reversible_t c = *q;
-    for (int64_t j = 0; j < n; ++j) {
-        float gy = g[j];
-        if (!detach) gy = gy + g_v[j] * (c.v_reset - m[j]);
-        if (coupled) gy = gy + g_m_last[j] * c.a;
-        const float gm = gy * surrogate_at(kind, m[j] - c.v_threshold, c.surrogate) +
-                         g_v[j] * (1.0f - y[j]);
-        g[j] = gy;
-        g_m[j] = gm;
-        g_v[j] = g_v[j] * c.alpha + gm * c.one_minus_a;
+/* From y alone, either m [T, G, stride] or, where that is NULL, b->x. */
+CLONES static void rebuild_block(const block_t *b, float *m, scratch_t own,
+                                 const reversible_t *q) {
+    const int64_t T = b->T, row = b->row;
+    memset(own.v, 0, (size_t)(b->G * own.stride) * sizeof(float));
+    for (int64_t t = 0; t < T; ++t) {
+        const float *y = b->y + t * row;
+        float *x = m ? NULL : b->x + t * row, *m_t = m ? m + t * b->G * own.stride : NULL;
+        /* y of the way back was fetched block by block, its g comes next, from the last step on */
+        const float *ahead = m ? b->g + (T - 1 - t) * row : t + 1 < T ? y + row : y;
+        for (int64_t i = 0; i < b->n; i += PIECE) {
+            const int64_t n = smaller(PIECE, b->n - i);
+            fetch_step(ahead, b, i, i + n);
+            switch ((m ? 2 : 0) + q->by_product) {
+            case 0: rebuild_step(0, 0, b, y, x, m_t, own, i, n, q); break;
+            case 1: rebuild_step(0, 1, b, y, x, m_t, own, i, n, q); break;
+            case 2: rebuild_step(1, 0, b, y, x, m_t, own, i, n, q); break;
+            default: rebuild_step(1, 1, b, y, x, m_t, own, i, n, q); break;
+            }
+        }
     }
 }
 
-#define BACK_CASES(kind)                                                                           \
-    case kind * 4 + 0: back_row(kind, 0, 0, m, y, g, g_v, last, g_m, n, q); break;                 \
-    case kind * 4 + 1: back_row(kind, 0, 1, m, y, g, g_v, last, g_m, n, q); break;                 \
-    case kind * 4 + 2: back_row(kind, 1, 0, m, y, g, g_v, last, g_m, n, q); break;                 \
-    case kind * 4 + 3: back_row(kind, 1, 1, m, y, g, g_v, last, g_m, n, q); break
+#define BY_KIND(row, ...)                                                                          \
+    switch (q->kind * 2 + q->detach) {                                                             \
+    case ATAN * 2: row(ATAN, 0, __VA_ARGS__); break;                                               \
+    case ATAN * 2 + 1: row(ATAN, 1, __VA_ARGS__); break;                                           \
+    case SIGMOID * 2: row(SIGMOID, 0, __VA_ARGS__); break;                                         \
+    case SIGMOID * 2 + 1: row(SIGMOID, 1, __VA_ARGS__); break;                                     \
+    case RECTANGLE * 2: row(RECTANGLE, 0, __VA_ARGS__); break;                                     \
+    case RECTANGLE * 2 + 1: row(RECTANGLE, 1, __VA_ARGS__); break;                                 \
+    case TRIANGLE * 2: row(TRIANGLE, 0, __VA_ARGS__); break;                                       \
+    case TRIANGLE * 2 + 1: row(TRIANGLE, 1, __VA_ARGS__); break;                                   \
+    default: break;                                                                                \
+    }
+
+CLONES static void back_two(const float *m, int64_t m_L, const float *y, const float *g,
+                            float *g_x, int64_t L, float *g_v, int64_t S, int64_t n,
+                            const reversible_t *q) {
+    BY_KIND(back_pair, m, m + m_L, y, y + L, g, g + L, g_x, g_x + L, g_v, g_v + S, n, q)
+}
 
 CLONES static void back_any(int coupled, const float *m, const float *y, float *g, float *g_v,
                             const float *last, float *g_m, int64_t n, const reversible_t *q) {
-    switch (q->kind * 4 + q->detach * 2 + coupled) {
-        BACK_CASES(ATAN);
-        BACK_CASES(SIGMOID);
-        BACK_CASES(RECTANGLE);
-        BACK_CASES(TRIANGLE);
-    default: break;
-    }
+    if (coupled)
+        BY_KIND(back_row, 1, m, y, g, g_v, last, g_m, n, q)
+    else
+        BY_KIND(back_row, 0, m, y, g, g_v, last, g_m, n, q)
 }
 
-/* GY of every group in g, GM in g_m [G, size], to dL/dX in g. */
+CLONES static void passed_any(const float *y, const float *m, float *x, int64_t n,
+                              const reversible_t *q) {
+    if (q->by_product)
+        passed_row(1, y, m, x, n, q);
+    else
+        passed_row(0, y, m, x, n, q);
+}
+
+/* GY of every group in g, GM in g_m [G, S], to dL/dX in g. */
 CLONES static void input_gradient(float *g, const float *g_m, float *restrict spare, int64_t G,
-                                  int64_t L, int64_t n, int64_t size, const reversible_t *q) {
+                                  int64_t L, int64_t n, int64_t S, const reversible_t *q) {
     const float a = q->a, beta = q->beta;
     memcpy(spare, g + (G - 1) * L, (size_t)n * sizeof(float)); /* GY of the last group */
     for (int64_t k = G - 1; k > 0; --k) {
@@ -130,69 +145,104 @@ CLONES static void input_gradient(float *g, const float *g_m, float *restrict sp
         if (k == G - 1)
             for (int64_t j = 0; j < n; ++j) to[j] = through[j] * beta;
         else
-            for (int64_t j = 0; j < n; ++j) to[j] = g_m[k * size + j] * a + through[j] * beta;
+            for (int64_t j = 0; j < n; ++j) to[j] = g_m[k * S + j] * a + through[j] * beta;
     }
     for (int64_t j = 0; j < n; ++j) g[j] = g_m[j] * a + spare[j] * beta;
 }
 
-static void backward_block(const float *y, float *g, float *x, float *scratch, int64_t T,
-                           int64_t row, int64_t G, int64_t L, int64_t n, int64_t size,
-                           const reversible_t *q) {
-    float *m = scratch + G * size, *g_m = m + T * G * size, *spare = g_m + G * size;
-    float *g_v = scratch; /* V is not needed any more when the way back starts */
-    rebuild_block(y, x, scratch, 1, T, row, G, L, n, size, q);
-    memset(g_v, 0, (size_t)(G * size) * sizeof(float));
-    for (int64_t t = T - 1; t >= 0; --t) {
-        for (int64_t k = G - 1; k >= 0; --k) {
-            const int64_t at = t * row + k * L;
-            back_any(k == G - 2, m + (t * G + k) * size, y + at, g + at, g_v + k * size,
-                     g_m + (G - 1) * size, g_m + k * size, n, q);
+/* All steps back over one block. */
+static void back_block(const block_t *b, membranes_t kept, scratch_t own, const reversible_t *q) {
+    const int64_t G = b->G, L = b->L, S = own.stride;
+    memset(own.v, 0, (size_t)(G * S) * sizeof(float));
+    for (int64_t t = b->T - 1; t >= 0; --t) {
+        const int64_t at = t * b->row;
+        for (int64_t i = 0; i < b->n; i += PIECE) {
+            const int64_t n = smaller(PIECE, b->n - i);
+            const float *y = b->y + at + i, *g = b->g + at + i, *m = kept.m + t * kept.row + i;
+            float *g_x = b->g_x + at + i, *g_v = own.v + i, *g_m = own.g_m;
+            fetch_step(b->ahead_y + (b->T - 1 - t) * b->row, b, i, smaller(i + n, b->n_ahead));
+            if (G == 2) {
+                back_two(m, kept.L, y, g, g_x, L, g_v, S, n, q);
+            } else {
+                for (int64_t k = G - 1; k >= 0; --k) {
+                    if (g != g_x) memcpy(g_x + k * L, g + k * L, (size_t)n * sizeof(float));
+                    back_any(k == G - 2, m + k * kept.L, y + k * L, g_x + k * L, g_v + k * S,
+                             g_m + (G - 1) * S, g_m + k * S, n, q);
+                }
+                input_gradient(g_x, g_m, own.spare, G, L, n, S, q);
+            }
+            for (int64_t k = 0; k < G && b->x; ++k)
+                passed_any(y + k * L, m + k * kept.L, b->x + at + i + (k + 1) % G * L, n, q);
         }
-        input_gradient(g + t * row, g_m, spare, G, L, n, size, q);
     }
 }
 
 enum { FORWARD, RECONSTRUCT, BACKWARD };
 
-/* in: x or y; out: y or x; more: v (forward) or g (backward). */
-static int run(int what, const float *in, float *out, float *more, int64_t T, int64_t P, int64_t G,
-               int64_t L, const float *p, int threads) {
+/* What the three have in common. On the way back, m NULL makes the membranes again from y. */
+static int run(int what, block_t all, const float *x, float *y, float *v, float *m, int64_t P,
+               const float *p, int threads) {
     const reversible_t q = reversible_of(p);
-    const int64_t size = smaller(block_for(T * G), (L + 15) / 16 * 16);
-    const int64_t pieces = size ? (L + size - 1) / size : 0, row = P * G * L;
-    const int64_t rows = what == FORWARD ? 1 : what == RECONSTRUCT ? G : (T + 2) * G + 1;
-    const int64_t scratch = rows * size;
-    threads = threads_for(T * row, P * pieces, threads);
-    float *all = malloc((size_t)threads * (size_t)(scratch + 1) * sizeof(float));
-    if (!all) return OUT_OF_MEMORY;
+    const int64_t T = all.T, G = all.G, L = all.L, row = P * G * L;
+    const int64_t size = smaller(smaller(block_for(T * G), 2048), (L + 15) / 16 * 16);
+    const int64_t pieces = size ? (L + size - 1) / size : 0, tasks = P * pieces;
+    const int64_t stride = size + 16; /* rows that lie 4096 bytes apart get into each other's way */
+    const int64_t again = what == BACKWARD && !m ? T * G * stride : 0;
+    const int64_t scratch = again + (2 * G + 1) * stride;
+    threads = threads_for(T * row, tasks, threads);
+    void *memory = malloc((size_t)threads * (size_t)scratch * sizeof(float) + 64);
+    if (!memory) return OUT_OF_MEMORY;
+    float *lines = (float *)(((uintptr_t)memory + 63) & ~(uintptr_t)63); /* a vector is a line */
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t task = 0; task < P * pieces; ++task) {
-        const int64_t from = task % pieces * size, n = smaller(size, L - from);
-        const int64_t at = task / pieces * G * L + from;
-        float *own = all + thread_index() * scratch;
-        if (what == FORWARD)
-            forward_block(in + at, out + at, more + at, T, row, G, L, n, &q);
-        else if (what == RECONSTRUCT)
-            rebuild_block(in + at, out + at, own, 0, T, row, G, L, n, size, &q);
+    for (int64_t task = 0; task < tasks; ++task) {
+        const int64_t from = task % pieces * size, at = task / pieces * G * L + from;
+        float *space = lines + thread_index() * scratch, *rest = space + again;
+        const scratch_t own = {rest, rest + G * stride, rest + 2 * G * stride, stride};
+        block_t b = all;
+        b.row = row, b.n = smaller(size, L - from);
+        if (what == FORWARD) {
+            forward_block(x + at, y + at, v + at, m ? m + at : NULL, T, row, G, L, b.n, &q);
+            continue;
+        }
+        b.y += at, b.x = all.x ? all.x + at : NULL;
+        if (what == RECONSTRUCT) {
+            rebuild_block(&b, NULL, own, &q);
+            continue;
+        }
+        b.g += at, b.g_x += at;
+        if (task + 1 < tasks) {
+            const int64_t next = (task + 1) % pieces * size;
+            b.ahead_y = all.y + (task + 1) / pieces * G * L + next;
+            b.n_ahead = smaller(size, L - next);
+        }
+        membranes_t kept = {space, G * stride, stride};
+        if (m)
+            kept = (membranes_t){m + at, row, L};
         else
-            backward_block(in + at, more + at, out + at, own, T, row, G, L, n, size, &q);
+            rebuild_block(&b, space, own, &q);
+        back_block(&b, kept, own, &q);
     }
-    free(all);
+    free(memory);
     return 0;
 }
 
-REVEDGE_API int revedge_reversible_forward(const float *x, float *y, float *v, int64_t T, int64_t P,
-                                           int64_t G, int64_t L, const float *p, int threads) {
-    return run(FORWARD, x, y, v, T, P, G, L, p, threads);
+REVEDGE_API int revedge_reversible_forward(const float *x, float *y, float *v, float *m, int64_t T,
+                                           int64_t P, int64_t G, int64_t L, const float *p,
+                                           int threads) {
+    const block_t b = {T, G, 0, L, 0, NULL, NULL, NULL, NULL, NULL, 0};
+    return run(FORWARD, b, x, y, v, m, P, p, threads);
 }
 
 REVEDGE_API int revedge_reversible_reconstruct(const float *y, float *x, int64_t T, int64_t P,
                                                int64_t G, int64_t L, const float *p, int threads) {
-    return run(RECONSTRUCT, y, x, NULL, T, P, G, L, p, threads);
+    const block_t b = {T, G, 0, L, 0, y, NULL, NULL, x, y, 0};
+    return run(RECONSTRUCT, b, NULL, NULL, NULL, NULL, P, p, threads);
 }
 
-REVEDGE_API int revedge_reversible_backward(const float *y, float *g, float *x, int64_t T,
-                                            int64_t P, int64_t G, int64_t L, const float *p,
-                                            int threads) {
-    return run(BACKWARD, y, x, g, T, P, G, L, p, threads);
+/* m: as forward wrote it, or NULL; x: to be rebuilt, or NULL; g_x may be g. */
+REVEDGE_API int revedge_reversible_backward(const float *y, float *m, const float *g, float *g_x,
+                                            float *x, int64_t T, int64_t P, int64_t G, int64_t L,
+                                            const float *p, int threads) {
+    const block_t b = {T, G, 0, L, 0, y, g, g_x, x, y, 0};
+    return run(BACKWARD, b, NULL, NULL, NULL, m, P, p, threads);
 }

@@ -17,10 +17,14 @@ from revedge.kernels.reference.norm import (
 )
 from revedge.kernels.reference.pool import max_pool, max_pool_backward
 from revedge.kernels.reference.reversible import (
+    reversible_backward,
     reversible_backward_,
     reversible_forward,
+    reversible_forward_stored,
     reversible_inverse_printed,
     reversible_reconstruct,
+    reversible_stored_backward,
+    reversible_stored_backward_,
 )
 from revedge.kernels.reference.surrogates import exp_of_negative, surrogate_derivative
 
@@ -39,10 +43,14 @@ __all__ = [
     "norm_neuron_forward",
     "norm_neuron_pack_",
     "pack_bits",
+    "reversible_backward",
     "reversible_backward_",
     "reversible_forward",
+    "reversible_forward_stored",
     "reversible_inverse_printed",
     "reversible_reconstruct",
+    "reversible_stored_backward",
+    "reversible_stored_backward_",
     "surrogate_derivative",
     "unpack_bits",
 ]

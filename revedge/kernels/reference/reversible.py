@@ -33,26 +33,44 @@ def _next_state(v: Tensor, m: Tensor, y: Tensor, rp: ReversibleParams) -> Tensor
 
 
 def _step(x: list[Tensor], v: list[Tensor], rp: ReversibleParams) -> tuple[list[Tensor], ...]:
-    """Equations 1-6 for one step; lists run over the groups."""
+    """Equations 1-6 for one step: (Y, V', M); lists run over the groups."""
     n = len(x)
     y: list[Tensor] = []
     v_next: list[Tensor] = []
+    membranes: list[Tensor] = []
     for k in range(n):
         m = _membrane(v[k], x[k] if k < n - 1 else y[n - 2], rp)
         spike = (m >= to_float32(rp.v_threshold)).to(m.dtype)
         y.append(spike + x[(k + 1) % n] * to_float32(rp.beta))
         v_next.append(_next_state(v[k], m, y[k], rp))
-    return y, v_next
+        membranes.append(m)
+    return y, v_next, membranes
 
 
 def reversible_forward(x: Tensor, rp: ReversibleParams, dim: int) -> tuple[Tensor, Tensor]:
     """Return (Y like x, V of the last step like x[0]); V starts at zero."""
+    return _forward(x, rp, dim, None)
+
+
+def reversible_forward_stored(
+    x: Tensor, rp: ReversibleParams, dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (Y, V, M like x): also the membranes before the spike, for the stored backward."""
+    m = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return *_forward(x, rp, dim, grouped(m, rp.groups, dim)), m
+
+
+def _forward(
+    x: Tensor, rp: ReversibleParams, dim: int, m_TPGL: Tensor | None
+) -> tuple[Tensor, Tensor]:
     x_TPGL = grouped(x, rp.groups, dim)
     y_TPGL = torch.empty_like(x_TPGL, memory_format=torch.contiguous_format)
     v = [torch.zeros_like(x_TPGL[0, :, 0]) for _ in range(rp.groups)]
     for t in range(x.shape[0]):
-        y, v = _step(list(x_TPGL[t].unbind(1)), v, rp)
+        y, v, m = _step(list(x_TPGL[t].unbind(1)), v, rp)
         torch.stack(y, 1, out=y_TPGL[t])
+        if m_TPGL is not None:
+            torch.stack(m, 1, out=m_TPGL[t])
     return y_TPGL.reshape(x.shape), torch.stack(v, 1).reshape(x.shape[1:])
 
 
@@ -92,10 +110,44 @@ def reversible_backward_(y: Tensor, g: Tensor, rp: ReversibleParams, dim: int) -
     The vector-Jacobian product of the whole sequence, through V too; the paper's (11) and (12)
     are column sums of one step's Jacobian, and (12) is wrong as printed.
     """
+    x, kept = _rebuild(y, rp, dim, keep_m=True)
+    _gradient_(y, kept, g, rp, dim)
+    return x
+
+
+def reversible_backward(y: Tensor, g: Tensor, rp: ReversibleParams, dim: int) -> Tensor:
+    """Return the gradient of X; ``g`` stays as it is, and X is not wanted."""
+    g_x = g.clone(memory_format=torch.contiguous_format)
+    reversible_backward_(y, g_x, rp, dim)
+    return g_x
+
+
+def reversible_stored_backward_(
+    y: Tensor, m: Tensor, g: Tensor, rp: ReversibleParams, dim: int
+) -> Tensor:
+    """:func:`reversible_backward_` with the membranes ``m`` that the forward pass kept."""
+    _gradient_(y, [list(m_t.unbind(1)) for m_t in grouped(m, rp.groups, dim)], g, rp, dim)
+    spike = (m >= to_float32(rp.v_threshold)).to(y.dtype)
+    passed = grouped((y - spike) / to_float32(rp.beta), rp.groups, dim)
+    return passed.roll(1, 2).reshape(y.shape)
+
+
+def reversible_stored_backward(
+    y: Tensor, m: Tensor, g: Tensor, rp: ReversibleParams, dim: int
+) -> Tensor:
+    """:func:`reversible_backward` with the membranes ``m`` that the forward pass kept."""
+    g_x = g.clone(memory_format=torch.contiguous_format)
+    reversible_stored_backward_(y, m, g_x, rp, dim)
+    return g_x
+
+
+def _gradient_(
+    y: Tensor, kept: list[list[Tensor]], g: Tensor, rp: ReversibleParams, dim: int
+) -> None:
+    """Overwrite ``g`` with the gradient of X, from Y and the membranes of every step and group."""
     n = rp.groups
     a, one_minus_a = to_float32(1.0 / rp.tau), to_float32(1.0 - 1.0 / rp.tau)
     alpha, beta, threshold = to_float32(rp.alpha), to_float32(rp.beta), to_float32(rp.v_threshold)
-    x, kept = _rebuild(y, rp, dim, keep_m=True)
     y_TPGL, g_TPGL = grouped(y, n, dim), grouped(g, n, dim)
     g_v = [torch.zeros_like(y_TPGL[0, :, 0]) for _ in range(n)]
     for t in reversed(range(y.shape[0])):
@@ -115,7 +167,6 @@ def reversible_backward_(y: Tensor, g: Tensor, rp: ReversibleParams, dim: int) -
         for k in range(n):
             through = g_y[(k - 1) % n] * beta
             g_t[k].copy_(through if k == n - 1 else g_m[k] * a + through)
-    return x
 
 
 def reversible_inverse_printed(
