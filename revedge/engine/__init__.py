@@ -8,6 +8,7 @@ from revedge.engine.residual import Residual
 from revedge.engine.run import Run, carry
 from revedge.engine.strategy import STRATEGIES
 from revedge.engine.unit import GRID_BITS, INPUT_GRID_BITS, Branch, GlobalMean, Unit
+from revedge.engine.update import update_in_backward
 
 __all__ = [
     "GRID_BITS",
@@ -23,4 +24,5 @@ __all__ = [
     "Run",
     "Unit",
     "carry",
+    "update_in_backward",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from revedge.engine.run import Given, Run
-from revedge.engine.vjp import Gradients
+from revedge.engine.vjp import Gradients, Update
 
 
 @dataclass(slots=True)
@@ -31,6 +31,11 @@ class Chain:
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = list(runs)
+
+    @property
+    def update(self) -> Update | None:
+        """What updates a parameter in the backward pass: one for all runs."""
+        return self.runs[0].update
 
     def parameters(self) -> list[Tensor]:
         """Parameters of all runs that want a gradient, each once."""

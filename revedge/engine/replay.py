@@ -136,6 +136,7 @@ class Replay:
                 if stream is not None:
                     _add(branch, stream, y.whole(), stats, sign=-1)
                 g = self._trailing_backward(y.whole(), stats, g, gradients)
+            gradients.settle(branch.norm)
         self.g = g
 
     def backward(self, gradients: Gradients, *, need_input: bool) -> Tensor | None:
@@ -148,10 +149,11 @@ class Replay:
             signal = self._signal(index)
             g_or_none = tail_backward(unit, signal, kept.chance, g, gradients, need_input=needed)
             if g_or_none is None:
+                gradients.settle(unit)
                 return None
-            g = g_or_none
-            g = self._fire_backward(index, signal, g, gradients)
-            del signal
+            g = self._fire_backward(index, signal, g_or_none, gradients)
+            del signal, g_or_none
+            gradients.settle(unit)
             kept.pre = kept.signal = None
             self.inputs.pop(index, None)
         return g

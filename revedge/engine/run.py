@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from revedge.engine.autocast import autocast_state
 from revedge.engine.strategy import Saving, check_strategy
-from revedge.engine.vjp import Gradients
+from revedge.engine.vjp import Gradients, Update
 from revedge.errors import ReversibilityError, UsageError
 
 CHECKS = ("none", "checksum")
@@ -61,6 +61,11 @@ class Carried(Protocol):
         """Whether the backward needs the output itself."""
         ...
 
+    @property
+    def update(self) -> Update | None:
+        """What updates a parameter in the backward pass, if any."""
+        ...
+
     def run_forward(self, x: Given, *, keep: bool) -> tuple[Tensor, Any]:
         """Return output and tape; ``keep`` False leaves the tape empty."""
         ...
@@ -88,6 +93,7 @@ class Run(nn.Module):
     Attributes:
         strategy: what is kept between forward and backward, see `revedge.engine.strategy`.
         check: "checksum" compares a 64-bit sum of every rebuilt block input with that of the forward pass.
+        update: called with each parameter and its gradient in the backward pass, see `update_in_backward`.
         slab_bytes: size of the slabs of channels that tensors between units are computed in; None: whole.
     """
 
@@ -98,6 +104,7 @@ class Run(nn.Module):
         super().__init__()
         self.set_strategy(strategy, check=check)
         self.slab_bytes: int | None = None
+        self.update: Update | None = None
 
     def set_strategy(self, strategy: str, *, check: str | None = None) -> None:
         """Choose what the run keeps; the gradient stays the same to the last bit.
@@ -184,7 +191,7 @@ class _Carry(torch.autograd.Function):
             )
         x, out = ctx.saved_tensors
         tape, ctx.tape, ctx.used_up = ctx.tape, None, True
-        gradients: Gradients = {}
+        gradients = Gradients(ctx.run.update)
         with torch.no_grad(), ctx.autocast:
             g_x = ctx.run.run_backward(
                 None if x is None else x.contiguous(),

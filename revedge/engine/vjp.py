@@ -14,7 +14,26 @@ from revedge import kernels
 from revedge.engine.autocast import lowered
 from revedge.engine.unit import GlobalMean
 
-Gradients = dict[Tensor, Tensor]  # parameter -> its gradient
+Update = Callable[[nn.Parameter, Tensor], None]
+
+
+class Gradients(dict[Tensor, Tensor]):
+    """Parameters and their gradients, as far as they have been found in a backward pass.
+
+    Args:
+        update: takes a parameter and its gradient as soon as that is complete (see `update_in_backward`).
+    """
+
+    def __init__(self, update: Update | None = None) -> None:
+        super().__init__()
+        self.update_parameter = update
+
+    def settle(self, module: nn.Module) -> None:
+        """Say that the backward of ``module`` is done: where parameters are updated at once, its are, and forgotten."""
+        if self.update_parameter is not None:
+            for parameter in module.parameters():
+                if parameter in self:
+                    self.update_parameter(parameter, self.pop(parameter))
 
 
 def add_gradient(gradients: Gradients, parameter: Tensor | None, gradient: Tensor | None) -> None:

@@ -14,6 +14,7 @@ from revedge.engine import STRATEGIES, Branch, Chain, Coupling, Feed, Residual, 
 from revedge.engine.run import Given
 from revedge.engine.signal import Signal, chunks
 from revedge.engine.tail import draw
+from revedge.engine.vjp import Gradients
 from revedge.errors import ReversibilityError
 from revedge.neurons import LIFNode, ParametricLIFNode, ReversibleNode
 
@@ -273,6 +274,6 @@ def test_a_tape_is_freed_unit_by_unit(monkeypatch):
 
     monkeypatch.setattr(LIFNode, "params", spy)
     g = Given(torch.ones_like(X), free=True)
-    feed.run_backward(X, None, tape, g, {}, need_input=True)
+    feed.run_backward(X, None, tape, g, Gradients(), need_input=True)
     assert alive_at_first
     assert not any(alive_at_first)
