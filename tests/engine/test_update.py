@@ -12,8 +12,8 @@ from revedge.errors import UsageError
 
 
 def descend(parameter: nn.Parameter, gradient: Tensor) -> None:
-    """One step of gradient descent that overwrites the gradient, as an update may."""
-    parameter.data.sub_(gradient.mul_(1e-3))
+    """One step of sign descent (gradients of nets with dead channels are huge); overwrites the gradient, as it may."""
+    parameter.data.sub_(gradient.sign_().mul_(1e-3))
 
 
 def train(net: nn.Module, x: Tensor, steps: int = 2) -> dict[str, Tensor]:
