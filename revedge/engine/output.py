@@ -49,8 +49,8 @@ class Output:
 
     @property
     def sliced(self) -> bool:
-        """Whether `slabs` yields more than one slab; reading a signal at one bit per spike, never the stream itself."""
-        return self._tensor is None and len(self._cuts) > 1 and self._signal.bits is not None
+        """Whether `slabs` yields more than one slab."""
+        return self._tensor is None and len(self._cuts) > 1
 
     @property
     def shape(self) -> torch.Size:

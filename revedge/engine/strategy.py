@@ -10,7 +10,7 @@
 
 Three places differ in where a branch's input comes from. A `feed` has no identity path, so its input is kept (no copy:
 it is the output of the run before). A `coupling` has the other half of the stream. A `residual` branch has nothing, so
-it is replayed from its first spikes, and its input follows by subtraction.
+it is replayed from its first spikes, and its input follows by subtraction; if it begins without a neuron, its input is kept.
 """
 
 from dataclasses import dataclass
@@ -69,6 +69,8 @@ def what_to_keep(saving: Saving, place: Place, unit: Unit, index: int) -> Keep:
         return Keep(pre=not first or place != "feed", spikes=unit.neuron is not None)
     if strategy == "invert" and unit.neuron is not None and not unit.spikes_are_bits:
         return Keep(spikes=True)
+    if first and place == "residual" and unit.neuron is None:
+        return Keep(pre=True)  # it reads the stream itself, which is rebuilt only after the branch
     if strategy in ("keep-conv", "invert"):
         return Keep(pre=not first)
     needed = place == "residual" if first else strategy == "keep-spikes" or place == "feed"

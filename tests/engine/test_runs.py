@@ -64,6 +64,32 @@ def test_other_neurons_in_every_run(kind, neuron):
     assert len({run_digest(RUNS[kind], s, x, neuron=make_neuron) for s in STRATEGIES}) == 1
 
 
+@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("slab_bytes", [None, 1])
+def test_branches_that_read_the_stream_itself(kind, norm, slab_bytes, monkeypatch):
+    """A branch that begins with a convolution, without a neuron, is not fed a stream that was overwritten."""
+    monkeypatch.setattr("revedge.engine.output.LEAST_CHANNELS", 1)
+    c = 2 if kind == "coupling" else 4
+
+    def analog() -> Branch:
+        spiking = small_branch(c)
+        first = Unit(norm=nn.BatchNorm2d(c) if norm else None, op=nn.Conv2d(c, c, 1, bias=False))
+        return Branch([first, spiking.unit_list()[1]], norm=nn.BatchNorm2d(c))
+
+    def make(**_) -> Run:
+        branches = [analog() for _ in range(4)]
+        if kind == "coupling":
+            run: Run = Coupling(branches[:2], branches[2:])
+        else:
+            run = (Feed if kind == "feed" else Residual)(branches)
+        run.set_slab_bytes(slab_bytes)
+        return run
+
+    x = torch.round(X * 2**14) / 2**14
+    assert len({run_digest(make, s, x) for s in STRATEGIES}) == 1
+
+
 def test_second_backward_is_refused():
     """A tape serves one backward; the error says what to do."""
     run = RUNS["residual"]()
