@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from revedge.engine.feed import Feed
+from revedge.engine.output import Output
 from revedge.engine.run import Given, Run
 from revedge.engine.vjp import Gradients, Update
 
@@ -42,12 +44,28 @@ class Chain:
         found = {p: None for run in self.runs for p in run.parameters() if p.requires_grad}
         return list(found)
 
+    def _rebuilds(self, run: Run) -> bool:
+        """Whether the input of ``run`` is computed again by the run before it instead of kept.
+
+        Done where memory comes first (slabs), between two feeds; a third in turn would need the second's input.
+        """
+        if not (isinstance(run, Feed) and run.slab_bytes is not None):
+            return False
+        index = self.runs.index(run)
+        before = self.runs[index - 1] if index else None
+        return (
+            isinstance(before, Feed)
+            and before.can_rebuild()
+            and len(run.branch_list()) == 1
+            and run.strategy in ("keep-spikes", "reverse")
+        )
+
     def run_forward(self, x: Given, *, keep: bool) -> tuple[Tensor, list[_Link]]:
         """See `Carried`."""
         links: list[_Link] = []
         stream, free = x.take(), x.free
         for run in self.runs:
-            kept_x = stream if keep and run.keeps_input else None
+            kept_x = stream if keep and run.keeps_input and not self._rebuilds(run) else None
             given = Given(stream, free=free and kept_x is None)
             del stream
             stream, tape = run.run_forward(given, keep=keep)
@@ -59,7 +77,7 @@ class Chain:
 
     def run_backward(
         self,
-        x: Tensor | None,
+        x: Tensor | Output | None,
         out: Given | None,
         tape: Any,
         g: Given,
@@ -73,11 +91,16 @@ class Chain:
         last = len(self.runs) - 1
         for index in range(last, -1, -1):
             link = links.pop()
+            kept_x: Tensor | Output | None = link.x
+            if self._rebuilds(self.runs[index]):
+                before = self.runs[index - 1]
+                assert isinstance(before, Feed)
+                kept_x = before.again(links[-1].x, links[-1].tape)
             # The output of the last run is in the caller's hands.
             kept_out = None if link.out is None else Given(link.out, free=index < last)
             link.out = None
             g_x = self.runs[index].run_backward(
-                link.x, kept_out, link.tape, g, gradients, need_input=need_input or index > 0
+                kept_x, kept_out, link.tape, g, gradients, need_input=need_input or index > 0
             )
             if g_x is None:
                 return None

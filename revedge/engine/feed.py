@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from revedge.engine.output import Output
 from revedge.engine.replay import BranchTape, Replay, branch_forward, join
 from revedge.engine.run import Given, Run
 from revedge.engine.unit import Branch
@@ -50,9 +51,19 @@ class Feed(Run):
         assert out is not None
         return out, tapes
 
+    def can_rebuild(self) -> bool:
+        """Whether `again` can give the output without much on the tape."""
+        branches = self.branch_list()
+        kept = self.strategy in ("keep-spikes", "reverse") and self.slab_bytes is not None
+        return kept and len(branches) == 1 and branches[0].pool is None
+
+    def again(self, x: Tensor | Output | None, tape: Any) -> Output:
+        """Return the output once more, slab by slab, before the run's backward; costs its last operator."""
+        return Replay(self.branch_list()[0], tape[0], x, self.slab_bytes).again()
+
     def run_backward(
         self,
-        x: Tensor | None,
+        x: Tensor | Output | None,
         out: Given | None,
         tape: Any,
         g: Given,

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from revedge.engine.output import Output
 from revedge.engine.run import Given, Run
 from revedge.engine.vjp import Gradients
 
@@ -27,7 +28,7 @@ class Repeat(Run):
 
     def run_backward(
         self,
-        x: Tensor | None,
+        x: Tensor | Output | None,
         out: Given | None,
         tape: Any,
         g: Given,

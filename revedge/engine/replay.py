@@ -17,6 +17,7 @@ from revedge.engine.output import Output
 from revedge.engine.run import Given
 from revedge.engine.signal import Signal
 from revedge.engine.slab import (
+    Rounded,
     add_slabs,
     fire_slabs,
     fire_slabs_backward_,
@@ -109,7 +110,7 @@ class Replay:
     """
 
     def __init__(
-        self, branch: Branch, tape: BranchTape, x: Tensor | None, slab_bytes: int | None
+        self, branch: Branch, tape: BranchTape, x: Tensor | Output | None, slab_bytes: int | None
     ) -> None:
         self.branch, self.tape, self.x, self.slab_bytes = branch, tape, x, slab_bytes
         self.units = branch.unit_list()
@@ -164,7 +165,8 @@ class Replay:
             return fire_backward_(unit, None, signal, stats, g, gradients)
         del signal
         y = self._input(index)
-        if stats is not None and stats.of_batch and fires_by_slabs(unit, y):
+        frozen = stats is not None and not stats.of_batch
+        if fires_by_slabs(unit, y) and not frozen:
             return fire_slabs_backward_(unit, y, stats, g, gradients)
         return fire_backward_(unit, y.whole(), None, stats, g, gradients)
 
@@ -181,6 +183,14 @@ class Replay:
             assert pooled is not None
             g = pooled
         return norm_backward_(branch.norm, y, g, stats, gradients)
+
+    def again(self) -> Output:
+        """The branch's output, computed again before `undo`; of a branch without pool at its end."""
+        y, stats = self._tail(len(self.units) - 1), self.tape.stats
+        if self.branch.norm is None:
+            return y
+        assert stats is not None
+        return Rounded(y, self.branch.norm, stats)
 
     def _output(self) -> Output:
         """Output of the last unit; what the tape kept of it is given away."""
@@ -211,7 +221,7 @@ class Replay:
             return Output.of(kept.pre)
         if index == 0:
             assert self.x is not None
-            return _input_of(self.branch, self.x)
+            return self.x if isinstance(self.x, Output) else _input_of(self.branch, self.x)
         if index not in self.inputs:
             self.inputs[index] = self._tail(index - 1)
         return self.inputs[index]

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from revedge import kernels
+from revedge.engine.output import Output
 from revedge.engine.replay import BranchTape, Replay, branch_forward, join
 from revedge.engine.run import Checksums, Given, Run
 from revedge.engine.unit import GRID_BITS, Branch, to_grid
@@ -78,7 +79,7 @@ class Residual(Run):
 
     def run_backward(
         self,
-        x: Tensor | None,
+        x: Tensor | Output | None,
         out: Given | None,
         tape: Any,
         g: Given,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from revedge.engine.autocast import autocast_state
+from revedge.engine.output import Output
 from revedge.engine.strategy import Saving, check_strategy
 from revedge.engine.vjp import Gradients, Update
 from revedge.errors import ReversibilityError, UsageError
@@ -72,7 +73,7 @@ class Carried(Protocol):
 
     def run_backward(
         self,
-        x: Tensor | None,
+        x: Tensor | Output | None,
         out: Given | None,
         tape: Any,
         g: Given,
@@ -143,7 +144,7 @@ class Run(nn.Module):
     @abstractmethod
     def run_backward(
         self,
-        x: Tensor | None,
+        x: Tensor | Output | None,
         out: Given | None,
         tape: Any,
         g: Given,

@@ -15,6 +15,7 @@ from revedge import kernels
 # Two tensors of this size stay in the second-level cache of small machines; larger chunks run no faster, smaller ones
 # pay for the call (measured: benchmarks/).
 CHUNK_BYTES = 2 * 2**20
+_CHANNEL_BLOCK = 16
 
 
 class Signal:
@@ -78,8 +79,11 @@ def chunks(signal: Signal, *, whole: bool) -> Iterator[tuple[int, int]]:
     The same signal is cut the same way in forward and backward and under every strategy: a convolution may round
     differently with the number of samples it sees at once.
     """
-    plane_bytes = 4 * max(1, math.prod(signal.plane_shape))
-    aligned = 8 // math.gcd(8, plane_bytes // 4)
+    size = max(1, math.prod(signal.plane_shape))
+    aligned = 8 // math.gcd(8, size)
+    # oneDNN works on blocks of 16 channels: a plane of fewer takes as much room.
+    channels = max(1, signal.plane_shape[0]) if signal.plane_shape else 1
+    plane_bytes = 4 * size // channels * max(_CHANNEL_BLOCK, channels)
     count = signal.planes if whole else max(1, CHUNK_BYTES // plane_bytes // aligned) * aligned
     for start in range(0, signal.planes, max(1, count)):
         yield start, min(start + count, signal.planes)

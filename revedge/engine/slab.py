@@ -3,6 +3,8 @@
 Each function equals its namesake on the whole tensor bit for bit: batch norm and neurons never look across channels.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -16,50 +18,99 @@ from revedge.engine.vjp import Gradients, add_gradient
 from revedge.neurons import BaseNode
 
 
+class Rounded(Output):
+    """``round(norm(y))``, the output of a branch with a trailing norm, in the slabs of ``y``."""
+
+    def __init__(self, y: Output, norm: _BatchNorm, stats: Stats) -> None:
+        self._y, self._norm, self._stats = y, norm, stats
+        self._tensor = None
+
+    @property
+    def sliced(self) -> bool:
+        """See `Output`."""
+        return self._tensor is None and self._y.sliced
+
+    @property
+    def shape(self) -> torch.Size:
+        """See `Output`."""
+        return self._y.shape
+
+    def slabs(self) -> Iterator[tuple[int, Tensor]]:
+        """See `Output`."""
+        for first, slab in self._y.slabs():
+            own = self._stats.slab(first, slab.shape[2])
+            _add(self._norm, None, first, slab, own, slab, at=0, sign=1)
+            yield first, slab
+            del slab
+
+    def whole(self) -> Tensor:
+        """See `Output`."""
+        if self._tensor is None:
+            for first, slab in self._y.slabs():
+                if self._tensor is None:
+                    self._tensor = slab.new_empty(self.shape) if self._y.sliced else slab
+                own = self._stats.slab(first, slab.shape[2])
+                _add(self._norm, None, first, slab, own, self._tensor, at=first, sign=1)
+                del slab
+        assert self._tensor is not None
+        return self._tensor
+
+
 def fires_by_slabs(unit: Unit, y: Output) -> bool:
     """Whether the unit can take ``y`` slab by slab."""
-    return y.sliced and unit.norm is not None and unit.spikes_are_bits
+    return y.sliced and unit.spikes_are_bits
 
 
-def fire_slabs(unit: Unit, y: Output, stats: Stats | None) -> tuple[Stats, Signal]:
+def fire_slabs(unit: Unit, y: Output, stats: Stats | None) -> tuple[Stats | None, Signal]:
     """As `take_stats` (unless they are given) and `fire` at one bit per spike."""
     assert isinstance(unit.neuron, BaseNode)
-    assert unit.norm is not None
     shape, params, parts = y.shape, unit.neuron.params(), list[Stats]()
     bits: Tensor | None = None
     for first, slab in y.slabs():
         if bits is None:  # zeroed: two slabs may share a byte
             bits = slab.new_zeros((shape.numel() + 7) // 8, dtype=torch.uint8)
-        parts.append(_stats(unit.norm, first, slab, stats))
-        scale, shift, _ = _affine(unit.norm, first, parts[-1])
+        if unit.norm is None:  # times 1, plus 0: the same bits
+            scale, shift = slab.new_ones(slab.shape[2]), slab.new_zeros(slab.shape[2])
+        else:
+            parts.append(_stats(unit.norm, first, slab, stats))
+            scale, shift, _ = _affine(unit.norm, first, parts[-1])
         kernels.norm_neuron_pack_(slab, scale, shift, params, bits, channels=shape[2], first=first)
-    if stats is None:
+    if stats is None and unit.norm is not None:
         stats = gather_stats(unit.norm, parts, shape.numel() // shape[2])
     return stats, Signal(shape, bits=bits)
 
 
 def fire_slabs_backward_(
-    unit: Unit, y: Output, stats: Stats, g: Tensor, gradients: Gradients
+    unit: Unit, y: Output, stats: Stats | None, g: Tensor, gradients: Gradients
 ) -> Tensor:
     """As `fire_backward_` with the statistics of the batch: ``g``, of the spikes, becomes that of ``y``."""
     assert isinstance(unit.neuron, BaseNode)
-    assert unit.norm is not None
     params, parts = unit.neuron.params(), list[tuple[Tensor, Tensor]]()
     # Its sum over neurons is taken once, as over a whole tensor.
     leaks = g.new_empty(g.shape[1:]) if params.learns_leak else None
     for first, slab in y.slabs():
         count = slab.shape[2]
-        mean, _, _ = stats.slab(first, count)
-        _, _, inv_std = _affine(unit.norm, first, stats.slab(first, count))
-        weight, bias = _channels(unit.norm, first, count)
-        g_weight, g_bias, g_leak = kernels.norm_neuron_backward_(
-            slab, g, mean, inv_std, weight, bias, params, first=first
-        )
-        parts.append((g_weight, g_bias))
+        if unit.norm is None:
+            own = g[:, :, first : first + count]
+            g_slab, _, g_leak = kernels.neuron_backward_(
+                slab, None, own.contiguous(), None, params, state=False
+            )
+            own.copy_(g_slab)
+            del own, g_slab
+        else:
+            assert stats is not None
+            mean, _, _ = stats.slab(first, count)
+            _, _, inv_std = _affine(unit.norm, first, stats.slab(first, count))
+            weight, bias = _channels(unit.norm, first, count)
+            g_weight, g_bias, g_leak = kernels.norm_neuron_backward_(
+                slab, g, mean, inv_std, weight, bias, params, first=first
+            )
+            parts.append((g_weight, g_bias))
         if leaks is not None and g_leak is not None:
             leaks[:, first : first + count] = g_leak
         del slab
-    _add_norm_gradients(unit.norm, parts, gradients)
+    if unit.norm is not None:
+        _add_norm_gradients(unit.norm, parts, gradients)
     add_leak_gradient(unit.neuron, leaks, gradients)
     return g
 
@@ -71,7 +122,7 @@ def add_slabs(norm: _BatchNorm, x: Tensor | None, y: Output) -> tuple[Tensor, St
         if out is None:
             out = slab.new_empty(y.shape)
         parts.append(_stats(norm, first, slab, None))
-        _add(norm, x, first, slab, parts[-1], out, sign=1)
+        _add(norm, x, first, slab, parts[-1], out, at=first, sign=1)
         del slab
     assert out is not None
     return out, gather_stats(norm, parts, out.numel() // out.shape[2])
@@ -85,7 +136,7 @@ def undo_slabs_(
     for first, slab in y.slabs():
         own = stats.slab(first, slab.shape[2])
         if x is not None:
-            _add(norm, x, first, slab, own, x, sign=-1)
+            _add(norm, x, first, slab, own, x, at=first, sign=-1)
         weight, _ = _channels(norm, first, slab.shape[2])
         _, _, inv_std = _affine(norm, first, own)
         parts.append(
@@ -106,13 +157,15 @@ def _add(
     stats: Stats,
     out: Tensor,
     *,
+    at: int,
     sign: int,
 ) -> None:
+    """Write ``x + sign * round(norm(slab))`` to the channels of ``out`` from ``at`` on."""
     scale, shift, _ = _affine(norm, first, stats)
     x_flat = None if x is None else x.flatten(0, 1)
     kernels.grid_add(
         x_flat, slab.flatten(0, 1), scale, shift,
-        bits=GRID_BITS, sign=sign, out=out.flatten(0, 1), first=first,
+        bits=GRID_BITS, sign=sign, out=out.flatten(0, 1), first=at,
     )  # fmt: skip
 
 

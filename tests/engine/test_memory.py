@@ -1,0 +1,64 @@
+"""Live bytes of a training step, counted storage by storage on meta tensors."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from revedge import models
+from revedge.planner.tracer import StorageTracker
+
+SIZE = 16  # height and width of the frames
+
+
+def live_bytes(name: str, *, timesteps: int, batch: int, slab_bytes: int | None, **options) -> int:
+    """Peak of what a second step holds, above weights and gradients."""
+    with torch.device("meta"):
+        net = models.create(
+            name,
+            in_shape=(2, SIZE, SIZE),
+            num_classes=10,
+            timesteps=timesteps,
+            strategy="reverse",
+            **options,
+        )
+    net.set_slab_bytes(slab_bytes)
+    tracker = StorageTracker(page_bytes=4096, native_kernels=True)
+    tracker.add([*net.parameters(), *net.buffers()], "weights")
+    with tracker:
+        for _ in range(2):
+            net.zero_grad(set_to_none=True)
+            x = torch.zeros(timesteps, batch, 2, SIZE, SIZE, device="meta")
+            labels = torch.zeros(batch, dtype=torch.int64, device="meta")
+            F.cross_entropy(net(x), labels).backward()
+            tracker.name([p.grad for p in net.parameters() if p.grad is not None], "gradients")
+            del x
+    return tracker.bytes_at_peak()["activations"]
+
+
+@pytest.mark.parametrize("name", ["ms-resnet6", "revsresnet11"])
+@pytest.mark.parametrize("slab_bytes", [None, 1 << 18])
+def test_depth_costs_kept_bits_only(name, slab_bytes):
+    """From 8 to 64 blocks, memory beyond weights, gradients and kept bits is flat."""
+    shallow, deep = (
+        live_bytes(name, timesteps=4, batch=4, slab_bytes=slab_bytes, depth=depth)
+        for depth in (8, 64)
+    )
+    # A kept spike tensor of the first stage, its page rounding included; none in a coupling.
+    width = 32 if name.startswith("ms") else 0
+    bits = (64 - 8) // 2 * (4 * 4 * width * SIZE * SIZE // 8 + 4096)
+    assert shallow <= deep <= shallow * 1.02 + bits
+
+
+def test_time_costs_one_gradient_and_bits_only():
+    """Twice the steps add what the gradient tensor, the input and the bits of all units add, and half a slab."""
+    batch, units, width = 2, 10, 32
+    # From 32 steps on the chunks that convolutions work on have their full size.
+    short, long = (
+        live_bytes("vgg-iso10", timesteps=t, batch=batch, slab_bytes=1 << 18) for t in (32, 64)
+    )
+    neurons = batch * width * SIZE * SIZE
+    gradient, bits, frames = 4 * neurons, units * neurons / 8, 4 * batch * 2 * SIZE * SIZE
+    slab = 8 * gradient // width  # a step of the fewest channels that a slab may have
+    whole = live_bytes("vgg-iso10", timesteps=64, batch=batch, slab_bytes=None)
+    assert long - short <= 32 * (gradient + bits + frames + slab)
+    assert long < 0.6 * whole
