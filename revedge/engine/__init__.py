@@ -1,5 +1,6 @@
 """The autograd side: spiking units, memory strategies, reversible runs and their checks. Read README.md first."""
 
+from revedge.engine.adopt import Applied, apply
 from revedge.engine.chain import Chain
 from revedge.engine.coupling import Coupling
 from revedge.engine.feed import Feed
@@ -14,6 +15,7 @@ __all__ = [
     "GRID_BITS",
     "INPUT_GRID_BITS",
     "STRATEGIES",
+    "Applied",
     "Branch",
     "Chain",
     "Coupling",
@@ -23,6 +25,7 @@ __all__ = [
     "Residual",
     "Run",
     "Unit",
+    "apply",
     "carry",
     "update_in_backward",
 ]

@@ -73,6 +73,8 @@ def what_to_keep(saving: Saving, place: Place, unit: Unit, index: int) -> Keep:
         return Keep(pre=True)  # it reads the stream itself, which is rebuilt only after the branch
     if strategy in ("keep-conv", "invert"):
         return Keep(pre=not first)
+    if unit.neuron is None and not first:  # a normalization alone: made again from the unit before
+        return Keep()
     needed = place == "residual" if first else strategy == "keep-spikes" or place == "feed"
     return Keep(bits=needed and unit.spikes_are_bits, spikes=needed and not unit.spikes_are_bits)
 

@@ -71,7 +71,7 @@ def is_known(module: nn.Module | None) -> bool:
     """Whether each sample of the module's output depends on that sample alone, without chance, as we know it."""
     if isinstance(module, nn.Sequential):
         return all(is_known(part) for part in module)
-    return module is None or type(module) in _BACKWARD
+    return module is None or type(module) in _BACKWARD or type(module) in _SAMPLE_WISE
 
 
 _Backward = Callable[[nn.Module, Tensor, Tensor, Gradients, bool], Tensor | None]
@@ -199,6 +199,11 @@ def _pair(value: int | tuple[int, ...]) -> list[int]:
     return [value, value] if isinstance(value, int) else list(value)
 
 
+# Without a backward of their own, but each sample depends on that sample alone, without chance: cut into chunks, too.
+_SAMPLE_WISE = (
+    nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d, nn.AvgPool1d, nn.MaxPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d, nn.GroupNorm, nn.LayerNorm, nn.ReLU, nn.GELU, nn.SiLU,
+)  # fmt: skip
 _BACKWARD: dict[type, _Backward] = {
     nn.Conv2d: _conv2d,
     nn.Linear: _linear,

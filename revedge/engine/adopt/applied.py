@@ -1,0 +1,221 @@
+"""`apply`: give the spiking parts of a user's own model memory strategies, and take them back."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from revedge.engine.adopt import parts, spikingjelly
+from revedge.engine.adopt.forward import Forward, Settings, runs_of
+from revedge.engine.adopt.report import Report
+from revedge.engine.adopt.rest import forget
+from revedge.engine.adopt.telling import is_neuron, line_of, report_of
+from revedge.engine.run import CHECKS, Run
+from revedge.engine.strategy import check_strategy
+from revedge.errors import UsageError
+
+parts.RECOGNIZERS[:0] = [spikingjelly.recognize]
+
+
+@runtime_checkable
+class _OfRuns(Protocol):
+    """A net of the engine: `revedge.SpikingNet`."""
+
+    def runs(self) -> list[Run]: ...
+
+    def set_strategy(self, strategy: str | Sequence[str], *, check: str | None = None) -> None: ...
+
+
+class Applied:
+    """A model under `apply`; prints as the report.
+
+    Attributes:
+        model: the user's model, whose forward now goes through runs.
+    """
+
+    def __init__(
+        self, model: nn.Module, forwards: list[Forward], failures: dict[nn.Module, str]
+    ) -> None:
+        self.model = model
+        self._forwards, self._failures = forwards, failures
+
+    @property
+    def report(self) -> Report:
+        """What is a run now, and what is left; follows the model's mode and later changes of it."""
+        return report_of(self.model, self._forwards, self._failures)
+
+    def __str__(self) -> str:
+        """Return the report as text."""
+        return str(self.report)
+
+    def undo(self) -> None:
+        """Let the model run as it was written."""
+        for forward in self._forwards:
+            forget(forward.neurons())
+            forward.root.__dict__.pop("forward", None)
+        self._forwards = []
+
+
+class AppliedNet(Applied):
+    """A net of the engine under `apply`: its runs got other strategies, and nothing else."""
+
+    def __init__(self, model: nn.Module, before: list[str]) -> None:
+        super().__init__(model, [], {})
+        self._before: list[str] | None = before
+
+    @property
+    def report(self) -> Report:
+        """The runs of the net."""
+        assert isinstance(self.model, _OfRuns)
+        names = {module: name for name, module in self.model.named_modules()}
+        lines = tuple(line_of(run, [names[run]]) for run in self.model.runs())
+        return Report(type(self.model).__name__, lines)
+
+    def undo(self) -> None:
+        """Give the runs the strategies that they had."""
+        assert isinstance(self.model, _OfRuns)
+        if self._before is not None:
+            self.model.set_strategy(self._before)
+        self._before = None
+
+
+def apply(
+    model: nn.Module,
+    strategy: Any = "reverse",
+    *,
+    grid: bool = False,
+    check: str = "none",
+    leave: Iterable[str] = (),
+    example: Any = None,
+) -> Applied:
+    """Give the spiking parts of ``model`` memory strategies; what does not fit stays on ordinary autograd.
+
+    The model keeps its structure, its parameters and its state_dict; only how its forward runs changes, until `undo`.
+    Understood are neurons of `revedge.neurons` and of SpikingJelly in multi-step mode, batch norms, convolutions,
+    pools, linear layers and their neighbors of torch.nn, on ``[T, B, ...]`` or on ``[T*B, ...]``, where T and B are
+    folded and parted by flatten, unflatten, reshape or view. The gradient is the same to the last bit under every
+    strategy, and that of ordinary autograd up to rounding: the engine takes batch statistics and charges membranes in
+    another order of float32 operations (README.md).
+
+    Every forward starts from rest, and leaves no membrane: call ``reset_net`` between two of them, as ever.
+    What the forward reads besides tensors and plain attributes of modules (globals, say) stays as it was when traced.
+
+    Args:
+        model: a module; or a `revedge.SpikingNet`, whose runs then get the strategies.
+        strategy: one name of `revedge.engine.STRATEGIES`, a list with one name per run, or a plan.
+        grid: let residual and coupling blocks that end in a batch norm round their stream to multiples of 2**-14. Only
+            then can ``reverse`` rebuild it. It changes the forward, by at most 2**-15 per addition.
+        check: "checksum" compares rebuilt block inputs with those of the forward.
+        leave: names of submodules to call as they are.
+        example: an input, or a tuple of inputs, that is looked at for its number of axes; some forwards need it.
+
+    Returns:
+        What was done: print it; ``undo()`` takes it back.
+
+    Raises:
+        UsageError: an unknown strategy or name; a list of another length than there are runs; a forward that somebody
+            else has replaced already.
+
+    Memory: see the table of strategies in README.md. Time: some milliseconds of tracing now, and again whenever mode,
+    hooks, modules or plain attributes have changed; looking for such changes takes microseconds per module and call.
+
+    Example:
+        >>> from revedge.engine import apply
+        >>> from revedge.neurons import LIFNode
+        >>> net = nn.Sequential(nn.Linear(4, 8), LIFNode(), nn.Linear(8, 2))  # [T, B, 4] -> [T, B, 2]
+        >>> print(apply(net, "keep-spikes"))
+        Sequential: 1 runs hold 1 neurons; 0 left on ordinary autograd
+          run  modules  what             strategy
+          1    0 to 2   feed of 2 units  keep-spikes
+    """
+    names = _names(strategy)
+    if check not in CHECKS:
+        raise UsageError(f"check {check!r} is not known; choose one of {', '.join(CHECKS)}")
+    if isinstance(model, _OfRuns):
+        before = [run.strategy for run in model.runs()]
+        model.set_strategy(names[0] if len(names) == 1 else names, check=check)
+        return AppliedNet(model, before)
+    _clear(model)
+    settings = Settings(check, grid, tuple(_submodule(model, name) for name in leave))
+    inputs = example if isinstance(example, tuple) else () if example is None else (example,)
+    forwards: list[Forward] = []
+    failures: dict[nn.Module, str] = {}
+    _adopt(model, settings, names, inputs, forwards, failures)
+    runs = [run for forward in forwards if forward.current for run in runs_of(forward.current)]
+    if len(names) not in (1, len(runs)):
+        for forward in forwards:
+            forward.root.__dict__.pop("forward", None)
+        raise UsageError(
+            f"{len(names)} strategies were given for {len(runs)} runs; give one name, or one per run"
+        )
+    _spread(forwards, names)
+    return Applied(model, forwards, failures)
+
+
+def _names(strategy: Any) -> list[str]:
+    """Strategy names of what `apply` was given."""
+    strategy = getattr(strategy, "strategy", strategy)  # a plan
+    names = [strategy] if isinstance(strategy, str) else list(strategy)
+    if not names:
+        raise UsageError("an empty list of strategies was given; give one name, or one per run")
+    return [check_strategy(name) for name in names]
+
+
+def _spread(forwards: list[Forward], names: list[str]) -> None:
+    """Give each forward its part of the names."""
+    names = list(names)
+    for forward in forwards:
+        if len(names) == 1 or forward.current is None:
+            continue
+        count = len(runs_of(forward.current))
+        forward.strategies, names = names[:count], names[count:] or names[-1:]
+        forward.dress(forward.current)
+
+
+def _clear(model: nn.Module) -> None:
+    """Take back what an earlier `apply` did."""
+    for module in model.modules():
+        if isinstance(module.__dict__.get("forward"), Forward):
+            del module.__dict__["forward"]
+    if "forward" in model.__dict__:
+        raise UsageError(
+            f"the forward of this {type(model).__name__} was replaced already; give apply the plain model"
+        )
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module:
+    found: nn.Module | None = dict(model.named_modules()).get(name)
+    if found is None or not name:
+        raise UsageError(
+            f"leave names {name!r}, which is no submodule of this {type(model).__name__}"
+        )
+    return found
+
+
+def _adopt(
+    module: nn.Module,
+    settings: Settings,
+    names: list[str],
+    inputs: tuple[Any, ...],
+    forwards: list[Forward],
+    failures: dict[nn.Module, str],
+) -> None:
+    """Replace the forward of ``module`` if runs fit in it, and go into what cannot be traced."""
+    forward = Forward(module, settings, names)
+    program = forward.prepare(inputs)
+    failures.update(forward.failures)
+    opaque = [one for one in forward.failures if one is not module]
+    if program is not None:
+        forwards.append(forward)
+    elif module in forward.failures:
+        opaque = [module]
+    for one in opaque:
+        for child in one.children():
+            if (
+                child not in settings.leave
+                and any(is_neuron(part) for part in child.modules())
+                and not is_neuron(child)
+            ):
+                _adopt(child, settings, names, (), forwards, failures)
+    if program is not None:
+        module.__dict__["forward"] = forward

@@ -1,0 +1,285 @@
+"""Chains: modules and functions in turn, each reading only what the one before it gave out, and units made of them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from revedge.engine.adopt import functions
+from revedge.engine.adopt.parts import Layout, Part, UnfitError, parts_of
+from revedge.engine.adopt.sizes import Axes, Refold, Sizes, is_size, refold
+from revedge.engine.unit import Branch, Unit
+from revedge.engine.vjp import is_known
+
+
+@dataclass(slots=True)
+class Claim:
+    """Sizes that the user's forward names: after the first ``parts`` parts a tensor has T, B or a plane of them."""
+
+    parts: int
+    t: Any = None
+    b: Any = None
+    plane: tuple[Any, ...] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Chain:
+    """A path through the graph.
+
+    Attributes:
+        source: what the first node reads.
+        nodes: in turn.
+        parts: of all nodes in turn.
+        given: layout of what ``source`` holds; None while nothing has said.
+        claims: sizes to be checked when it runs.
+        first: T and B as the forward names them, where the chain begins on planes.
+        layout: of what it gives out.
+        names: of its modules.
+        in_block: it is a branch of a residual or coupling block.
+    """
+
+    source: fx.Node
+    given: Layout | None = None
+    nodes: list[fx.Node] = field(default_factory=list)
+    parts: list[Part] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    first: tuple[Any, Any] | None = None
+    layout: Layout | None = None
+    names: list[str] = field(default_factory=list)
+    in_block: bool = False
+
+    @property
+    def last(self) -> fx.Node:
+        """The node that gives out the chain's output."""
+        return self.nodes[-1]
+
+    @property
+    def spikes(self) -> bool:
+        """Whether it holds a neuron."""
+        return any(part.kind == "neuron" for part in self.parts)
+
+    @property
+    def named_sizes(self) -> list[Any]:
+        """What the forward says of sizes and a run has to look at: `first`, then the claims."""
+        claimed = [
+            size for claim in self.claims for size in (claim.t, claim.b, *(claim.plane or ()))
+        ]
+        return [*(self.first or ()), *claimed]
+
+
+@dataclass(slots=True)
+class Finder:
+    """Finds the chains of a graph.
+
+    Attributes:
+        graph: traced.
+        modules: by name, as the graph calls them.
+        grid: see `revedge.engine.apply`.
+        ends: nodes that no chain may go through: others need what they give out.
+        sizes: filled on the way.
+        why: why a module is in no chain, by its name.
+        notes: what the user should know, by module name.
+    """
+
+    graph: fx.Graph
+    modules: dict[str, nn.Module]
+    grid: bool
+    ends: set[fx.Node] = field(default_factory=set)
+    sizes: Sizes = field(default_factory=Sizes)
+    why: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def find(self) -> list[Chain]:
+        """Return the chains, longest possible, in the order of the graph."""
+        chains: list[Chain] = []
+        open_at: dict[fx.Node, Chain] = {}
+        for node in self.graph.nodes:
+            source = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+            if source is None or node.op == "output" or is_size(node):
+                self._carry_axes(node)
+                continue
+            before = open_at.get(source)
+            free = before is not None and source not in self.ends and _read_once(source, node)
+            if before is not None and free and self._extend(before, node):
+                del open_at[source]
+                open_at[node] = before
+                continue
+            chain = Chain(source, layout=self._layout_of(source))
+            chain.given = chain.layout
+            if self._extend(chain, node):
+                chains.append(chain)
+                open_at[node] = chain
+            else:
+                self._carry_axes(node)
+        return chains
+
+    def _layout_of(self, node: fx.Node) -> Layout | None:
+        known = self.sizes.axes.get(node)
+        return None if known is None else known.layout
+
+    def _carry_axes(self, node: fx.Node) -> None:
+        """A sum has the axes of what it adds."""
+        known = [self.sizes.axes[one] for one in node.all_input_nodes if one in self.sizes.axes]
+        if known and node.name.split("_")[0] in ("add", "iadd", "sub", "mul") and not is_size(node):
+            self.sizes.axes[node] = known[0]
+
+    def _extend(self, chain: Chain, node: fx.Node) -> bool:
+        """Put ``node`` at the end of ``chain`` if it fits there."""
+        change = refold(node)
+        parts = self._parts(node, chain.layout) if change is None else []
+        if parts is None or (
+            change is None and any(isinstance(one, fx.Node) for one in _others(node))
+        ):
+            return False
+        wanted: Any = ("planes" if change.to == "time" else "time") if change else "any"
+        for part in parts:
+            if part.takes != "any" and wanted not in ("any", part.takes):
+                return False
+            wanted = part.takes if part.takes != "any" else wanted
+        if wanted != "any" and chain.layout not in (None, wanted):
+            return False
+        if chain.layout is None and wanted != "any":
+            chain.given = chain.layout = wanted
+        if change is not None and not self._refold(chain, change):
+            return False
+        chain.parts += parts
+        chain.nodes.append(node)
+        if node.op == "call_module":
+            chain.names.append(str(node.target))
+        self._name_axes(chain, node)
+        return True
+
+    def _parts(self, node: fx.Node, layout: Layout | None) -> list[Part] | None:
+        if node.op != "call_module":
+            part = functions.part_of(node, layout)
+            return None if part is None else [part]
+        name = str(node.target)
+        try:
+            if len(node.args) != 1 or node.kwargs:
+                raise UnfitError("it is called with more than one tensor")
+            parts = parts_of(self.modules[name], grid=self.grid)
+            calls = sum(one.op == "call_module" and one.target == name for one in self.graph.nodes)
+            if calls > 1 and any(part.kind == "neuron" for part in parts):
+                raise UnfitError(f"its state goes through {calls} calls in one forward")
+        except UnfitError as reason:
+            self.why[name] = str(reason)
+            return None
+        self.notes[name] = tuple(note for part in parts for note in part.notes)
+        return parts
+
+    def _refold(self, chain: Chain, change: Refold) -> bool:
+        """Join or part T and B; False where the graph does not say that it is the same T and B."""
+        claim = Claim(len(chain.parts), plane=change.plane)
+        if change.to == "time":
+            if change.t == -1 and change.b == -1:
+                return False
+            known = self.sizes.axes.get(chain.last if chain.nodes else chain.source)
+            if chain.given == "planes" and chain.first is None:
+                chain.first = (change.t, change.b)
+            else:
+                claim.t = None if known and self.sizes.of(change.t) == (known.t,) else change.t
+                claim.b = None if known and self.sizes.of(change.b) == (known.b,) else change.b
+                claim.t = None if claim.t == -1 else claim.t
+                claim.b = None if claim.b == -1 else claim.b
+            if change.flattens:
+                chain.parts.append(Part("tail", "planes", nn.Flatten()))
+        if claim.plane is not None or claim.t is not None or claim.b is not None:
+            chain.claims.append(claim)
+        chain.layout = change.to
+        return True
+
+    def _name_axes(self, chain: Chain, node: fx.Node) -> None:
+        """Say how what ``node`` gives out begins, where that is known."""
+        if chain.layout is None:
+            return
+        before = self.sizes.axes.get(chain.nodes[-2] if len(chain.nodes) > 1 else chain.source)
+        if before is None and chain.given == "time":
+            before = Axes("time", f"{chain.source.name}#0", f"{chain.source.name}#1")
+            for one in (chain.source, *chain.nodes[:-1]):
+                self.sizes.axes.setdefault(one, before)
+        if before is None and chain.first is not None:
+            t, b = (self.sizes.of(size) for size in chain.first)
+            name_t = t[0] if isinstance(t, tuple) and len(t) == 1 else f"{chain.source.name}#t"
+            name_b = b[0] if isinstance(b, tuple) and len(b) == 1 else f"{chain.source.name}#b"
+            before = Axes("planes", name_t, name_b)
+            for one in (chain.source, *chain.nodes[:-1]):
+                self.sizes.axes.setdefault(one, before)
+        if before is not None:
+            self.sizes.axes[node] = Axes(chain.layout, before.t, before.b)
+
+
+def _others(node: fx.Node) -> Iterator[Any]:
+    yield from node.args[1:]
+    yield from node.kwargs.values()
+
+
+def _read_once(source: fx.Node, reader: fx.Node) -> bool:
+    """Whether nobody but ``reader`` reads the values of ``source``; sizes may be read."""
+    return all(user is reader or is_size(user) for user in source.users)
+
+
+def units_of(parts: list[Part]) -> list[Unit]:
+    """Make units of parts in turn."""
+    drafts: list[dict[str, Any]] = []
+
+    def fresh() -> dict[str, Any]:
+        drafts.append({"norm": None, "neuron": None, "dropout": None, "before": [], "after": []})
+        return drafts[-1]
+
+    now = fresh()
+    for part in parts:
+        filled = now["neuron"] is not None or now["dropout"] is not None or now["before"]
+        if part.kind == "norm":
+            now = fresh() if filled or now["norm"] is not None else now
+            now["norm"] = part.module
+        elif part.kind == "neuron":
+            now = fresh() if filled else now
+            now["neuron"] = part.module
+        elif part.kind == "dropout":
+            now = fresh() if now["dropout"] is not None else now
+            now["dropout"] = part
+        elif part.kind == "tail":
+            now["before" if now["dropout"] is None else "after"].append(part.module)
+    return [_unit(draft) for draft in drafts if any(value for value in draft.values())]
+
+
+def _unit(draft: dict[str, Any]) -> Unit:
+    before, after, dropout = draft["before"], draft["after"], draft["dropout"]
+    if (
+        dropout is None
+        and before
+        and isinstance(before[-1], nn.Conv2d | nn.Linear)
+        and all(map(is_known, before))
+    ):
+        before, after = (
+            before[:-1],
+            before[-1:],
+        )  # the engine knows best what ends a tail with its operator
+    unit = Unit(
+        norm=draft["norm"],
+        neuron=draft["neuron"],
+        pool=_in_turn(before),
+        dropout=0.0 if dropout is None else dropout.probability,
+        op=_in_turn(after),
+    )
+    unit.training = dropout is not None and dropout.probability > 0.0
+    return unit
+
+
+def _in_turn(modules: list[nn.Module]) -> nn.Module | None:
+    if not modules:
+        return None
+    return modules[0] if len(modules) == 1 else nn.Sequential(*modules)
+
+
+def branch_of(parts: list[Part], *, ends_on_grid: bool) -> Branch:
+    """Make a branch of parts; ``ends_on_grid`` takes the last normalization, and what follows, as the branch's own."""
+    if not ends_on_grid:
+        return Branch(units_of(parts))
+    at = max(index for index, part in enumerate(parts) if part.kind == "norm")
+    return Branch(
+        units_of(parts[:at]),
+        norm=parts[at].module,  # type: ignore[arg-type]
+        pool=_in_turn([part.module for part in parts[at + 1 :] if part.module is not None]),
+    )

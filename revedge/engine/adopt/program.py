@@ -1,0 +1,100 @@
+"""A traced forward with pieces in it, and how it is run."""
+
+import operator
+from typing import Any
+
+from torch import fx, nn
+from torch.fx.node import map_arg
+
+from revedge.engine.adopt.blocks import pieces_of
+from revedge.engine.adopt.chains import Finder
+from revedge.engine.adopt.piece import Piece
+from revedge.engine.adopt.sizes import is_size
+from revedge.engine.adopt.trace import Splat, flatten_splats, splat
+
+
+class Program:
+    """The forward of ``root`` with runs where they fit.
+
+    Args:
+        root: traced; parameters and buffers that its forward reads itself are looked up in it at every call.
+        graph: of `trace`; it is rewritten.
+        grid: see `revedge.engine.apply`.
+
+    Attributes:
+        pieces: what became runs.
+        waiting: how many residual or coupling blocks ``grid`` would make reversible.
+        why: why a module is in no run, by name.
+        notes: what the user should know, by name of the module.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, *, grid: bool) -> None:
+        self.root = root
+        self.modules = dict(root.named_modules(remove_duplicate=False))
+        finder = Finder(graph, self.modules, grid)
+        self.pieces, self.waiting = pieces_of(finder)
+        self.why, self.notes = finder.why, finder.notes
+        _put(graph, self.pieces)
+        self._nodes = list(graph.nodes)
+        self._last_use = _last_uses(self._nodes)
+
+    def __call__(self, inputs: dict[str, Any]) -> Any:
+        """Run with ``inputs`` by name; a value is dropped after its last use."""
+        values: dict[fx.Node, Any] = {}
+        result: Any = None
+        for node in self._nodes:
+            if node.op == "output":
+                result = map_arg(node.args[0], values.__getitem__)
+                break
+            values[node] = self._run(node, values, inputs)
+            for done in self._last_use.get(node, ()):
+                del values[done]
+        return result
+
+    def _run(self, node: fx.Node, values: dict[fx.Node, Any], inputs: dict[str, Any]) -> Any:
+        if node.op == "placeholder":
+            return inputs[str(node.target)]
+        if node.op == "get_attr":
+            return operator.attrgetter(str(node.target))(self.root)
+        args = map_arg(node.args, values.__getitem__)
+        kwargs = map_arg(node.kwargs, values.__getitem__)
+        if any(user.target is splat for user in node.all_input_nodes) or _has_splat(args):
+            args = tuple(flatten_splats(args))
+        if node.op == "call_module":
+            return self.modules[str(node.target)](*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        assert callable(node.target)
+        return node.target(*args, **kwargs)
+
+
+def _has_splat(args: tuple[Any, ...]) -> bool:
+    return any(isinstance(arg, Splat) for arg in args)
+
+
+def _put(graph: fx.Graph, pieces: list[Piece]) -> None:
+    """Put calls of ``pieces`` in the place of their nodes."""
+    calls: dict[fx.Node, fx.Node] = {}
+    gone: set[fx.Node] = set()
+    for piece in pieces:
+        with graph.inserting_before(piece.last):
+            args = (calls.get(piece.source, piece.source), piece.named_sizes)
+            call = graph.create_node("call_function", piece, args, name="run")
+        calls[piece.last] = call
+        piece.last.replace_all_uses_with(call)
+        gone |= piece.nodes
+    for node in reversed(list(graph.nodes)):
+        if node in gone or (not node.users and is_size(node)):
+            graph.erase_node(node)
+
+
+def _last_uses(nodes: list[fx.Node]) -> dict[fx.Node, list[fx.Node]]:
+    last: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        last[node] = node
+        for used in node.all_input_nodes:
+            last[used] = node
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for used, user in last.items():
+        found.setdefault(user, []).append(used)
+    return found

@@ -1,0 +1,147 @@
+"""The report of what `apply` did, read off its programs."""
+
+from typing import Any
+
+from torch import nn
+
+from revedge.engine.adopt.forward import Forward
+from revedge.engine.adopt.piece import Piece
+from revedge.engine.adopt.program import Program
+from revedge.engine.adopt.report import Report, RunLine
+from revedge.engine.coupling import Coupling
+from revedge.engine.feed import Feed
+from revedge.engine.residual import Residual
+from revedge.engine.run import Run
+from revedge.engine.unit import GRID_BITS, Branch
+from revedge.neurons import BaseNode, ReversibleNode
+
+_LIBRARIES = (
+    "spikingjelly.activation_based.neuron",
+    "snntorch._neurons",
+    "norse.torch",
+    "sinabs.layers",
+)
+
+
+def is_neuron(module: nn.Module) -> bool:
+    """Whether ``module`` is a spiking neuron of ours or of a library that we have heard of."""
+    if isinstance(module, BaseNode | ReversibleNode):
+        return True
+    return any(kind.__module__.startswith(_LIBRARIES) for kind in type(module).__mro__)
+
+
+def report_of(model: nn.Module, forwards: list[Forward], failures: dict[nn.Module, str]) -> Report:
+    """Return the report for the programs that are current."""
+    names = {module: name for name, module in model.named_modules()}
+    lines: list[RunLine] = []
+    notes: list[str] = []
+    why: dict[str, str] = {}
+    held: set[nn.Module] = set()
+    failed = dict(failures)
+    waiting = 0
+    for forward in forwards:
+        failed.update(forward.failures)
+        program = forward.current
+        if program is None:
+            continue
+        prefix = f"{names[forward.root]}." if names[forward.root] else ""
+        lines += [line for piece in program.pieces for line in _lines(piece, prefix)]
+        held |= {neuron for piece in program.pieces for neuron in piece.neurons}
+        why.update({prefix + name: reason for name, reason in program.why.items()})
+        notes += _notes(program, prefix)
+        waiting += program.waiting
+    left = [(name, _reason(module, name, why, failed, forwards, names)) for module, name in names.items()
+            if is_neuron(module) and module not in held]  # fmt: skip
+    opaque = [
+        (names[module] or type(module).__name__, reason)
+        for module, reason in failed.items()
+        if module in names
+    ]
+    if waiting:
+        notes.append(
+            f"{waiting} more blocks could have their input rebuilt instead of kept: grid=True allows it, "
+            f"and changes the forward by at most 2**-{GRID_BITS + 1} per addition"
+        )
+    return Report(type(model).__name__, tuple(lines), (*left, *opaque), tuple(notes))
+
+
+def _lines(piece: Piece, prefix: str) -> list[RunLine]:
+    names = [prefix + name for name in piece.names]
+    paths = list(piece.paths)
+    lines = []
+    for run in piece.runs:
+        mine, paths = paths[: _paths(run)], paths[_paths(run) :]
+        names = [prefix + name for path in mine for name in path.names]
+        lines.append(line_of(run, names or [str(piece.source)]))
+    return lines
+
+
+def _paths(run: Run) -> int:
+    """Number of the user's chains that a run was made of."""
+    return len(_branches(run))
+
+
+def _branches(run: Run) -> list[Branch]:
+    if isinstance(run, Coupling):
+        return run.half_blocks()
+    return run.branch_list() if isinstance(run, Feed | Residual) else []
+
+
+def line_of(run: Run, names: list[str]) -> RunLine:
+    """Return the line of one run that holds the modules of ``names``."""
+    units = [unit for branch in _branches(run) for unit in branch.unit_list()]
+    blocks = len(_branches(run)) // (2 if isinstance(run, Coupling) else 1)
+    return RunLine(
+        kind=type(run).__name__.lower(),
+        first=names[0],
+        last=names[-1],
+        blocks=1 if isinstance(run, Feed) else blocks,
+        units=len(units),
+        neurons=sum(unit.neuron is not None for unit in units),
+        strategy=run.strategy,
+    )
+
+
+def _notes(program: Program, prefix: str) -> list[str]:
+    held = {name for piece in program.pieces for name in piece.names}
+    notes = [
+        f"{prefix}{name}: {note}"
+        for name, found in program.notes.items()
+        if name in held
+        for note in found
+    ]
+    rounded = [
+        run
+        for piece in program.pieces
+        for run in piece.runs
+        if isinstance(run, Residual | Coupling)
+    ]
+    if rounded:
+        notes.append(
+            f"the streams of {len(rounded)} residual or coupling runs are rounded to multiples of 2**-{GRID_BITS}, "
+            f"which changes them by at most 2**-{GRID_BITS + 1} per addition"
+        )
+    return notes
+
+
+def _reason(
+    module: nn.Module,
+    name: str,
+    why: dict[str, str],
+    failed: dict[nn.Module, str],
+    forwards: list[Forward],
+    names: dict[nn.Module, str],
+) -> str:
+    kind = type(module).__name__
+    if name in why:
+        return f"{kind}: {why[name]}"
+    asked: tuple[Any, ...] = forwards[0].settings.leave if forwards else ()
+    for outer in asked:
+        if module in set(outer.modules()):
+            return f"{kind}: left on request ({names[outer]})"
+    for outer in failed:
+        if module in set(outer.modules()):
+            return (
+                f"{kind}: inside {names.get(outer) or type(outer).__name__}, which cannot be traced"
+            )
+    return f"{kind}: what it is given is not known to begin with T and B, or it is not called"
