@@ -1,6 +1,6 @@
 """The autograd side: spiking units, memory strategies, reversible runs and their checks. Read README.md first."""
 
-from revedge.engine.adopt import Applied, apply
+from revedge.engine.adopt import Applied, OverTime, apply
 from revedge.engine.chain import Chain
 from revedge.engine.coupling import Coupling
 from revedge.engine.feed import Feed
@@ -21,6 +21,7 @@ __all__ = [
     "Coupling",
     "Feed",
     "GlobalMean",
+    "OverTime",
     "Repeat",
     "Residual",
     "Run",

@@ -5,7 +5,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from revedge.engine.adopt import parts, spikingjelly
+from revedge.engine.adopt import parts, snntorch, spikingjelly
 from revedge.engine.adopt.forward import Forward, Settings, runs_of
 from revedge.engine.adopt.report import Report
 from revedge.engine.adopt.rest import forget
@@ -14,7 +14,7 @@ from revedge.engine.run import CHECKS, Run
 from revedge.engine.strategy import check_strategy
 from revedge.errors import UsageError
 
-parts.RECOGNIZERS[:0] = [spikingjelly.recognize]
+parts.RECOGNIZERS[:0] = [spikingjelly.recognize, snntorch.recognize]
 
 
 @runtime_checkable
@@ -33,16 +33,14 @@ class Applied:
         model: the user's model, whose forward now goes through runs.
     """
 
-    def __init__(
-        self, model: nn.Module, forwards: list[Forward], failures: dict[nn.Module, str]
-    ) -> None:
+    def __init__(self, model: nn.Module, forwards: list[Forward]) -> None:
         self.model = model
-        self._forwards, self._failures = forwards, failures
+        self._forwards = forwards
 
     @property
     def report(self) -> Report:
         """What is a run now, and what is left; follows the model's mode and later changes of it."""
-        return report_of(self.model, self._forwards, self._failures)
+        return report_of(self.model, self._forwards)
 
     def __str__(self) -> str:
         """Return the report as text."""
@@ -60,7 +58,7 @@ class AppliedNet(Applied):
     """A net of the engine under `apply`: its runs got other strategies, and nothing else."""
 
     def __init__(self, model: nn.Module, before: list[str]) -> None:
-        super().__init__(model, [], {})
+        super().__init__(model, [])
         self._before: list[str] | None = before
 
     @property
@@ -139,8 +137,7 @@ def apply(
     settings = Settings(check, grid, tuple(_submodule(model, name) for name in leave))
     inputs = example if isinstance(example, tuple) else () if example is None else (example,)
     forwards: list[Forward] = []
-    failures: dict[nn.Module, str] = {}
-    _adopt(model, settings, names, inputs, forwards, failures)
+    _adopt(model, settings, names, inputs, forwards)
     runs = [run for forward in forwards if forward.current for run in runs_of(forward.current)]
     if len(names) not in (1, len(runs)):
         for forward in forwards:
@@ -149,7 +146,7 @@ def apply(
             f"{len(names)} strategies were given for {len(runs)} runs; give one name, or one per run"
         )
     _spread(forwards, names)
-    return Applied(model, forwards, failures)
+    return Applied(model, forwards)
 
 
 def _names(strategy: Any) -> list[str]:
@@ -197,25 +194,16 @@ def _adopt(
     settings: Settings,
     names: list[str],
     inputs: tuple[Any, ...],
-    forwards: list[Forward],
-    failures: dict[nn.Module, str],
+    tried: list[Forward],
 ) -> None:
     """Replace the forward of ``module`` if runs fit in it, and go into what cannot be traced."""
     forward = Forward(module, settings, names)
+    tried.append(forward)
     program = forward.prepare(inputs)
-    failures.update(forward.failures)
-    opaque = [one for one in forward.failures if one is not module]
-    if program is not None:
-        forwards.append(forward)
-    elif module in forward.failures:
-        opaque = [module]
-    for one in opaque:
-        for child in one.children():
-            if (
-                child not in settings.leave
-                and any(is_neuron(part) for part in child.modules())
-                and not is_neuron(child)
-            ):
-                _adopt(child, settings, names, (), forwards, failures)
+    for opaque in [module] if program is None else list(forward.failures):
+        for child in opaque.children() if opaque in forward.failures else ():
+            spiking = any(is_neuron(part) for part in child.modules())
+            if spiking and not is_neuron(child) and child not in settings.leave:
+                _adopt(child, settings, names, (), tried)
     if program is not None:
         module.__dict__["forward"] = forward

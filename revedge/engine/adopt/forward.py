@@ -28,11 +28,13 @@ class Forward:
     Attributes:
         current: the program that ran last, or was made first.
         failures: why a module's forward could not be traced, by module.
+        why: why a module is in no run, by name, in the program that was made last.
     """
 
     def __init__(self, root: nn.Module, settings: "Settings", strategies: list[str]) -> None:
         self.root, self.settings, self.strategies = root, settings, strategies
         self.failures: dict[nn.Module, str] = {}
+        self.why: dict[str, str] = {}
         self.current: Program | None = None
         self._programs: dict[Any, Program | None] = {}
         self._signature = inspect.signature(type(root).forward)
@@ -123,6 +125,7 @@ class Forward:
                     return None
                 leaves.add(failure.module)  # it is called as it is; the rest may still fit
         program = Program(self.root, graph, grid=self.settings.grid)
+        self.why = program.why
         if not program.pieces:
             return None
         self.dress(program)

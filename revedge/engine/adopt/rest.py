@@ -60,10 +60,10 @@ def forget(neurons: list[nn.Module]) -> None:
 
 
 def _memories(neuron: nn.Module) -> dict[str, Any] | None:
-    """SpikingJelly's table of states; None for our neurons."""
+    """SpikingJelly's table of states, empty where a neuron keeps none; None for our neurons."""
     if isinstance(neuron, BaseNode | ReversibleNode):
         return None
-    memories: dict[str, Any] = neuron.__dict__["_memories"]
+    memories: dict[str, Any] = neuron.__dict__.get("_memories", {})
     return memories
 
 
@@ -71,7 +71,7 @@ def _at_rest(neuron: nn.Module) -> bool:
     memories = _memories(neuron)
     if memories is None:
         return neuron.__dict__.get("v") is None
-    resting = neuron.__dict__["_memories_rv"]
+    resting = neuron.__dict__.get("_memories_rv", {})
     return all(
         type(value) in (float, int, type(None)) and value == resting[name]
         for name, value in memories.items()

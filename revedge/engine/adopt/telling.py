@@ -30,24 +30,29 @@ def is_neuron(module: nn.Module) -> bool:
     return any(kind.__module__.startswith(_LIBRARIES) for kind in type(module).__mro__)
 
 
-def report_of(model: nn.Module, forwards: list[Forward], failures: dict[nn.Module, str]) -> Report:
+def report_of(model: nn.Module, forwards: list[Forward]) -> Report:
     """Return the report for the programs that are current."""
     names = {module: name for name, module in model.named_modules()}
     lines: list[RunLine] = []
     notes: list[str] = []
     why: dict[str, str] = {}
     held: set[nn.Module] = set()
-    failed = dict(failures)
+    failed: dict[nn.Module, str] = {}
     waiting = 0
     for forward in forwards:
+        prefix = f"{names[forward.root]}." if names.get(forward.root) else ""
         failed.update(forward.failures)
+        why.update({prefix + name: reason for name, reason in forward.why.items()})
         program = forward.current
         if program is None:
             continue
-        prefix = f"{names[forward.root]}." if names[forward.root] else ""
         lines += [line for piece in program.pieces for line in _lines(piece, prefix)]
-        held |= {neuron for piece in program.pieces for neuron in piece.neurons}
-        why.update({prefix + name: reason for name, reason in program.why.items()})
+        held |= {
+            part
+            for piece in program.pieces
+            for neuron in piece.neurons
+            for part in neuron.modules()
+        }
         notes += _notes(program, prefix)
         waiting += program.waiting
     left = [(name, _reason(module, name, why, failed, forwards, names)) for module, name in names.items()
@@ -124,6 +129,12 @@ def _notes(program: Program, prefix: str) -> list[str]:
     return notes
 
 
+def _outward(name: str) -> list[str]:
+    """``name`` and the names of the modules around it."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+
+
 def _reason(
     module: nn.Module,
     name: str,
@@ -133,8 +144,9 @@ def _reason(
     names: dict[nn.Module, str],
 ) -> str:
     kind = type(module).__name__
-    if name in why:
-        return f"{kind}: {why[name]}"
+    for outer_name in _outward(name):
+        if outer_name in why:
+            return f"{kind}: {why[outer_name]}"
     asked: tuple[Any, ...] = forwards[0].settings.leave if forwards else ()
     for outer in asked:
         if module in set(outer.modules()):

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute
 
+from revedge.engine.adopt.over_time import OverTime
 from revedge.engine.adopt.parts import has_hooks
 from revedge.engine.run import Run
 from revedge.neurons import BaseNode, ReversibleNode
@@ -129,7 +130,7 @@ class _Tracer(fx.Tracer):
             m in self.leaves
             or "forward" in m.__dict__
             or has_hooks(m)
-            or isinstance(m, BaseNode | ReversibleNode | Run)
+            or isinstance(m, BaseNode | ReversibleNode | Run | OverTime)
             or any(
                 kind.__module__.startswith(_LIBRARIES) or kind.__name__ == "MemoryModule"
                 for kind in kinds

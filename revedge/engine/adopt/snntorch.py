@@ -1,0 +1,77 @@
+"""snnTorch's neurons as parts (version 1.0.0), without importing snnTorch.
+
+They are written for one step and are called in a loop, which no run can hold; `OverTime` holds the loop. With the reset
+to zero they are a LIF without input decay: ``h = beta v + x``, a spike where ``h > threshold``. With the reset by
+subtraction they are another neuron: the threshold is taken off after the leak, or while the membrane stays above it.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from revedge.engine.adopt.over_time import OverTime
+from revedge.engine.adopt.parts import Part, UnfitError, has_hooks
+from revedge.neurons import BaseNode, IFNode, LIFNode, Surrogate
+
+_SURROGATES = {"atan.<locals>.inner": "atan", "sigmoid.<locals>.inner": "sigmoid"}
+
+
+def recognize(module: nn.Module, grid: bool) -> list[Part] | None:
+    """Return the part that an `OverTime` or a neuron of snnTorch is; None if it is neither.
+
+    Raises:
+        UnfitError: a run cannot hold it.
+    """
+    del grid
+    if isinstance(module, OverTime):
+        if has_hooks(module.neuron):
+            raise UnfitError("its neuron has hooks, which a run would not call")
+        return [Part("neuron", "time", _neuron(module.neuron), source=module)]
+    if any(kind.__module__.startswith("snntorch.") for kind in type(module).__mro__):
+        raise UnfitError("it runs step by step; hold the loop over time in revedge.engine.OverTime")
+    return None
+
+
+def _neuron(leaky: Any) -> BaseNode:
+    kind = type(leaky)
+    if kind.__name__ != "Leaky" or not kind.__module__.startswith("snntorch."):
+        raise UnfitError(f"{kind.__name__} over time is not known to the engine")
+    if leaky.reset_mechanism != "zero":
+        raise UnfitError(
+            f"its reset ({leaky.reset_mechanism!r}) is not one of the engine's; reset_mechanism='zero' is"
+        )
+    if leaky.inhibition or leaky.state_quant or float(leaky.graded_spikes_factor) != 1.0:
+        raise UnfitError(
+            "inhibition, quantized states and graded spikes are not known to the engine"
+        )
+    if list(leaky.parameters()):
+        raise UnfitError("it learns beta, threshold or spike size")
+    if leaky.beta.numel() != 1 or leaky.threshold.numel() != 1:
+        raise UnfitError("it has a beta or threshold per neuron")
+    beta, threshold = min(max(float(leaky.beta), 0.0), 1.0), float(leaky.threshold)
+    if beta == 0.0 or threshold < 0.0:
+        raise UnfitError(f"beta {beta} and threshold {threshold} make another neuron of it")
+    # It fires above the threshold, ours fire at it: the next float32 is the same for every membrane.
+    above = torch.nextafter(torch.tensor(threshold), torch.tensor(float("inf")))
+    common: dict[str, Any] = {
+        "v_threshold": float(above),
+        "v_reset": 0.0,
+        "detach_reset": bool(leaky.reset_delay),  # without the delay the reset is differentiated
+        "surrogate": _surrogate(leaky.spike_grad),
+    }
+    return (
+        IFNode(**common)
+        if beta == 1.0
+        else LIFNode(tau=1.0 / (1.0 - beta), decay_input=False, **common)
+    )
+
+
+def _surrogate(spike: Any) -> Surrogate:
+    name = _SURROGATES.get(getattr(spike, "__qualname__", ""))
+    cells = getattr(spike, "__closure__", None) or ()
+    if name is None or not spike.__module__.startswith("snntorch.") or len(cells) != 1:
+        raise UnfitError(
+            f"the surrogate {getattr(spike, '__qualname__', spike)!r} is not known to the engine"
+        )
+    return Surrogate(name, float(cells[0].cell_contents))
