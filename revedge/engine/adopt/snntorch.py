@@ -69,7 +69,7 @@ def _neuron(leaky: Any) -> BaseNode:
 
 def _surrogate(spike: Any) -> Surrogate:
     name = _SURROGATES.get(getattr(spike, "__qualname__", ""))
-    cells = getattr(spike, "__closure__", None) or ()
+    cells: list[Any] = list(getattr(spike, "__closure__", None) or ())
     if name is None or not spike.__module__.startswith("snntorch.") or len(cells) != 1:
         raise UnfitError(
             f"the surrogate {getattr(spike, '__qualname__', spike)!r} is not known to the engine"
