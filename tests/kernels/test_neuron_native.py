@@ -206,8 +206,10 @@ def test_slabs_of_channels(p: NeuronParams, plane: int, threads: int) -> None:
         found = kernels.norm_neuron_backward_(y_slab, g, *norm, bias[part], p, first=first)
         for value, whole in zip(found[:2], all_expected[:2], strict=True):
             assert_same_bits(value, whole[part])
-        if p.learns_leak:
-            assert_same_bits(found[2], all_expected[2][:, part].contiguous())
+        g_leak, g_leak_expected = found[2], all_expected[2]
+        assert (g_leak is not None) == p.learns_leak
+        if g_leak is not None and g_leak_expected is not None:
+            assert_same_bits(g_leak, g_leak_expected[:, part].contiguous())
         found = kernels.norm_backward_(y_flat, g_norm.flatten(0, 1), *norm, first=first)
         assert_same_bits(found[0], norm_expected[0][part])
         kernels.grid_add(stream, y_flat, scale[part], shift[part], sign=-1, out=stream, first=first)
