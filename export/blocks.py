@@ -65,6 +65,54 @@ class SpaceMean(nn.Module):
         return x.mean((-2, -1))
 
 
+class Attend(nn.Module):
+    """Attention without softmax: q, k, v ``[B, 3C, H, W] -> [B, C, H, W]``, ``(q k^T) v * scale`` per head.
+
+    All sizes but B are fixed, so that a file's shapes are known.
+    """
+
+    scale: Final[float]
+    split: Final[list[int]]
+    join: Final[list[int]]
+
+    def __init__(self, heads: int, scale: float, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        channels, height, width = shape[0] // 3, shape[1], shape[2]
+        self.scale = scale
+        self.split = [3, heads, channels // heads, height * width]
+        self.join = [channels, height, width]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """On spikes all sums are integers, so their order changes no bit."""
+        parts = x.reshape([x.size(0)] + self.split)
+        q, k, v = parts[:, 0], parts[:, 1], parts[:, 2]
+        out: Tensor = torch.matmul(torch.matmul(v, k.transpose(-1, -2)), q) * self.scale
+        return out.reshape([x.size(0)] + self.join)
+
+
+class Votes(nn.Module):
+    """Mean over groups of neighbors: ``[B, K * group] -> [B, K]``."""
+
+    group: Final[int]
+
+    def __init__(self, group: int) -> None:
+        super().__init__()
+        self.group = group
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the share of votes."""
+        votes: Tensor = x.unflatten(1, [-1, self.group])
+        return votes.mean(2)
+
+
+class Doubled(nn.Module):
+    """The channels, and the same channels again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x beside x."""
+        return torch.cat([x, x], 1)
+
+
 class UnitStep(nn.Module):
     """``tail(cell(head(x)))``: head is normalization or nothing, tail is pool and operator."""
 

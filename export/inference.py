@@ -11,18 +11,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from revedge.engine import Branch, Coupling, Feed, GlobalMean, Residual, Run, Unit
+from revedge.engine import (
+    Branch,
+    Coupling,
+    Feed,
+    GlobalMean,
+    Residual,
+    Run,
+    SpikeAttention,
+    Twice,
+    Unit,
+    Voting,
+)
 from revedge.engine.unit import GRID_BITS, INPUT_GRID_BITS
 from revedge.errors import ExportError
 from revedge.export.blocks import (
     Affine,
+    Attend,
     BranchStep,
     CouplingStep,
+    Doubled,
     FeedStep,
     Grid,
     ResidualStep,
     SpaceMean,
     UnitStep,
+    Votes,
     cut_points,
 )
 from revedge.export.cells import PLAIN, Cell, NoCell, ReversibleCell
@@ -125,10 +139,21 @@ class _Builder:
         head: list[nn.Module] = [] if unit.norm is None else [self.norm(unit.norm)]
         if unit.norm is not None and isinstance(unit.neuron, ReversibleNode):
             head.append(Grid(INPUT_GRID_BITS))
-        tail = nn.Sequential(plain_copy(unit.pool), plain_copy(unit.op))
-        step = UnitStep(_in_turn(head), self.cell(unit.neuron), tail)
+        cell = self.cell(unit.neuron)
+        tail = nn.Sequential(plain_copy(unit.pool), self.operator(unit))
+        step = UnitStep(_in_turn(head), cell, tail)
         self.previous = [] if unit.op is None else [tail]
         return step
+
+    def operator(self, unit: Unit) -> nn.Module:
+        if not isinstance(unit.op, SpikeAttention):
+            return plain_copy(unit.op)
+        if unit.neuron is None or unit.pool is not None:
+            raise ExportError(
+                "attention is exported only where it reads a neuron's spikes; put it there"
+            )
+        channels, height, width = self.specs[self.used - 1].shape
+        return Attend(unit.op.heads, unit.op.scale, (channels, height, width))
 
     def norm(self, norm: _BatchNorm) -> nn.Module:
         """Fold into the operator just before where there is one, else keep scale and shift."""
@@ -171,6 +196,10 @@ def plain_copy(module: nn.Module | None) -> nn.Module:
         return nn.Identity()
     if isinstance(module, GlobalMean):
         return SpaceMean()
+    if isinstance(module, Voting):
+        return Votes(module.group)
+    if isinstance(module, Twice):
+        return Doubled()
     if isinstance(module, nn.Sequential):
         return nn.Sequential(*(plain_copy(part) for part in module))
     return copy.deepcopy(module)

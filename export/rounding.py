@@ -21,7 +21,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from revedge.engine import Branch, Coupling, Feed, GlobalMean, Residual, Unit
+from revedge.engine import (
+    Branch,
+    Coupling,
+    Feed,
+    GlobalMean,
+    Residual,
+    SpikeAttention,
+    Twice,
+    Unit,
+    Voting,
+)
 from revedge.engine.unit import GRID_BITS, INPUT_GRID_BITS, to_grid
 from revedge.errors import ExportError
 from revedge.export.cells import WATCH, ReversibleCell
@@ -168,7 +178,13 @@ def _layer(layer: nn.Module | None, pair: Pair) -> Pair:
         for part in layer:
             pair = _layer(part, pair)
         return pair
-    if isinstance(layer, nn.Flatten | nn.Dropout):
+    if isinstance(layer, SpikeAttention) and not bool(e.any()):
+        return layer(x), e[
+            :, : x.shape[1] // 3
+        ]  # sums of products of given spikes: integers, exact
+    if isinstance(layer, Voting):
+        return layer(x), layer(e) + _sum_error(layer.group) * layer(x.abs())
+    if isinstance(layer, nn.Flatten | nn.Dropout | Twice):
         return layer(x), layer(e)
     if isinstance(layer, nn.MaxPool1d | nn.MaxPool2d | nn.AdaptiveMaxPool2d):
         return layer(x), layer(e)  # a maximum moves no further than the value that moves most

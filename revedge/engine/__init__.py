@@ -1,9 +1,11 @@
 """The autograd side: spiking units, memory strategies, reversible runs and their checks. Read README.md first."""
 
 from revedge.engine.adopt import Applied, OverTime, apply
+from revedge.engine.attention import SpikeAttention
 from revedge.engine.chain import Chain
 from revedge.engine.coupling import Coupling
 from revedge.engine.feed import Feed
+from revedge.engine.layers import Twice, Voting
 from revedge.engine.repeat import Repeat
 from revedge.engine.residual import Residual
 from revedge.engine.run import Run, carry
@@ -25,7 +27,10 @@ __all__ = [
     "Repeat",
     "Residual",
     "Run",
+    "SpikeAttention",
+    "Twice",
     "Unit",
+    "Voting",
     "apply",
     "carry",
     "update_in_backward",

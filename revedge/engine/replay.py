@@ -8,7 +8,6 @@ answers are the same bits.
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from revedge import kernels
@@ -97,7 +96,8 @@ def _add(branch: Branch, x: Tensor | None, y: Tensor, stats: Stats, *, sign: int
     y_flat = y.flatten(0, 1)
     if branch.pool is not None:
         y_flat = branch.pool(kernels.norm_forward(y_flat, scale, shift))
-        scale, shift = torch.ones_like(scale), torch.zeros_like(shift)
+        channels = y_flat.shape[1]  # a pool may change it
+        scale, shift = scale.new_ones(channels), shift.new_zeros(channels)
     x_flat = None if x is None else x.flatten(0, 1)
     out = kernels.grid_add(x_flat, y_flat, scale, shift, bits=GRID_BITS, sign=sign, out=x_flat)
     return unfold_time(out, y)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from revedge import kernels
+from revedge.engine.attention import SpikeAttention
 from revedge.engine.autocast import lowered
+from revedge.engine.layers import Twice, Voting
 from revedge.engine.unit import GlobalMean
 
 Update = Callable[[nn.Parameter, Tensor], None]
@@ -171,6 +173,29 @@ def _global_mean(
     return share[..., None, None].expand(x.shape)
 
 
+def _attention(
+    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+) -> Tensor | None:
+    del gradients
+    assert isinstance(module, SpikeAttention)
+    return module.vjp(x, g) if need_input else None
+
+
+def _twice(
+    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+) -> Tensor | None:
+    del module, gradients
+    return g[:, : x.shape[1]] + g[:, x.shape[1] :] if need_input else None
+
+
+def _voting(
+    module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
+) -> Tensor | None:
+    del x, gradients
+    assert isinstance(module, Voting)
+    return (g * (1.0 / module.group)).repeat_interleave(module.group, 1) if need_input else None
+
+
 def _flatten(
     module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
 ) -> Tensor | None:
@@ -212,4 +237,7 @@ _BACKWARD: dict[type, _Backward] = {
     nn.Flatten: _flatten,
     nn.Sequential: _sequence,
     GlobalMean: _global_mean,
+    SpikeAttention: _attention,
+    Twice: _twice,
+    Voting: _voting,
 }

@@ -1,7 +1,8 @@
 """Spiking networks by name: `create`, `names`, `families`."""
 
+from revedge.models.count import macs
 from revedge.models.net import SpikingNet, spiking_units
 from revedge.models.registry import create, families, names
 from revedge.neurons import StateSpec
 
-__all__ = ["SpikingNet", "StateSpec", "create", "families", "names", "spiking_units"]
+__all__ = ["SpikingNet", "StateSpec", "create", "families", "macs", "names", "spiking_units"]

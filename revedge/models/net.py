@@ -118,7 +118,7 @@ class SpikingNet(nn.Module):
     def state_spec(self) -> list[StateSpec]:
         """Names, shapes and rest values of the neurons' states, in the order of `step`."""
         specs: list[StateSpec] = []
-        shapes = _state_shapes(self)
+        shapes = state_shapes(self)
         for (name, unit), shape in zip(spiking_units(self), shapes, strict=True):
             assert unit.neuron is not None
             v_reset = unit.neuron.v_reset
@@ -160,8 +160,8 @@ def branches_of(run: Run) -> list[Branch]:
     return run.branch_list()
 
 
-def _state_shapes(net: SpikingNet) -> list[tuple[int, ...]]:
-    """Shapes without the batch, found by sending an empty batch through; no memory and no arithmetic."""
+def state_shapes(net: SpikingNet) -> list[tuple[int, ...]]:
+    """Shapes of the neurons without the batch, found by sending an empty batch through; no memory and no arithmetic."""
     shapes: list[tuple[int, ...]] = []
     parameter = next(net.parameters())
     x = torch.empty((0, *net.in_shape), device=parameter.device, dtype=parameter.dtype)

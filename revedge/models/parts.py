@@ -19,22 +19,18 @@ def neuron_maker(
     Raises:
         UsageError: unknown neuron, or the reversible one where its real-valued output does not fit.
     """
-    common: dict[str, Any] = {
-        "v_threshold": 1.0,
-        "v_reset": 0.0,
-        "detach_reset": True,
-        "surrogate": surrogate,
-    }
+    common: dict[str, Any] = {"v_reset": 0.0, "detach_reset": True, "surrogate": surrogate}
     makers: dict[str, MakeNeuron] = {
-        "if": lambda: IFNode(**common),
-        "lif": lambda: LIFNode(tau=tau, decay_input=True, **common),
-        "plif": lambda: ParametricLIFNode(init_tau=tau, decay_input=True, **common),
+        "if": lambda *, v_threshold=1.0: IFNode(v_threshold=v_threshold, **common),
+        "lif": lambda *, v_threshold=1.0: LIFNode(tau=tau, v_threshold=v_threshold, **common),
+        "plif": lambda *, v_threshold=1.0: ParametricLIFNode(
+            init_tau=tau, v_threshold=v_threshold, **common
+        ),
     }
-    if (
-        allow_reversible
-    ):  # two groups over channels: widths are even everywhere, image sides are not
-        makers["reversible"] = lambda: ReversibleNode(
-            groups=2, tau=tau, surrogate=surrogate, dim=-3
+    if allow_reversible:
+        # Two groups over channels, dimension 2 of [T, B, C, ...]: widths are even everywhere, image sides are not.
+        makers["reversible"] = lambda *, v_threshold=1.0: ReversibleNode(
+            groups=2, tau=tau, v_threshold=v_threshold, surrogate=surrogate, dim=2
         )
     if name not in makers:
         raise UsageError(f"neuron {name!r} is not known here; choose one of {', '.join(makers)}")

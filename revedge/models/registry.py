@@ -1,86 +1,24 @@
 """Names of models, and how each is built."""
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from revedge.errors import UsageError
-from revedge.models import ms_resnet, revsresnet, vgg
+from revedge.models import ms_resnet, revsformer, revsresnet, spikingformer, vgg
+from revedge.models.member import Member, Size
 from revedge.models.net import SpikingNet
-from revedge.models.parts import neuron_maker, scaled, spread
+from revedge.models.parts import neuron_maker
 from revedge.models.task import MakeNeuron, Task
 
-_VGG: dict[str, list[int | str]] = {
-    "vgg5": [32, "M", 64, "M", 128],
-    "vgg-iso10": [32] * 10,  # ten equal blocks without pooling
-    "vgg11": [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
-    "vgg13": [64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
-    "vgg16": [
-        64,
-        64,
-        "M",
-        128,
-        128,
-        "M",
-        256,
-        256,
-        256,
-        "M",
-        512,
-        512,
-        512,
-        "M",
-        512,
-        512,
-        512,
-        "M",
-    ],
-    "vgg19": [64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4, "M"],
+# Members of each family; published nets and, where small frames need them, smaller ones.
+_FAMILIES: dict[str, Mapping[str, Member]] = {
+    "revsresnet": revsresnet.MEMBERS,
+    "ms-resnet": ms_resnet.MEMBERS,
+    "vgg": vgg.MEMBERS,
+    "spikingformer": spikingformer.MEMBERS,
+    "revsformer": revsformer.MEMBERS,
 }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Member:
-    """Defaults of one named model; ``widths`` and ``blocks`` for staged nets, ``layers`` for VGG."""
-
-    family: str
-    widths: Sequence[int] = ()
-    blocks: Sequence[int] = ()
-    layers: Sequence[int | str] = ()
-    neuron: str = "if"
-    tau: float = 2.0
-    surrogate: str = "atan"
-    dvs_stem: bool = False
-
-
-def _rev(blocks: Sequence[int], widths: Sequence[int] = (16, 32), **options: Any) -> _Member:
-    return _Member(family="revsresnet", widths=widths, blocks=blocks, **options)
-
-
-def _ms(blocks: Sequence[int], widths: Sequence[int] = (32, 64), **options: Any) -> _Member:
-    return _Member(family="ms-resnet", widths=widths, blocks=blocks, **options)
-
-
-# Small members (two or three stages) are for small frames; the others are the published nets.
-_DVS: dict[str, Any] = {"neuron": "lif", "tau": 1.5, "surrogate": "sigmoid", "dvs_stem": True}
-_MEMBERS: dict[str, _Member] = {
-    "revsresnet11": _rev([1, 1]),
-    "revsresnet16": _rev([1, 1, 1], (16, 32, 64)),
-    "revsresnet19": _rev([2, 2]),
-    "revsresnet27": _rev([3, 3]),
-    "revsresnet35": _rev([4, 4]),
-    "revsresnet67": _rev([8, 8]),
-    "revsresnet21": _rev([1, 1, 1, 1], [64, 128, 256, 448]),
-    "revsresnet37": _rev([1, 2, 3, 2], [64, 128, 256, 448]),
-    "revsresnet24": _rev([1, 2, 2], [16, 32, 48], **_DVS),
-    "ms-resnet6": _ms([1, 1]),
-    "ms-resnet10": _ms([2, 2]),
-    "ms-resnet18": _ms([2, 2, 2, 2], [64, 128, 256, 512]),
-    "ms-resnet34": _ms([3, 4, 6, 3], [64, 128, 256, 512]),
-    "ms-resnet20": _ms([3, 3, 3], [16, 32, 64], **_DVS),
-    **{name: _Member(family="vgg", layers=layers, neuron="lif") for name, layers in _VGG.items()},
-}
+_MEMBERS = {name: member for members in _FAMILIES.values() for name, member in members.items()}
 
 
 def names() -> list[str]:
@@ -90,10 +28,7 @@ def names() -> list[str]:
 
 def families() -> dict[str, list[str]]:
     """Members of each family."""
-    found: dict[str, list[str]] = {}
-    for name, member in _MEMBERS.items():
-        found.setdefault(member.family, []).append(name)
-    return found
+    return {family: list(members) for family, members in _FAMILIES.items()}
 
 
 def create(
@@ -108,6 +43,7 @@ def create(
     surrogate: str | None = None,
     width: int | None = None,
     depth: int | None = None,
+    heads: int | None = None,
     strategy: str | Sequence[str] = "reverse",
 ) -> SpikingNet:
     """Build a model by name.
@@ -118,11 +54,12 @@ def create(
         num_classes: number of classes, at least 2.
         timesteps: T, at least 1.
         static: the input is one image per sample instead of T frames.
-        neuron: "if", "lif", "plif" or, for VGG, "reversible"; default: the published one.
+        neuron: "if", "lif", "plif" or, where the net allows it, "reversible"; default: the published one.
         tau: membrane time constant in steps, > 1, for lif and plif.
         surrogate: "atan", "sigmoid", "rectangle" or "triangle".
         width: channels of the first stage; the others scale with it.
-        depth: number of blocks over all stages (staged nets only).
+        depth: number of blocks over all stages, where there are blocks.
+        heads: attention heads, where there is attention; default: as many of the published ones as divide the width.
         strategy: memory strategy of all runs, or a list with one per run.
 
     Raises:
@@ -143,38 +80,23 @@ def create(
         neuron=_neuron(member, neuron, tau, surrogate),
         config=config,
     )
-    if member.family == "vgg":
-        if depth is not None:
-            raise UsageError(
-                f"depth={depth} does not apply to {name}; choose another member: {', '.join(_VGG)}"
-            )
-        sizes = [layer for layer in member.layers if isinstance(layer, int)]
-        scaled_sizes = iter(scaled(sizes, width))
-        layers = [
-            next(scaled_sizes) if isinstance(layer, int) else layer for layer in member.layers
-        ]
-        net = vgg.build(task, layers=layers)
-    else:
-        blocks = list(member.blocks) if depth is None else spread(depth, len(member.blocks))
-        build = revsresnet.build if member.family == "revsresnet" else ms_resnet.build
-        widths = scaled(member.widths, width)
-        net = build(task, widths=widths, blocks=blocks, dvs_stem=member.dvs_stem)
+    net = member.build(task, Size(width=width, depth=depth, heads=heads))
     net.set_strategy(strategy)
     return net
 
 
 def _neuron(
-    member: _Member, neuron: str | None, tau: float | None, surrogate: str | None
+    member: Member, neuron: str | None, tau: float | None, surrogate: str | None
 ) -> MakeNeuron:
     return neuron_maker(
         neuron or member.neuron,
         tau=member.tau if tau is None else tau,
         surrogate=surrogate or member.surrogate,
-        allow_reversible=member.family == "vgg",
+        allow_reversible=member.allow_reversible,
     )
 
 
-def _member(name: str) -> _Member:
+def _member(name: str) -> Member:
     if name not in _MEMBERS:
         close = difflib.get_close_matches(name, _MEMBERS, n=3)
         hint = f"did you mean {', '.join(close)}?" if close else f"known: {', '.join(_MEMBERS)}"

@@ -1,15 +1,21 @@
 """What a net is for: the arguments that every builder shares."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from revedge.engine import Feed, Run
 from revedge.errors import UsageError
 from revedge.models.net import SpikingNet
 from revedge.neurons import BaseNode, ReversibleNode
 
-MakeNeuron = Callable[[], BaseNode | ReversibleNode]
+
+class MakeNeuron(Protocol):
+    """Makes one neuron of the kind that the whole net has."""
+
+    def __call__(self, *, v_threshold: float = 1.0) -> BaseNode | ReversibleNode:
+        """Return a new neuron."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -30,6 +30,22 @@ NETS = {
     },
     "revsresnet24-dvs": {"name": "revsresnet24", "width": 4, **(SMALL | {"in_shape": (2, 32, 32)})},
     "ms-resnet20-dvs": {"name": "ms-resnet20", "width": 4, **(SMALL | {"in_shape": (2, 33, 31)})},
+    "spikingformer": {"name": "spikingformer-2-384", "width": 32, "heads": 2, **SMALL},
+    "spikingformer-static-if": {
+        "name": "spikingformer-2-384",
+        "width": 8,
+        "depth": 1,
+        "neuron": "if",
+        "static": True,
+        **SMALL,
+    },
+    "revsformer": {"name": "revsformer-2-384", "width": 32, "heads": 2, **SMALL},
+    "revsformer-dvs": {
+        "name": "revsformer-2-256",
+        "width": 32,
+        "heads": 1,
+        **(SMALL | {"in_shape": (2, 33, 31)}),
+    },
     "vgg": {"name": "vgg5", "width": 6, **SMALL},
     "vgg-reversible": {"name": "vgg5", "width": 6, "neuron": "reversible", **SMALL},
 }
@@ -78,9 +94,14 @@ def gradients_of(x: Tensor, net: nn.Module) -> dict[str, Tensor]:
 
 
 def fresh_net(config: dict, strategy: str) -> models.SpikingNet:
-    """The same weights for every strategy."""
+    """The same weights for every strategy, with norms so large that every layer of neurons fires."""
     torch.manual_seed(0)
-    return models.create(**config, strategy=strategy)
+    net = models.create(**config, strategy=strategy)
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight, 1.5, 2.5)
+            nn.init.uniform_(norm.bias, 0.0, 1.0)
+    return net
 
 
 def small_branch(

@@ -19,6 +19,7 @@ _MEMBERS = {
     "vgg5": {"width": 8},
     "vgg5 reversible": {"width": 8, "neuron": "reversible"},
     "revsresnet11 static": {"width": 8, "static": True},
+    "revsformer-2-384": {"width": 16, "heads": 2},
 }
 
 

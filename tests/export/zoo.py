@@ -9,7 +9,18 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from revedge.engine import Branch, Coupling, Feed, GlobalMean, Residual, Run, Unit
+from revedge.engine import (
+    Branch,
+    Coupling,
+    Feed,
+    GlobalMean,
+    Residual,
+    Run,
+    SpikeAttention,
+    Twice,
+    Unit,
+    Voting,
+)
 from revedge.export.writer import ExportedFile
 from revedge.models import SpikingNet
 from revedge.neurons import BaseNode, IFNode, LIFNode, ParametricLIFNode, ReversibleNode
@@ -167,8 +178,39 @@ KINDS: dict[str, Callable[[], SpikingNet]] = {
         [Coupling([_half(), _half()], [_half(), _half()], on_grid=True)]
     ),
     "dense head": lambda: network([], head=_dense_head()),
+    "attention": lambda: network([Residual([_attention()], on_grid=True)]),
+    "stream twice": lambda: network(_twice()),
+    "voting": lambda: network([], head=_voting_head()),
     "static": lambda: network(chain(LIFNode), static=True),
 }
+
+
+def _attention() -> Branch:
+    units = [
+        Unit(neuron=LIFNode(), op=nn.Conv2d(_WIDTH, 3 * _WIDTH, 1)),
+        Unit(norm=nn.BatchNorm2d(3 * _WIDTH), neuron=LIFNode(), op=SpikeAttention(2, scale=2.0)),
+        Unit(neuron=LIFNode(v_threshold=0.5), op=nn.Conv2d(_WIDTH, _WIDTH, 1)),
+    ]
+    return Branch(units, norm=nn.BatchNorm2d(_WIDTH))
+
+
+def _twice() -> list[Run]:
+    begin = Branch(
+        [Unit(neuron=IFNode(), op=conv(_WIDTH, _WIDTH // 2))],
+        norm=nn.BatchNorm2d(_WIDTH // 2),
+        pool=Twice(),
+    )
+    return [Feed([begin]), Coupling([_half()], [_half()], on_grid=True)]
+
+
+def _voting_head() -> Branch:
+    hidden = Unit(
+        neuron=LIFNode(),
+        pool=nn.Sequential(nn.MaxPool2d(2), nn.Flatten()),
+        dropout=0.5,
+        op=nn.Linear(_WIDTH * 16, 4 * CLASSES, bias=False),
+    )
+    return Branch([hidden, Unit(neuron=LIFNode(v_threshold=0.3), op=Voting(4))])
 
 
 def _half() -> Branch:

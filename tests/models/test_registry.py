@@ -1,41 +1,23 @@
-"""Names, published sizes, and the two forms (sequence and step) of every model."""
+"""Names and the two forms (sequence and step) of every model; what is asked for wrongly."""
 
 import pytest
 import torch
+from torch import nn
 
 from revedge import models
 from revedge.errors import UsageError
-
-# Parameters as published (arXiv 2312.07922, its code, and re-counts by others).
-PUBLISHED = [
-    ("revsresnet21", 100, 11_048_420),
-    ("revsresnet21", 10, 10_967_690),
-    ("revsresnet37", 100, 23_590_884),
-    ("revsresnet37", 10, 23_510_154),
-    ("ms-resnet18", 100, 11_220_132),
-    ("ms-resnet34", 100, 21_328_292),
-    ("revsresnet24", 10, 260_362),
-    ("revsresnet24", 11, 260_459),
-    ("ms-resnet20", 10, 272_330),
-    ("ms-resnet20", 11, 272_395),
-]
-
-
-@pytest.mark.parametrize(("name", "classes", "expected"), PUBLISHED)
-def test_parameter_counts(name, classes, expected):
-    """Each published net has the published number of parameters."""
-    shape = (2, 128, 128) if name in ("revsresnet24", "ms-resnet20") else (3, 32, 32)
-    net = models.create(
-        name, in_shape=shape, num_classes=classes, timesteps=4, static=shape[0] == 3
-    )
-    assert sum(p.numel() for p in net.parameters()) == expected
 
 
 @pytest.mark.parametrize("name", models.names())
 def test_every_member_builds_steps_and_rebuilds(name):
     """A net made again from its config has the same tensors; steps in turn give the sequence's logits."""
     torch.manual_seed(0)
-    net = models.create(name, in_shape=(2, 32, 32), num_classes=4, timesteps=2, width=4)
+    width = 8 if "former" in name else 4
+    net = models.create(name, in_shape=(2, 32, 32), num_classes=4, timesteps=2, width=width)
+    for norm in net.modules():
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):  # lively: spikes in every layer
+            nn.init.uniform_(norm.weight, 1.5, 2.5)
+            nn.init.uniform_(norm.bias, 0.0, 1.0)
     again = models.create(**net.config)
     assert {k: v.shape for k, v in net.state_dict().items()} == {
         k: v.shape for k, v in again.state_dict().items()

@@ -1,0 +1,75 @@
+"""Layers without parameters: values, and hand-written gradients against float64 autograd."""
+
+import pytest
+import torch
+
+from revedge.engine import GlobalMean, SpikeAttention, Twice, Voting
+from revedge.engine.vjp import is_known, module_backward
+from revedge.errors import UsageError
+
+LAYERS = {
+    "attention, few tokens": (SpikeAttention(2), (3, 24, 1, 3)),  # d = 4 > L = 3
+    "attention, many tokens": (SpikeAttention(2, scale=0.5), (3, 24, 3, 5)),
+    "attention, one head": (SpikeAttention(1), (2, 9, 2, 2)),
+    "twice": (Twice(), (3, 4, 2, 5)),
+    "voting": (Voting(4), (3, 12)),
+    "mean": (GlobalMean(), (3, 4, 2, 5)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_gradient_is_that_of_autograd(name):
+    """In float64, on real values, to 1e-12: a wrong factor or transposition is larger by far."""
+    layer, shape = LAYERS[name]
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    out = layer(x)
+    g = torch.randn_like(out)
+    (expected,) = torch.autograd.grad(out, x, g)
+    found = module_backward(layer, x.detach(), g, {}, need_input=True)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert module_backward(layer, x.detach(), g, {}, need_input=False) is None
+    assert is_known(layer)
+
+
+def _written_out(x, heads, scale):
+    """(q k^T) v of one plane ``[3C, L]``, head by head, token by token."""
+    q, k, v = x.chunk(3)
+    width = len(q) // heads
+    out = torch.zeros_like(q)
+    for h in range(heads):
+        rows = slice(h * width, (h + 1) * width)
+        for i in range(x.shape[1]):
+            for j in range(x.shape[1]):
+                weight = (q[rows, i] * k[rows, j]).sum()
+                out[rows, i] += weight * v[rows, j]
+    return out * scale
+
+
+@pytest.mark.parametrize("side", [1, 2, 4])
+def test_attention_on_spikes_is_exact_in_either_order(side):
+    """The published order, written out in loops, gives the same bits as the cheaper one."""
+    torch.manual_seed(side)
+    spikes = (torch.rand(2, 3 * 12, side, side) < 0.4).float()
+    out = SpikeAttention(2)(spikes)
+    for plane, found in zip(spikes, out, strict=True):
+        expected = _written_out(plane.flatten(1), 2, 0.125).view(found.shape)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert float(out.max()) > 0
+
+
+def test_layers_work_on_an_empty_batch():
+    """Shapes are found by sending nothing through."""
+    for layer, shape in LAYERS.values():
+        full = layer(torch.zeros(shape))
+        assert layer(torch.zeros(0, *shape[1:])).shape == (0, *full.shape[1:])
+
+
+def test_sizes_that_cannot_be_are_named():
+    """Heads that do not divide the width, and counts below 1."""
+    with pytest.raises(UsageError, match="multiple of 15"):
+        SpikeAttention(5)(torch.zeros(1, 24, 2, 2))
+    with pytest.raises(UsageError, match="heads=0"):
+        SpikeAttention(0)
+    with pytest.raises(UsageError, match="group=0"):
+        Voting(0)
