@@ -6,6 +6,7 @@ Shapes: N planes (a sample at a time step), C channels, h heads of width d = C /
 import torch
 from torch import Tensor, nn
 
+from revedge.engine.autocast import full_precision
 from revedge.errors import UsageError
 
 
@@ -14,14 +15,15 @@ class SpikeAttention(nn.Module):
 
     The input holds q, k and v one after the other, each with its heads one after the other; every pixel is a token.
     On spikes every product is 0 or 1 and every sum an integer below 2**24, so ``(q k^T) v`` and ``q (k^T v)`` are the
-    same bits; the second is taken where a head is no wider than there are tokens, because it is cheaper.
+    same bits; the second is taken where a head is no wider than there are tokens, because it is cheaper. Under autocast
+    it stays in float32: bfloat16 counts to 256 only.
 
     Args:
         heads: divides C.
         scale: a power of two keeps the result exact.
 
     Time: ``2 N C min(L, d) L`` multiply-adds.
-    Source: Zhou et al., "Spikformer" (ICLR 2023), equation 8; the scale is that of its code.
+    Source: Zhou et al., "Spikformer" (ICLR 2023), spiking self-attention; the scale is that of its code.
     """
 
     def __init__(self, heads: int, scale: float = 0.125) -> None:
@@ -34,7 +36,8 @@ class SpikeAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the attended values."""
         q, k, v = self._heads_of(x)
-        out = (v @ k.mT) @ q if _by_width(q) else v @ (k.mT @ q)
+        with full_precision(x.device.type):
+            out = (v @ k.mT) @ q if _by_width(q) else v @ (k.mT @ q)
         return (out * self.scale).reshape(x.shape[0], x.shape[1] // 3, *x.shape[2:])
 
     def vjp(self, x: Tensor, g: Tensor) -> Tensor:
@@ -44,12 +47,13 @@ class SpikeAttention(nn.Module):
         """
         q, k, v = self._heads_of(x)
         g = (g * self.scale).reshape(q.shape)
-        if _by_width(q):
-            g_inner = g @ q.mT  # of v k^T
-            g_q, g_k, g_v = (k @ v.mT) @ g, g_inner.mT @ v, g_inner @ k
-        else:
-            g_inner = v.mT @ g  # of k^T q
-            g_q, g_k, g_v = k @ g_inner, q @ g_inner.mT, g @ (q.mT @ k)
+        with full_precision(x.device.type):
+            if _by_width(q):
+                g_inner = g @ q.mT  # of v k^T
+                g_q, g_k, g_v = (k @ v.mT) @ g, g_inner.mT @ v, g_inner @ k
+            else:
+                g_inner = v.mT @ g  # of k^T q
+                g_q, g_k, g_v = k @ g_inner, q @ g_inner.mT, g @ (q.mT @ k)
         return torch.stack((g_q, g_k, g_v), 1).reshape(x.shape)
 
     def extra_repr(self) -> str:

@@ -26,6 +26,13 @@ def autocast_state(device_type: str) -> AbstractContextManager[Any]:
     )
 
 
+def full_precision(device_type: str) -> AbstractContextManager[Any]:
+    """Return a context without autocast, for sums that are exact in float32 and in nothing smaller."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
 def lowered(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Return ``tensors`` in the dtype that autocast computes convolutions in, or as they are without autocast."""
     device_type = tensors[0].device.type

@@ -58,6 +58,19 @@ def test_attention_on_spikes_is_exact_in_either_order(side):
     assert float(out.max()) > 0
 
 
+def test_attention_counts_in_float32_under_autocast():
+    """Sums above 256, which bfloat16 cannot hold, are the same bits with autocast and without; so are gradients."""
+    torch.manual_seed(0)
+    attention, spikes = SpikeAttention(1), (torch.rand(1, 96, 8, 8) < 0.7).float()
+    out = attention(spikes)
+    assert float(out.max()) / attention.scale > 512
+    g = torch.randn_like(out)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(attention(spikes), out, rtol=0, atol=0)
+        lowered = attention.vjp(spikes, g)
+    torch.testing.assert_close(lowered, attention.vjp(spikes, g), rtol=0, atol=0)
+
+
 def test_layers_work_on_an_empty_batch():
     """Shapes are found by sending nothing through."""
     for layer, shape in LAYERS.values():
