@@ -15,6 +15,8 @@ from revedge.engine import (
     Branch,
     Coupling,
     Feed,
+    Fork,
+    Forks,
     GlobalMean,
     Residual,
     Run,
@@ -41,6 +43,7 @@ from revedge.export.blocks import (
 )
 from revedge.export.cells import PLAIN, Cell, NoCell, ReversibleCell
 from revedge.export.folding import can_fold, fold, norm_affine_of
+from revedge.export.fork_steps import ForksStep, ForkStep
 from revedge.models import SpikingNet, StateSpec
 from revedge.neurons import BaseNode, ReversibleNode
 
@@ -50,7 +53,7 @@ class InferenceNet(nn.Module):
 
     cuts: Final[list[int]]
 
-    def __init__(self, runs: list[FeedStep | ResidualStep | CouplingStep]) -> None:
+    def __init__(self, runs: list[FeedStep | ResidualStep | CouplingStep | ForksStep]) -> None:
         super().__init__()
         self.runs = nn.ModuleList(runs)
         self.cuts = cut_points([run.takes for run in runs])
@@ -95,7 +98,7 @@ class _Builder:
         self.used = 0
         self.previous: list[nn.Module] = []  # [the Sequential that ends in it], or nothing
 
-    def run(self, run: Run) -> FeedStep | ResidualStep | CouplingStep:
+    def run(self, run: Run) -> FeedStep | ResidualStep | CouplingStep | ForksStep:
         entry = nn.Identity() if getattr(run, "on_grid", True) else Grid(GRID_BITS)
         if isinstance(run, Feed):
             branches = [b for b in run.branches if isinstance(b, Branch)]
@@ -115,10 +118,18 @@ class _Builder:
             norm = run.f[0].norm
             assert isinstance(norm, _BatchNorm)
             return CouplingStep(entry, steps, norm.num_features)
+        if isinstance(run, Forks):
+            return ForksStep([self.fork(fork) for fork in run.fork_list()])
         raise ExportError(
-            f"a run of type {type(run).__name__} has no inference form; build the network from Feed, Residual and "
-            "Coupling"
+            f"a run of type {type(run).__name__} has no inference form; build the network from Feed, Residual, "
+            "Coupling and Forks"
         )
+
+    def fork(self, fork: Fork) -> ForkStep:
+        self.previous = []  # the norm of a head reads a sum
+        head = self.unit(Unit() if fork.head is None else fork.head)
+        steps = [self._apart(arm) for arm in fork.arm_list()]
+        return ForkStep(head, steps[0], steps[1:], fork.identity)
 
     def _apart(self, branch: Branch) -> BranchStep:
         """A branch that reads a stream, and whose result is added to one: nothing folds across its ends."""

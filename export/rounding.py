@@ -25,6 +25,7 @@ from revedge.engine import (
     Branch,
     Coupling,
     Feed,
+    Forks,
     GlobalMean,
     Residual,
     SpikeAttention,
@@ -74,11 +75,15 @@ class _Walk:
 
     def run(self, run: nn.Module, stream: Pair) -> Pair:
         if isinstance(run, Feed):
-            parts = [self.branch(b, stream) for b in run.branches if isinstance(b, Branch)]
-            total = parts[0]
-            for part in parts[1:]:
-                total = _add(total, part)
-            return total
+            return _sum([self.branch(b, stream) for b in run.branches if isinstance(b, Branch)])
+        if isinstance(run, Forks):
+            for fork in run.fork_list():
+                spikes = stream if fork.head is None else self.unit(fork.head, stream)
+                parts = [spikes] if fork.identity else []
+                parts += [self.branch(arm, spikes) for arm in fork.arm_list()]
+                exact = all(arm.on_grid for arm in fork.arm_list())
+                stream = _sum(parts) if exact else _rounded_sum(parts)
+            return stream
         assert isinstance(run, Residual | Coupling)
         if not run.on_grid:
             stream = _grid(stream, GRID_BITS)
@@ -149,6 +154,20 @@ class _Walk:
 
 def _add(a: Pair, b: Pair) -> Pair:
     return a[0] + b[0], a[1] + b[1]  # sums on the grid are exact
+
+
+def _sum(parts: list[Pair]) -> Pair:
+    total = parts[0]
+    for part in parts[1:]:
+        total = _add(total, part)
+    return total
+
+
+def _rounded_sum(parts: list[Pair]) -> Pair:
+    """Of values off the grid: each sum is rounded, and both sides sum in one order."""
+    value, e = _sum(parts)
+    size = sum((part[0].abs() for part in parts[1:]), parts[0][0].abs())
+    return value, e + 2 * (len(parts) - 1) * _U * size
 
 
 def _grid(pair: Pair, bits: int) -> Pair:

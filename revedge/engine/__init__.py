@@ -5,6 +5,7 @@ from revedge.engine.attention import SpikeAttention
 from revedge.engine.chain import Chain
 from revedge.engine.coupling import Coupling
 from revedge.engine.feed import Feed
+from revedge.engine.fork import Fork, Forks
 from revedge.engine.layers import Twice, Voting
 from revedge.engine.repeat import Repeat
 from revedge.engine.residual import Residual
@@ -22,6 +23,8 @@ __all__ = [
     "Chain",
     "Coupling",
     "Feed",
+    "Fork",
+    "Forks",
     "GlobalMean",
     "OverTime",
     "Repeat",

@@ -53,12 +53,22 @@ class BranchTape:
 
 
 def branch_forward(
-    branch: Branch, x: Given, saving: Saving, place: Place
+    branch: Branch, x: Given | Signal, saving: Saving, place: Place
 ) -> tuple[Output, BranchTape]:
-    """Run ``x`` ``[T, B, ...]`` through the units; `join` computes the last one's output and normalizes it."""
-    tape = BranchTape()
-    y = _input_of(branch, x.take())
-    for index, unit in enumerate(branch.unit_list()):
+    """Run ``x`` ``[T, B, ...]`` through the units; `join` computes the last one's output and normalizes it.
+
+    A `Signal` is what the first unit, which then has neither norm nor neuron, reads; it stays on the tape.
+    """
+    tape, units = BranchTape(), branch.unit_list()
+    if isinstance(x, Signal):
+        kept = _UnitTape(None, draw(units[0]), signal=x)
+        if saving.keep:
+            tape.units.append(kept)
+        y = Output(units[0], x, kept.chance, saving.slab_bytes)
+    else:
+        y = _input_of(branch, x.take())
+    for index in range(int(isinstance(x, Signal)), len(units)):
+        unit = units[index]
         keep = what_to_keep(saving, place, unit, index)
         kept = _UnitTape(None, draw(unit))
         if fires_by_slabs(unit, y) and not (keep.pre or keep.spikes):
@@ -106,7 +116,7 @@ def _add(branch: Branch, x: Tensor | None, y: Tensor, stats: Stats, *, sign: int
 class Replay:
     """Backward of one branch: `undo` its end, then `backward` through its units.
 
-    ``x`` is the branch's input, None where it is only known after `undo` (residual).
+    ``x`` is the branch's input, None where it is only known after `undo` (residual) or is on the tape (fork).
     """
 
     def __init__(
@@ -115,11 +125,23 @@ class Replay:
         self.branch, self.tape, self.x, self.slab_bytes = branch, tape, x, slab_bytes
         self.units = branch.unit_list()
         self.inputs: dict[int, Output] = {}
+        self.last: Output | None = None
         self.g: Tensor | None = None
 
     def kept_input(self) -> Tensor | None:
         """The branch's input, where the strategy kept it."""
         return self.tape.units[0].pre
+
+    def redo(self, stream: Tensor | None) -> Tensor:
+        """Add the branch's output to ``stream`` once more, by the operations of `join`; overwrites ``stream``."""
+        branch, stats, y = self.branch, self.tape.stats, self._output()
+        if branch.norm is None:
+            return y.whole() if stream is None else stream.add_(y.whole())
+        assert stats is not None
+        if y.sliced and branch.pool is None:
+            # `undo` computes the slabs again: that they never stand together is their point.
+            return add_slabs(branch.norm, stream, y, stats)[0]
+        return _add(branch, stream, y.whole(), stats, sign=1)
 
     def undo(self, stream: Tensor | None, given: Given, gradients: Gradients) -> None:
         """Take the branch's output off ``stream``, if given, and go back through the trailing normalization.
@@ -138,7 +160,7 @@ class Replay:
                     _add(branch, stream, y.whole(), stats, sign=-1)
                 g = self._trailing_backward(y.whole(), stats, g, gradients)
             gradients.settle(branch.norm)
-        self.g = g
+        self.last, self.g = None, g
 
     def backward(self, gradients: Gradients, *, need_input: bool) -> Tensor | None:
         """Return the gradient of the branch's input, None if not needed; after `undo`."""
@@ -161,6 +183,8 @@ class Replay:
 
     def _fire_backward(self, index: int, signal: Signal, g: Tensor, gradients: Gradients) -> Tensor:
         unit, stats = self.units[index], self.tape.units[index].stats
+        if unit.neuron is None and unit.norm is None:
+            return g
         if isinstance(unit.neuron, ReversibleNode):
             return fire_backward_(unit, None, signal, stats, g, gradients)
         del signal
@@ -194,8 +218,10 @@ class Replay:
 
     def _output(self) -> Output:
         """Output of the last unit; what the tape kept of it is given away."""
-        kept, self.tape.out = self.tape.out, None
-        return self._tail(len(self.units) - 1) if kept is None else Output.of(kept)
+        if self.last is None:
+            kept, self.tape.out = self.tape.out, None
+            self.last = self._tail(len(self.units) - 1) if kept is None else Output.of(kept)
+        return self.last
 
     def _tail(self, index: int) -> Output:
         """Output of unit ``index``."""

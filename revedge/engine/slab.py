@@ -115,17 +115,21 @@ def fire_slabs_backward_(
     return g
 
 
-def add_slabs(norm: _BatchNorm, x: Tensor | None, y: Output) -> tuple[Tensor, Stats]:
-    """Return ``x + round(norm(y))``, written over ``x`` (None means 0), and the statistics of ``y``."""
+def add_slabs(
+    norm: _BatchNorm, x: Tensor | None, y: Output, stats: Stats | None = None
+) -> tuple[Tensor, Stats]:
+    """Return ``x + round(norm(y))``, written over ``x`` (None means 0), and the statistics of ``y`` unless given."""
     out, parts = x, list[Stats]()
     for first, slab in y.slabs():
         if out is None:
             out = slab.new_empty(y.shape)
-        parts.append(_stats(norm, first, slab, None))
+        parts.append(_stats(norm, first, slab, stats))
         _add(norm, x, first, slab, parts[-1], out, at=first, sign=1)
         del slab
     assert out is not None
-    return out, gather_stats(norm, parts, out.numel() // out.shape[2])
+    if stats is None:
+        stats = gather_stats(norm, parts, out.numel() // out.shape[2])
+    return out, stats
 
 
 def undo_slabs_(

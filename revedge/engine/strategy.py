@@ -11,6 +11,7 @@
 Three places differ in where a branch's input comes from. A `feed` has no identity path, so its input is kept (no copy:
 it is the output of the run before). A `coupling` has the other half of the stream. A `residual` branch has nothing, so
 it is replayed from its first spikes, and its input follows by subtraction; if it begins without a neuron, it is kept.
+The arms of a fork stand as in a coupling: what they read, the fork's spikes, is on the tape.
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from revedge.engine import Branch, Chain, Coupling, Feed, Repeat, Residual, Run, Unit, carry
+from revedge.engine import (
+    Branch,
+    Chain,
+    Coupling,
+    Feed,
+    Forks,
+    Repeat,
+    Residual,
+    Run,
+    Unit,
+    carry,
+)
 from revedge.errors import UsageError
 from revedge.neurons import StateSpec
 
@@ -20,7 +31,7 @@ class SpikingNet(nn.Module):
         num_classes: length of the logits.
         timesteps: T for static images, and the T that event data are cut into.
         static: the input is one image per sample; the stem runs once and its output is repeated T times.
-        stem, body, head: runs of `revedge.engine`. The head ends in a linear layer.
+        stem, body, head: runs of `revedge.engine`. The head gives out ``num_classes`` values per step.
     """
 
     def __init__(
@@ -146,18 +157,18 @@ def spiking_units(net: SpikingNet) -> Iterator[tuple[str, Unit]]:
     """Units with a neuron and their names, in the order in which `SpikingNet.step` uses their states."""
     names = {module: name for name, module in net.named_modules()}
     for run in net.runs():
-        for branch in branches_of(run):
-            for unit in branch.unit_list():
-                if unit.neuron is not None:
-                    yield names[unit], unit
+        for unit in units_of(run):
+            if unit.neuron is not None:
+                yield names[unit], unit
 
 
-def branches_of(run: Run) -> list[Branch]:
-    """The branches of a run in the order in which they run."""
-    if isinstance(run, Coupling):
-        return run.half_blocks()
-    assert isinstance(run, Feed | Residual)
-    return run.branch_list()
+def units_of(run: Run) -> list[Unit]:
+    """The units of a run in the order of their states."""
+    if isinstance(run, Forks):
+        return [unit for fork in run.fork_list() for unit in fork.unit_list()]
+    assert isinstance(run, Coupling | Feed | Residual)
+    branches = run.half_blocks() if isinstance(run, Coupling) else run.branch_list()
+    return [unit for branch in branches for unit in branch.unit_list()]
 
 
 def state_shapes(net: SpikingNet) -> list[tuple[int, ...]]:
@@ -176,7 +187,15 @@ def _run_shapes(run: Run, x: Tensor, shapes: list[tuple[int, ...]]) -> Tensor:
         for branch in run.half_blocks():
             _branch_shapes(branch, x[:, : x.shape[1] // 2], shapes)
         return x
-    outs = [_branch_shapes(branch, x, shapes) for branch in branches_of(run)]
+    if isinstance(run, Forks):
+        for fork in run.fork_list():
+            if fork.head is not None:
+                shapes.append(tuple(x.shape[1:]))
+            outs = [_branch_shapes(arm, x, shapes) for arm in fork.arm_list()]
+            x = outs[0]
+        return x
+    assert isinstance(run, Feed | Residual)
+    outs = [_branch_shapes(branch, x, shapes) for branch in run.branch_list()]
     return x if isinstance(run, Residual) else outs[0]
 
 

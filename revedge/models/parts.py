@@ -37,9 +37,11 @@ def neuron_maker(
     return makers[name]
 
 
-def conv(c_in: int, c_out: int, kernel: int = 3, stride: int = 1) -> nn.Conv2d:
-    """Return a convolution without bias that keeps the size at stride 1; Kaiming normal, fan-out."""
-    layer = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False)
+def conv(
+    c_in: int, c_out: int, kernel: int = 3, stride: int = 1, *, bias: bool = False
+) -> nn.Conv2d:
+    """Return a convolution that keeps the size at stride 1; Kaiming normal, fan-out."""
+    layer = nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=bias)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
 

@@ -9,7 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from revedge.engine import GRID_BITS, INPUT_GRID_BITS, Branch, Coupling, Feed, Residual, Run, Unit
+from revedge.engine import (
+    GRID_BITS,
+    INPUT_GRID_BITS,
+    Branch,
+    Coupling,
+    Feed,
+    Forks,
+    Residual,
+    Run,
+    Unit,
+)
 from revedge.kernels.reference.norm import channel_stats
 from revedge.models.net import SpikingNet
 from revedge.neurons import ReversibleNode
@@ -18,7 +28,8 @@ from revedge.neurons import ReversibleNode
 def plain_forward(net: SpikingNet, x: Tensor) -> Tensor:
     """Return what ``net(x)`` returns, differentiable by autograd alone.
 
-    Batch statistics are those of the batch; running statistics are not touched. Dropout must be 0.
+    Batch statistics are those of the batch; running statistics are not touched. Dropout draws the masks that ``net``
+    would draw from the same state of the generator.
 
     Args:
         net: in training mode.
@@ -43,11 +54,20 @@ def _run(run: Run, x: Tensor) -> Tensor:
         for branch in run.branch_list():
             x = x + _branch(branch, x)
         return x
+    if isinstance(run, Forks):
+        for fork in run.fork_list():
+            s = x if fork.head is None else _unit(fork.head, x)
+            parts = [s] if fork.identity else []
+            x = _sum(parts + [_branch(arm, s) for arm in fork.arm_list()])
+        return x
     assert isinstance(run, Feed)
-    outs = [_branch(branch, x) for branch in run.branch_list()]
-    total = outs[0]
-    for out in outs[1:]:
-        total = total + out
+    return _sum([_branch(branch, x) for branch in run.branch_list()])
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
     return total
 
 
@@ -67,9 +87,13 @@ def _unit(unit: Unit, x: Tensor) -> Tensor:
         if isinstance(unit.neuron, ReversibleNode) and unit.norm is not None:
             x = _round_to_grid(x, INPUT_GRID_BITS)
         x = _neuron(unit.neuron, x)
-    for module in (unit.pool, unit.op):
-        x = x if module is None else _folded(module, x)
-    return x
+    seed = int(torch.randint(2**62, ())) if unit.training and unit.dropout else None
+    x = x if unit.pool is None else _folded(unit.pool, x)
+    if seed is not None:
+        generator = torch.Generator(device=x.device).manual_seed(seed)
+        kept = torch.rand(x.shape[1:], generator=generator, device=x.device) >= unit.dropout
+        x = x * (kept.to(x.dtype) * (1.0 / (1.0 - unit.dropout)))
+    return x if unit.op is None else _folded(unit.op, x)
 
 
 def _norm(norm: nn.Module, y: Tensor) -> Tensor:

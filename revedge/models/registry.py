@@ -4,7 +4,16 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from revedge.errors import UsageError
-from revedge.models import ms_resnet, revsformer, revsresnet, spikingformer, vgg
+from revedge.models import (
+    ms_resnet,
+    plif_net,
+    preact_resnet,
+    revsformer,
+    revsresnet,
+    spiking_resnet,
+    spikingformer,
+    vgg,
+)
 from revedge.models.member import Member, Size
 from revedge.models.net import SpikingNet
 from revedge.models.parts import neuron_maker
@@ -14,7 +23,10 @@ from revedge.models.task import MakeNeuron, Task
 _FAMILIES: dict[str, Mapping[str, Member]] = {
     "revsresnet": revsresnet.MEMBERS,
     "ms-resnet": ms_resnet.MEMBERS,
+    "resnet": spiking_resnet.MEMBERS,
+    "preact-resnet": preact_resnet.MEMBERS,
     "vgg": vgg.MEMBERS,
+    "plif-net": plif_net.MEMBERS,
     "spikingformer": spikingformer.MEMBERS,
     "revsformer": revsformer.MEMBERS,
 }

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from revedge.engine import GlobalMean, SpikeAttention, Twice, Voting
-from revedge.engine.vjp import is_known, module_backward
+from revedge.engine.vjp import Gradients, is_known, module_backward
 from revedge.errors import UsageError
 
 LAYERS = {
@@ -26,9 +26,9 @@ def test_gradient_is_that_of_autograd(name):
     out = layer(x)
     g = torch.randn_like(out)
     (expected,) = torch.autograd.grad(out, x, g)
-    found = module_backward(layer, x.detach(), g, {}, need_input=True)
+    found = module_backward(layer, x.detach(), g, Gradients(), need_input=True)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    assert module_backward(layer, x.detach(), g, {}, need_input=False) is None
+    assert module_backward(layer, x.detach(), g, Gradients(), need_input=False) is None
     assert is_known(layer)
 
 

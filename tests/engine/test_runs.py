@@ -6,7 +6,16 @@ import weakref
 
 import pytest
 import torch
-from engine_checks import PLAIN_TOLERANCE, RUNS, X, digest, gradients_of, run_digest, small_branch
+from engine_checks import (
+    PLAIN_TOLERANCE,
+    RUNS,
+    X,
+    digest,
+    gradients_of,
+    kept_bytes,
+    run_digest,
+    small_branch,
+)
 from torch import Tensor, nn
 
 from revedge import kernels
@@ -110,23 +119,6 @@ def test_checksum_names_the_block():
         loss.backward()
 
 
-def _kept_bytes(tape: object, seen: set[int] | None = None) -> int:
-    """Bytes of all large float and bit tensors that a tape holds."""
-    seen = set() if seen is None else seen
-    if isinstance(tape, Tensor):
-        key = tape.untyped_storage().data_ptr()
-        if (tape.dim() == 1 and tape.dtype == torch.float32) or key in seen:
-            return 0  # statistics per channel
-        seen.add(key)
-        return tape.numel() * tape.element_size()
-    if isinstance(tape, Signal):
-        return _kept_bytes([tape.dense, tape.bits], seen)
-    if isinstance(tape, list | tuple):
-        return sum(_kept_bytes(item, seen) for item in tape)
-    slots = getattr(tape, "__slots__", ())
-    return sum(_kept_bytes(getattr(tape, slot), seen) for slot in slots)
-
-
 def test_kept_bytes_are_exact():
     """What lies on the tape of a run of 4 blocks, in units of one stream tensor of 3*2*4*8*8 floats."""
     x = torch.randn(3, 2, 4, 8, 8)
@@ -141,14 +133,14 @@ def test_kept_bytes_are_exact():
     for strategy, size in expected.items():
         residual.set_strategy(strategy)
         _, tape = residual.run_forward(Given(x, free=False), keep=True)
-        assert _kept_bytes(tape) == size, strategy
+        assert kept_bytes(tape) == size, strategy
 
     coupling = Coupling([small_branch(2) for _ in range(4)], [small_branch(2) for _ in range(4)])
     expected = {"keep-conv": 8 * one, "keep-spikes": 4 * bit, "reverse": 0}
     for strategy, size in expected.items():
         coupling.set_strategy(strategy)
         _, tape = coupling.run_forward(Given(x, free=False), keep=True)
-        assert _kept_bytes(tape) == size, strategy
+        assert kept_bytes(tape) == size, strategy
 
 
 def _frozen_residual(branches: list[Branch], x: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ def test_store_equals_plain_autograd(name):
         assert error <= tolerance * max(float(expected.norm()), floor), (key, error)
 
 
-@pytest.mark.parametrize("name", ["revsresnet", "ms-resnet", "vgg"])
+@pytest.mark.parametrize("name", ["revsresnet", "ms-resnet", "resnet18", "vgg"])
 def test_running_statistics_move_once(name):
     """A step counts one batch, whatever is recomputed; the statistics are those of BatchNorm2d."""
     net = fresh_net(NETS[name], "reverse")
@@ -86,7 +86,9 @@ def test_running_statistics_move_once(name):
     torch.testing.assert_close(norm.running_var, reference.running_var, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["revsresnet", "ms-resnet", "vgg", "vgg-reversible"])
+@pytest.mark.parametrize(
+    "name", ["revsresnet", "ms-resnet", "revsformer", "resnet18", "vgg", "vgg-reversible"]
+)
 def test_chunks_change_no_strategy(name, monkeypatch):
     """Cut into chunks of a few samples, the strategies still agree, and the gradient is that of one piece."""
     config = NETS[name]
@@ -135,7 +137,9 @@ def test_cuts_are_exact():
     assert cut(shape, 384 * 40) == [(0, 40)]
 
 
-@pytest.mark.parametrize("name", ["revsresnet", "ms-resnet", "revsresnet-plif-static", "vgg"])
+@pytest.mark.parametrize(
+    "name", ["revsresnet", "ms-resnet", "revsresnet-plif-static", "resnet19-static-plif", "vgg"]
+)
 def test_chain_equals_its_runs_one_by_one(name):
     """A net is one autograd function; called run by run (a hook asks for it) it gives the same bits."""
     config = NETS[name]

@@ -20,6 +20,9 @@ _MEMBERS = {
     "vgg5 reversible": {"width": 8, "neuron": "reversible"},
     "revsresnet11 static": {"width": 8, "static": True},
     "revsformer-2-384": {"width": 16, "heads": 2},
+    "resnet50": {"width": 4, "depth": 5},
+    "preact-resnet18": {"width": 4},
+    "plif-net7": {"width": 8},
 }
 
 

@@ -13,6 +13,8 @@ from revedge.engine import (
     Branch,
     Coupling,
     Feed,
+    Fork,
+    Forks,
     GlobalMean,
     Residual,
     Run,
@@ -181,6 +183,7 @@ KINDS: dict[str, Callable[[], SpikingNet]] = {
     "attention": lambda: network([Residual([_attention()], on_grid=True)]),
     "stream twice": lambda: network(_twice()),
     "voting": lambda: network([], head=_voting_head()),
+    "forks": lambda: network(_forks()),
     "static": lambda: network(chain(LIFNode), static=True),
 }
 
@@ -211,6 +214,27 @@ def _voting_head() -> Branch:
         op=nn.Linear(_WIDTH * 16, 4 * CLASSES, bias=False),
     )
     return Branch([hidden, Unit(neuron=LIFNode(v_threshold=0.3), op=Voting(4))])
+
+
+def _forks() -> list[Run]:
+    """Spikes come in; an identity; two arms; a norm in the head and none behind the arm, before the last head."""
+
+    def arm(*, norm: bool = True) -> Branch:
+        units = [
+            Unit(op=conv(bias=False)),
+            Unit(norm=nn.BatchNorm2d(_WIDTH), neuron=LIFNode(), op=conv()),
+        ]
+        return Branch(units, norm=nn.BatchNorm2d(_WIDTH) if norm else None)
+
+    short = Branch([Unit(op=nn.Conv2d(_WIDTH, _WIDTH, 1))], norm=nn.BatchNorm2d(_WIDTH))
+    normed = Unit(norm=nn.BatchNorm2d(_WIDTH), neuron=LIFNode())
+    pooled = Branch([Unit(neuron=IFNode(), pool=nn.MaxPool2d(3, 1, 1))])
+    forks = [
+        Fork([arm()], head=None, identity=True),
+        Fork([arm(), short], head=Unit(neuron=LIFNode())),
+        Fork([arm(norm=False)], head=normed, identity=True),
+    ]
+    return [Feed([pooled]), Forks(forks)]
 
 
 def _half() -> Branch:
