@@ -1,21 +1,27 @@
 """`revedge bench`: memory and time of one training step, each strategy in a fresh process."""
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from revedge.cli.bench_picture import check_possible, draw_in_child
+from revedge.cli.bench_rows import (
+    BEST,
+    NAMED,
+    STRATEGIES,
+    Case,
+    Progress,
+    Row,
+    best,
+    groups,
+    measure,
+    strategies_of,
+)
 from revedge.cli.output import emit, table
-from revedge.cli.step_child import PLAIN, spawn
 from revedge.cli.verify import at_least_one, parse_shape
 from revedge.errors import RevedgeError, UsageError
 from revedge.units import format_bytes
-
-# The nets that other libraries are measured on too; 32x32 images, LIF with tau 2, ATan surrogate, reset detached.
-_NAMED: dict[str, dict[str, Any]] = {
-    "iso": {"name": "vgg-iso10", "neuron": "lif"},
-    "vgg11": {"name": "vgg11", "neuron": "lif"},
-    "ms_resnet18": {"name": "ms-resnet18", "neuron": "lif"},
-}
-_STRATEGIES = ("store", "keep-conv", "keep-spikes", "reverse")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,82 +29,143 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--net",
         required=True,
-        help=f"{', '.join(_NAMED)} (static images, 3x32x32) or the name of a model",
+        help=f"{', '.join(NAMED)} (static images, 3x32x32) or names of models; several with commas",
     )
     parser.add_argument(
         "--strategy",
         default="all",
-        help=f"{', '.join(_STRATEGIES)}, invert, plain, smallest, fastest or all (default)",
+        help=f"{', '.join(STRATEGIES)}, invert, plain (several with commas), smallest, fastest or all (default)",
     )
-    parser.add_argument("--timesteps", type=int, default=8, help="time steps (default 8)")
-    parser.add_argument("--batch", type=int, default=8, help="samples per step (default 8)")
+    parser.add_argument("--timesteps", default="8", help="time steps, or several: 4,8 (default 8)")
+    parser.add_argument("--batch", default="8", help="samples per step, or several (default 8)")
     parser.add_argument("--in-shape", default="3,32,32", help="C,H,W of a frame (default 3,32,32)")
     parser.add_argument("--classes", type=int, default=10, help="number of classes (default 10)")
     parser.add_argument("--neuron", default=None, help="if, lif, plif, or for VGG reversible")
+    parser.add_argument("--depth", type=int, default=None, help="number of blocks (staged nets)")
+    parser.add_argument("--width", type=int, default=None, help="channels of the first stage")
+    parser.add_argument(
+        "--static", action="store_true", help="one image per sample instead of T frames"
+    )
     parser.add_argument("--threads", type=int, default=1, help="threads (default 1)")
     parser.add_argument(
         "--repeats", type=int, default=3, help="timed steps, the least counts (default 3)"
     )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=1,
+        help="processes per row: least time, median of bytes (default 1)",
+    )
+    parser.add_argument(
+        "--update-in-backward",
+        action="store_true",
+        help="step each parameter as soon as its gradient is there, and free the gradient",
+    )
+    parser.add_argument("--picture", metavar="FILE.svg", help="draw memory against time")
     parser.epilog = (
-        "example:\n  revedge bench --net ms_resnet18 --strategy all --timesteps 8 --batch 8\n\n"
-        "anon is the growth of the process's anonymous memory from before the first step to its peak."
+        "example:\n  revedge bench --net ms_resnet18 --strategy all --timesteps 8 --batch 8\n"
+        "  revedge bench --net iso,vgg11 --timesteps 4,8 --batch 4 --picture bench.svg\n\n"
+        "anon is the growth of the process's anonymous memory from before the first step to its peak.\n"
+        "smallest and fastest measure all strategies and choose; a * marks what none beats in both bytes and time."
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print."""
-    named = args.net in _NAMED
-    model = {
-        **(_NAMED[args.net] if named else {"name": args.net}),
-        "in_shape": parse_shape(args.in_shape),
-        "num_classes": args.classes,
-        "timesteps": at_least_one("--timesteps", args.timesteps),
-        "static": named,
-        **({} if args.neuron is None else {"neuron": args.neuron}),
+    """Measure and print; 1 if a row could not be measured."""
+    picture = None if args.picture is None else check_possible(args.picture)
+    cases = cases_of(args)
+    strategies = strategies_of(args.strategy, reversible=args.neuron == "reversible")
+    progress = Progress()
+    try:
+        rows, failed = measure(
+            cases, strategies, rounds=at_least_one("--rounds", args.rounds), started=progress
+        )
+    finally:
+        progress.close()
+    if not rows:
+        first = failed[0]
+        raise RevedgeError(
+            f"{first['net']} with strategy {first['strategy']} could not be run: {first['error']}"
+        )
+    if picture is not None:
+        draw_in_child(rows, picture)
+    shown = (
+        [best(group, args.strategy) for group in groups(rows)] if args.strategy in BEST else rows
+    )
+    payload = {
+        "threads": args.threads,
+        "rows": shown,
+        "failed": failed,
+        "picture": args.picture,
     }
+    emit(args, _text(shown, failed, picture), payload)
+    return 1 if failed else 0
+
+
+def cases_of(args: argparse.Namespace) -> list[Case]:
+    """Return every net with every T and batch.
+
+    Raises:
+        UsageError: something is not a count, or not a list of counts.
+    """
+    shape = parse_shape(args.in_shape)
+    options = {key: getattr(args, key) for key in ("neuron", "depth", "width")}
+    given = {key: value for key, value in options.items() if value is not None}
     job = {
-        "model": model,
-        "batch": at_least_one("--batch", args.batch),
         "threads": at_least_one("--threads", args.threads),
         "repeats": at_least_one("--repeats", args.repeats),
+        "update_in_backward": args.update_in_backward,
         "track": True,
     }
-    rows = []
-    for strategy in _chosen(args.strategy):
-        row = spawn({**job, "strategy": strategy})
-        if "error" in row:
-            raise RevedgeError(
-                f"{args.net} with strategy {strategy} could not be run: {row['error']}"
-            )
-        rows.append({"net": args.net, **row})
-    if args.strategy in ("smallest", "fastest"):
-        key = "anon_peak_bytes" if args.strategy == "smallest" else "cpu_s"
-        rows = [min(rows, key=lambda row: row[key])]
-    emit(
-        args,
-        _text(rows),
-        {"net": args.net, "timesteps": args.timesteps, "batch": args.batch, "rows": rows},
+    cases = []
+    for net in dict.fromkeys(name.strip() for name in args.net.split(",")):
+        for timesteps in counts("--timesteps", args.timesteps):
+            model = {
+                **NAMED.get(net, {"name": net}),
+                "in_shape": shape,
+                "num_classes": args.classes,
+                "timesteps": timesteps,
+                "static": args.static or net in NAMED,
+                **given,
+            }
+            for batch in counts("--batch", args.batch):
+                full = {**job, "model": model, "batch": batch}
+                cases.append(Case(net=net, timesteps=timesteps, batch=batch, job=full))
+    return cases
+
+
+def counts(flag: str, text: str) -> list[int]:
+    """Return the numbers of ``"4,8"``.
+
+    Raises:
+        UsageError: one of them is not a number of 1 or more.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdigit() for word in words):
+        raise UsageError(f"{flag} {text!r} is not a count, nor a list of counts as in 4,8")
+    return [at_least_one(flag, int(word)) for word in dict.fromkeys(words)]
+
+
+def _text(rows: Sequence[Row], failed: Sequence[Row], picture: Path | None) -> str:
+    header = (
+        "net",
+        "T",
+        "batch",
+        "strategy",
+        "",
+        "anon",
+        "tracked",
+        "CPU s",
+        "loss",
+        "gradient sha1",
     )
-    return 0
-
-
-def _chosen(strategy: str) -> tuple[str, ...]:
-    if strategy in ("all", "smallest", "fastest"):
-        return _STRATEGIES
-    if strategy not in (*_STRATEGIES, "invert", PLAIN):
-        raise UsageError(
-            f"--strategy {strategy!r} is not known; choose {', '.join(_STRATEGIES)}, invert, plain, "
-            "smallest, fastest or all"
-        )
-    return (strategy,)
-
-
-def _text(rows: list[dict[str, Any]]) -> str:
-    header = ("net", "strategy", "anon", "tracked", "CPU s", "loss", "gradient sha1")
-    body = [
+    body: list[tuple[Any, ...]] = [
         (
             row["net"],
+            row["timesteps"],
+            row["batch"],
             row["strategy"],
+            "*" if row["pareto"] else "",
             format_bytes(row["anon_peak_bytes"]),
             format_bytes(row["tracked_peak_bytes"]),
             f"{row['cpu_s']:.3f}",
@@ -107,4 +174,11 @@ def _text(rows: list[dict[str, Any]]) -> str:
         )
         for row in rows
     ]
-    return table(header, body)
+    lines = [table(header, body)]
+    lines += [
+        f"{row['net']} T={row['timesteps']} batch {row['batch']} {row['strategy']} failed: {row['error']}"
+        for row in failed
+    ]
+    if picture is not None:
+        lines.append(f"picture: {picture}")
+    return "\n".join(lines)

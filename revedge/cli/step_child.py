@@ -4,20 +4,17 @@ Reads one JSON object from its first argument, prints one JSON line. The process
 training, so that its memory is what a training has.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
 import sys
-import threading
-import time
 import warnings
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from revedge import child
 from revedge.allocator import preload, return_freed_memory, trim
+from revedge.cli.step_meter import anonymous_peak, cpu_seconds, tracked_peaks
 from revedge.devices.meter import status_bytes
 from revedge.errors import UsageError
 
@@ -27,31 +24,13 @@ if TYPE_CHECKING:
 PLAIN = "plain"  # autograd over the reference operators, no engine
 
 
-@contextlib.contextmanager
-def anonymous_peak(found: dict[str, int]) -> Iterator[None]:
-    """Sample RssAnon every 0.5 ms; puts its growth from here to the peak into ``found``."""
-    start = top = status_bytes()["RssAnon"]
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal top
-        while not done.wait(0.0005):
-            top = max(top, status_bytes()["RssAnon"])
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    yield
-    done.set()
-    thread.join()
-    found["anon_peak_bytes"] = max(top, status_bytes()["RssAnon"]) - start
-
-
 def run_step(job: dict[str, Any]) -> dict[str, Any]:
     """Build, warm up, measure; returns the row.
 
     Args:
-        job: model (arguments of `revedge.models.create`), strategy, batch, threads, repeats,
-            gradients (path to write to, or null), reference (path to compare with, or null).
+        job: model (arguments of `revedge.models.create`), strategy, batch, threads, repeats (1: one step in all before
+            the timed one), track (also count storages), update_in_backward, check, gradients (path to write to, or
+            null), reference (path to compare with, or null).
     """
     return_freed_memory()
     import torch
@@ -65,6 +44,8 @@ def run_step(job: dict[str, Any]) -> dict[str, Any]:
     net = models.create(**config, strategy="store" if plain else job["strategy"])
     net.set_strategy("store" if plain else job["strategy"], check=job.get("check", "none"))
     net.train()
+    if job.get("update_in_backward"):
+        _update_in_backward(net)
     x, label = _batch(net.in_shape, config, job["batch"])
 
     if plain:
@@ -84,19 +65,24 @@ def run_step(job: dict[str, Any]) -> dict[str, Any]:
     trim()
     with anonymous_peak(row):
         row["loss"] = step()
-        row |= _digests(net, job)
         if job["repeats"] > 1:
             step()
-    times = []
-    for _ in range(job["repeats"]):
-        start = time.process_time()
-        step()
-        times.append(time.process_time() - start)
-    row["cpu_s"] = round(min(times), 4)
+    row |= _digests(net, job)
+    row["cpu_s"] = round(cpu_seconds(step, job["repeats"]), 4)
     row["peak_bytes"] = status_bytes()["VmHWM"]
     if job.get("track"):
-        row["tracked_peak_bytes"] = _tracked_peak_bytes(step)
+        row |= tracked_peaks(step, net)
     return row
+
+
+def _update_in_backward(net: "nn.Module") -> None:
+    """Have every run step its parameters, and free their gradients, as soon as it has them.
+
+    Raises:
+        UsageError: the engine cannot.
+    """
+    del net
+    raise UsageError("--update-in-backward is not available in this version of the engine")
 
 
 def _batch(
@@ -138,43 +124,13 @@ def _digests(net: "nn.Module", job: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _tracked_peak_bytes(step: Callable[[], float]) -> int:
-    """Largest sum of live storages that torch operators made during a step; blind to native workspaces."""
-    import gc
-
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_flatten
-
-    live: dict[int, int] = {}
-    peak = 0
-
-    class Tracker(TorchDispatchMode):
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-        ) -> Any:
-            nonlocal peak
-            out = func(*args, **(kwargs or {}))
-            for tensor in tree_flatten(out)[0]:
-                if isinstance(tensor, torch.Tensor):
-                    storage = tensor.untyped_storage()
-                    if storage._cdata not in live:
-                        weakref.finalize(storage, live.pop, storage._cdata, None)
-                    live[storage._cdata] = storage.nbytes()
-            peak = max(peak, sum(live.values()))
-            return out
-
-    gc.collect()
-    with Tracker():  # type: ignore[no-untyped-call]
-        step()
-    return peak
-
-
 def _digest(kind: str, arrays: dict[str, Any]) -> str:
+    import numpy as np
+
     sha = hashlib.new(kind)
     for name in sorted(arrays):
         sha.update(name.encode())
-        sha.update(arrays[name].tobytes())
+        sha.update(np.ascontiguousarray(arrays[name]).data.cast("B"))
     return sha.hexdigest()
 
 
