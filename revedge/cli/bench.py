@@ -9,6 +9,7 @@ from revedge.cli.bench_picture import check_possible, draw_in_child
 from revedge.cli.bench_rows import (
     BEST,
     NAMED,
+    SLABS,
     STRATEGIES,
     Case,
     Progress,
@@ -19,6 +20,7 @@ from revedge.cli.bench_rows import (
     strategies_of,
 )
 from revedge.cli.output import emit, table
+from revedge.cli.step_child import PLAIN
 from revedge.cli.verify import at_least_one, parse_shape
 from revedge.errors import RevedgeError, UsageError
 from revedge.units import format_bytes
@@ -34,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strategy",
         default="all",
-        help=f"{', '.join(STRATEGIES)}, invert, plain (several with commas), smallest, fastest or all (default)",
+        help=f"{', '.join(STRATEGIES)}, invert, plain, each maybe with {SLABS}=1MiB (several with commas), "
+        f"smallest, fastest, all{SLABS} or all (default)",
     )
     parser.add_argument("--timesteps", default="8", help="time steps, or several: 4,8 (default 8)")
     parser.add_argument("--batch", default="8", help="samples per step, or several (default 8)")
@@ -75,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
     picture = None if args.picture is None else check_possible(args.picture)
     cases = cases_of(args)
     strategies = strategies_of(args.strategy, reversible=args.neuron == "reversible")
+    if args.update_in_backward and PLAIN in strategies:
+        raise UsageError("--update-in-backward needs the engine, which strategy plain goes without")
     progress = Progress()
     try:
         rows, failed = measure(

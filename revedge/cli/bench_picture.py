@@ -39,7 +39,7 @@ def check_possible(path: str) -> Path:
 
 
 def draw_in_child(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw ``rows`` (keys net, timesteps, batch, strategy, anon_peak_bytes, cpu_s, pareto, maybe library) into ``path``.
+    """Draw ``rows`` of `revedge.cli.bench_rows.measure` into ``path``; a key library tells whose they are.
 
     Raises:
         RevedgeError: it could not be drawn.

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from revedge.cli.step_child import PLAIN, spawn
 from revedge.errors import RevedgeError, UsageError
+from revedge.units import parse_bytes
 
 Row = dict[str, Any]
 
@@ -20,6 +21,10 @@ NAMED: dict[str, dict[str, Any]] = {
 }
 STRATEGIES = ("store", "keep-conv", "keep-spikes", "reverse")
 _KNOWN = (*STRATEGIES, "invert", PLAIN)
+SLABS = (
+    "+slabs"  # "reverse+slabs=1MiB": tensors between units are computed in slabs of so many bytes
+)
+_SLAB_SIZES = ("2MiB",)
 BEST = ("smallest", "fastest")
 # What the meter cannot tell apart; among such rows the other figure decides.
 _SAME_BYTES, _SAME_TIME = 1.01, 1.03
@@ -40,21 +45,35 @@ class Case:
 
 
 def strategies_of(text: str, *, reversible: bool) -> list[str]:
-    """Return the strategies to measure for ``--strategy``; for "smallest" and "fastest" all of them.
+    """Return the strategies to measure for ``--strategy``; for "smallest" and "fastest" all, with and without slabs.
 
     Raises:
-        UsageError: an unknown name, or a best one beside others.
+        UsageError: an unknown name.
     """
+    every: list[str] = [*STRATEGIES, "invert"] if reversible else [*STRATEGIES]
+    if text == "all":
+        return every
+    if text in (f"all{SLABS}", *BEST):
+        return every + [f"{name}{SLABS}={size}" for size in _SLAB_SIZES for name in every[1:]]
     words = [word.strip() for word in text.split(",")]
-    if text in ("all", *BEST):
-        return [*STRATEGIES, "invert"] if reversible else list(STRATEGIES)
     for word in words:
-        if word not in _KNOWN:
-            raise UsageError(
-                f"--strategy {word!r} is not known; choose among {', '.join(_KNOWN)}, or one of "
-                "smallest, fastest, all"
-            )
+        strategy_options(word)
     return list(dict.fromkeys(words))
+
+
+def strategy_options(word: str) -> Row:
+    """Return strategy and slab_bytes of "reverse" or "reverse+slabs=1MiB".
+
+    Raises:
+        UsageError: an unknown name or size.
+    """
+    name, slabs, size = word.partition(f"{SLABS}=")
+    if name not in _KNOWN:
+        raise UsageError(
+            f"--strategy {word!r} is not known; choose among {', '.join(_KNOWN)}, or one of "
+            f"smallest, fastest, all, all{SLABS}"
+        )
+    return {"strategy": name, "slab_bytes": parse_bytes(size) if slabs else None}
 
 
 def measure(
@@ -87,7 +106,7 @@ def measure(
                 continue
             what = f"{case.net} T={case.timesteps} batch {case.batch} {strategy}"
             started(turn * len(pairs) + index, rounds * len(pairs), what)
-            row = spawn({**case.job, "strategy": strategy})
+            row = {**spawn({**case.job, **strategy_options(strategy)}), "strategy": strategy}
             if "error" in row:
                 failed[index] = {**case.labels(), "strategy": strategy, "error": row["error"]}
             found[index].append({**case.labels(), **row})

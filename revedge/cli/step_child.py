@@ -22,20 +22,21 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 PLAIN = "plain"  # autograd over the reference operators, no engine
+_RATE = 1e-3  # of the gradient descent that stands for an update in the backward pass
 
 
 def run_step(job: dict[str, Any]) -> dict[str, Any]:
     """Build, warm up, measure; returns the row.
 
     Args:
-        job: model (arguments of `revedge.models.create`), strategy, batch, threads, repeats (1: one step in all before
-            the timed one), track (also count storages), update_in_backward, check, gradients (path to write to, or
-            null), reference (path to compare with, or null).
+        job: model (arguments of `revedge.models.create`), strategy, batch, threads, repeats (timed steps; 1 also means
+            one step in place of two before them). Or null: track (also count storages), update_in_backward, slab_bytes,
+            check, gradients (path to write to), reference (path to compare with).
     """
     return_freed_memory()
     import torch
 
-    from revedge import models
+    from revedge import engine, models
 
     torch.set_num_threads(job["threads"])
     torch.manual_seed(0)
@@ -44,8 +45,11 @@ def run_step(job: dict[str, Any]) -> dict[str, Any]:
     net = models.create(**config, strategy="store" if plain else job["strategy"])
     net.set_strategy("store" if plain else job["strategy"], check=job.get("check", "none"))
     net.train()
+    net.set_slab_bytes(job.get("slab_bytes"))
+    start: dict[str, Tensor] = {}
     if job.get("update_in_backward"):
-        _update_in_backward(net)
+        engine.update_in_backward(net, _descend)
+        start = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     x, label = _batch(net.in_shape, config, job["batch"])
 
     if plain:
@@ -67,22 +71,32 @@ def run_step(job: dict[str, Any]) -> dict[str, Any]:
         row["loss"] = step()
         if job["repeats"] > 1:
             step()
-    row |= _digests(net, job)
+    if not start:
+        row |= _digests(net, job)
     row["cpu_s"] = round(cpu_seconds(step, job["repeats"]), 4)
     row["peak_bytes"] = status_bytes()["VmHWM"]
     if job.get("track"):
         row |= tracked_peaks(step, net)
+    if start:
+        _captured(net, start, step)
+        row |= _digests(net, job)
     return row
 
 
-def _update_in_backward(net: "nn.Module") -> None:
-    """Have every run step its parameters, and free their gradients, as soon as it has them.
+def _descend(parameter: "nn.Parameter", gradient: "Tensor") -> None:
+    parameter.data.sub_(gradient.mul_(_RATE))
 
-    Raises:
-        UsageError: the engine cannot.
-    """
-    del net
-    raise UsageError("--update-in-backward is not available in this version of the engine")
+
+def _captured(net: "nn.Module", start: "dict[str, Tensor]", step: Callable[[], float]) -> None:
+    """Do one step from the weights ``start`` and leave the gradients in ``grad``, where updates took them away."""
+    from revedge.engine import update_in_backward
+
+    net.load_state_dict(start)
+    found: dict[nn.Parameter, Tensor] = {}
+    update_in_backward(net, lambda parameter, gradient: found.update({parameter: gradient.clone()}))
+    step()
+    for parameter, gradient in found.items():
+        parameter.grad = gradient
 
 
 def _batch(

@@ -58,6 +58,40 @@ def test_bench_rows(revedge_command):
     assert rows[0]["tracked_peak_bytes"] > rows[-1]["tracked_peak_bytes"]
 
 
+def test_bench_of_several_nets_draws_a_picture(revedge_command, tmp_path):
+    """Every net with every T and batch is a row; the picture says which is which."""
+    pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+    few = ["--in-shape", "2,8,8", "--timesteps", "1,2", "--batch", "2", "--repeats", "1"]
+    nets = ["--net", "revsresnet11,vgg5", "--strategy", "reverse+slabs=1KiB"]
+    done = revedge_command("bench", *nets, *few, "--picture", str(tmp_path / "a.svg"), "--json")
+    assert done.returncode == 0, done.stderr
+    answer = _last(done)
+    assert [(row["net"], row["timesteps"], row["strategy"]) for row in answer["rows"]] == [
+        (net, timesteps, "reverse+slabs=1KiB")
+        for net in ("revsresnet11", "vgg5")
+        for timesteps in (1, 2)
+    ]
+    assert answer["failed"] == []
+    assert answer["picture"] == str(tmp_path / "a.svg")
+    assert f"picture: {tmp_path / 'a.svg'}" in done.stdout
+    svg = (tmp_path / "a.svg").read_text()
+    assert svg.count("CPU time of a step [s]") == 4
+    assert "vgg5  T=2  batch 2" in svg
+    assert "reverse+slabs=1KiB" in svg
+    assert [path.name for path in tmp_path.iterdir()] == ["a.svg"]
+
+
+def test_update_in_backward_has_the_same_gradient_and_holds_none(revedge_command):
+    """The digest is that of the stored gradients; after a step none is left; the loss is that before any update."""
+    words = ["bench", "--net", "revsresnet11", *SMALL, "--repeats", "2", "--strategy", "reverse"]
+    done = [revedge_command(*words, *flag, "--json") for flag in ([], ["--update-in-backward"])]
+    kept, freed = (_last(one)["rows"][0] for one in done)
+    assert freed["gradient_sha1"] == kept["gradient_sha1"]
+    assert freed["loss"] == kept["loss"]
+    assert kept["gradients_bytes"] > 0
+    assert freed["gradients_bytes"] == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -66,6 +100,11 @@ def test_bench_rows(revedge_command):
         (["verify", "--model", "vgg5", "--in-shape", "3,32"], "C,H,W"),
         (["bench", "--net", "vgg5", "--strategy", "magic"], "keep-conv"),
         (["bench", "--net", "nope"], "nope"),
+        (["bench", "--net", "vgg5", "--batch", "2,x"], "--batch '2,x'"),
+        (["bench", "--net", "vgg5", "--timesteps", "0"], "--timesteps 0"),
+        (["bench", "--net", "vgg5", "--picture", "a.png"], ".svg"),
+        (["bench", "--net", "vgg5", "--picture", "nowhere/a.svg"], "nowhere"),
+        (["bench", "--net", "vgg5", "--update-in-backward", "--strategy", "plain"], "plain"),
     ],
 )
 def test_usage_errors(revedge_command, words, message):

@@ -77,13 +77,19 @@ FROZEN: dict[str, set[str]] = {
     "bench": {
         "--batch",
         "--classes",
+        "--depth",
         "--in-shape",
         "--net",
         "--neuron",
+        "--picture",
         "--repeats",
+        "--rounds",
+        "--static",
         "--strategy",
         "--threads",
         "--timesteps",
+        "--update-in-backward",
+        "--width",
     },
     "devices": {"action"},
     "doctor": set(),
@@ -117,6 +123,15 @@ PROMISED: dict[str, set[str]] = {
     "verify": {"--model", "--timesteps", "--batch", "--json"},
     "export": {"--format", "-o", "--json"},
     "run": {"--data", "--json"},
+    "bench": {
+        "--net",
+        "--strategy",
+        "--timesteps",
+        "--batch",
+        "--threads",
+        "--update-in-backward",
+        "--json",
+    },
 }
 
 
