@@ -33,8 +33,12 @@ _OPTIONAL = {
 }
 _ASK_KERNELS = """
 import json
-from revedge.kernels import native_status
-print(json.dumps({key: str(value) for key, value in native_status().items()}))
+import torch
+from revedge.kernels import native_status, triton_status
+status = {key: str(value) for key, value in native_status().items()}
+if torch.cuda.is_available():
+    status["triton"] = triton_status()["reason"] or "loaded"
+print(json.dumps(status))
 """
 # Asks for four times the limit: a fence that holds refuses it.
 _ASK_FENCE = """
@@ -78,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         _needed("numpy"),
         _memory(),
         _cache(),
-        _kernels(),
+        *_kernels(),
         _fence(),
         _allocator(),
         *(_optional(name, *words) for name, words in _OPTIONAL.items()),
@@ -169,13 +173,20 @@ def _cache() -> Check:
     return Check(name="cache", ok=ok, found=found, advice=advice, required=True)
 
 
-def _kernels() -> Check:
+def _kernels() -> list[Check]:
     name = "C kernels"
     answer = _child(_ASK_KERNELS)
     try:
         status: dict[str, str] = dict(json.loads(answer))
     except (TypeError, ValueError):  # torch did not start, and the answer is its error
-        return Check(name=name, ok=False, found=answer, advice="see the line of torch")
+        return [Check(name=name, ok=False, found=answer, advice="see the line of torch")]
+    checks = [_c_kernels(name, status)]
+    if "triton" in status:  # only where torch sees a GPU
+        checks.append(_cuda_kernels(status["triton"]))
+    return checks
+
+
+def _c_kernels(name: str, status: dict[str, str]) -> Check:
     if status.get("loaded") == "True":
         threads = "OpenMP" if status.get("openmp") == "True" else "no OpenMP: one thread"
         return Check(name=name, ok=True, found=f"loaded, {threads}")
@@ -183,6 +194,13 @@ def _kernels() -> Check:
         f"not loaded, slower PyTorch reference in use: {status.get('reason', 'no reason given')}"
     )
     return Check(name=name, ok=False, found=found, advice="install gcc, then install revedge again")
+
+
+def _cuda_kernels(state: str) -> Check:
+    ok = state == "loaded"
+    found = "Triton, loaded" if ok else f"slower PyTorch reference in use: {state}"
+    advice = "install triton and gcc, which it needs at run time"
+    return Check(name="CUDA kernels", ok=ok, found=found, advice=advice)
 
 
 def _fence() -> Check:

@@ -1,4 +1,4 @@
-"""Operators: each is a PyTorch reference, the definition, and C code that equals it bit for bit.
+"""Operators: a PyTorch reference each, the definition, and C and Triton that equal it bit for bit.
 
 Layout: T time first, B batch, C channels; float32, contiguous. Names that end in ``_`` overwrite
 the gradient they are given. Nothing here is differentiable by autograd: the engine and the neuron
@@ -6,6 +6,7 @@ modules call forward and backward operators themselves.
 """
 
 from revedge.kernels._native import native_status
+from revedge.kernels._triton import triton_status
 from revedge.kernels.bits import pack_bits, unpack_bits
 from revedge.kernels.grid import grid_add, grid_round
 from revedge.kernels.neuron import (
@@ -54,5 +55,6 @@ __all__ = [
     "reversible_forward_stored",
     "reversible_inverse_printed",
     "reversible_reconstruct",
+    "triton_status",
     "unpack_bits",
 ]

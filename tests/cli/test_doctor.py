@@ -38,6 +38,19 @@ def test_kernels_line_follows_the_switch(
     assert "REVEDGE_NO_NATIVE" in str(kernels["found"])
 
 
+def test_cuda_kernels_have_a_line_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a GPU doctor says whether Triton runs, and why not; without one it says nothing of it."""
+    answers = {"loaded": "True", "openmp": "True", "triton": "Triton is not installed"}
+    monkeypatch.setattr(doctor, "_child", lambda code: json.dumps(answers))
+    (_, cuda) = doctor._kernels()
+    assert (cuda.name, cuda.ok) == ("CUDA kernels", False)
+    assert "reference in use: Triton is not installed" in cuda.found
+    answers["triton"] = "loaded"
+    assert doctor._kernels()[1].ok
+    del answers["triton"]
+    assert [check.name for check in doctor._kernels()] == ["C kernels"]
+
+
 def test_no_torch_is_the_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
