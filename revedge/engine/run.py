@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from revedge.engine.autocast import autocast_state
 from revedge.engine.output import Output
@@ -179,11 +180,13 @@ class _Carry(torch.autograd.Function):
         with ctx.autocast:
             out, ctx.tape = run.run_forward(Given(x.detach().contiguous(), free=False), keep=True)
         ctx.run, ctx.parameters, ctx.used_up = run, parameters, False
+        out = _own(out)
         # `out` may only be kept through autograd: as an attribute it would close a reference cycle.
         ctx.save_for_backward(x if run.keeps_input else None, out if run.keeps_output else None)
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *g_outs: Tensor) -> Any:
         if ctx.used_up:
             raise ReversibilityError(
@@ -203,6 +206,11 @@ class _Carry(torch.autograd.Function):
                 need_input=ctx.needs_input_grad[1],
             )
         return None, g_x, *(gradients.get(p) for p in ctx.parameters)
+
+
+def _own(out: Tensor) -> Tensor:
+    """``out`` as a tensor of its own on the same memory: autograd lets nobody write into a view made in a function."""
+    return out.new_empty(0).set_(out) if out._is_view() else out  # type: ignore[call-overload]
 
 
 class Checksums:

@@ -92,8 +92,7 @@ class Coupled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[B, 5]``."""
-        t, b = x.shape[:2]
-        y = self.bn(self.stem(x.flatten(0, 1))).unflatten(0, (t, b))
+        y = self.bn(self.stem(x.flatten(0, 1))).unflatten(0, x.shape[:2])
         r: Callable[[Tensor], Tensor] = on_grid if self.rounded else lambda x: x
         y = r(y)
         for f, g in zip(self.f, self.g, strict=True):

@@ -12,7 +12,7 @@ from revedge.engine import OverTime, apply
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its own imports warn
     snntorch = pytest.importorskip("snntorch", reason="snnTorch is not installed")
-    from snntorch import surrogate
+    from snntorch import surrogate  # pyright: ignore[reportMissingImports]
 
 X = torch.randn(6, 3, 8, generator=torch.Generator().manual_seed(0)) * 2
 

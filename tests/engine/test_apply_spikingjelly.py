@@ -17,7 +17,12 @@ with warnings.catch_warnings():
     pytest.importorskip(
         "spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed"
     )
-    from spikingjelly.activation_based import functional, layer, neuron, surrogate
+    from spikingjelly.activation_based import (  # pyright: ignore[reportMissingImports]
+        functional,
+        layer,
+        neuron,
+        surrogate,
+    )
 
 NEURONS = {
     "if-hard": lambda: neuron.IFNode(surrogate_function=surrogate.ATan()),

@@ -26,9 +26,9 @@ def test_examples_are_short_and_say_how_to_run(path: Path) -> None:
     assert f"python examples/{path.name}" in text.split('"""')[1]
 
 
-def test_there_are_three() -> None:
-    """Train in a budget, a custom model, stream an exported model."""
-    assert [path.name[:3] for path in EXAMPLES] == ["01_", "02_", "03_"]
+def test_there_are_four() -> None:
+    """Train in a budget, a custom model, stream an exported model, a model of the user's own."""
+    assert [path.name[:3] for path in EXAMPLES] == ["01_", "02_", "03_", "04_"]
 
 
 def test_readme_python_runs(root: Path, run_python: RunPython) -> None:
@@ -55,6 +55,18 @@ def test_custom_model(run_python: RunPython, cache: str) -> None:
     digests = {line.split()[-1] for line in done.stdout.splitlines() if "gradients" in line}
 
     assert len(digests) == 1
+    assert "step   1  loss 2." in done.stdout
+
+
+def test_your_own_model(run_python: RunPython, cache: str) -> None:
+    """All neurons get into runs, the gradient is that of ordinary autograd to rounding, and the loop trains."""
+    done = run_python(str(EXAMPLES[3]), "--steps", "2", timeout_s=300, REVEDGE_CACHE=cache)
+    assert done.returncode == 0, done.stderr
+    assert "Net: 6 runs hold 9 neurons; 0 left on ordinary autograd" in done.stdout
+    found = re.search(r"against ordinary autograd: (\S+)", done.stdout)
+
+    assert found is not None
+    assert float(found[1]) < 1e-4  # PLAIN_TOLERANCE of tests/engine
     assert "step   1  loss 2." in done.stdout
 
 

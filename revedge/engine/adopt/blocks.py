@@ -5,7 +5,7 @@ from typing import Any
 from torch import fx
 
 from revedge.engine.adopt.chains import Chain, Finder, branch_of
-from revedge.engine.adopt.coupling import SUMS, couplings
+from revedge.engine.adopt.coupling import SUMS, couplings, whole_of
 from revedge.engine.adopt.piece import Piece
 from revedge.engine.adopt.sizes import is_size
 from revedge.engine.coupling import Coupling
@@ -37,17 +37,13 @@ def pieces_of(finder: Finder) -> tuple[list[Piece], int]:
 
 def _worthwhile(chains: list[Chain]) -> list[Chain]:
     """Chains with a neuron, and those that end in a normalization right in front of such a chain: stems."""
-    read = {chain.source for chain in chains if chain.spikes}
-    return [
-        chain
-        for chain in chains
-        if chain.spikes
-        or (
-            chain.last in read
-            and chain.layout is not None
-            and [p.kind for p in chain.parts if p.kind != "skip"][-1:] == ["norm"]
-        )
-    ]
+    read = {whole_of(chain.source) for chain in chains if chain.spikes}
+    return [chain for chain in chains if chain.spikes or (chain.last in read and _is_stem(chain))]
+
+
+def _is_stem(chain: Chain) -> bool:
+    working = [part.kind for part in chain.parts if part.kind != "skip"]
+    return chain.layout is not None and working[-1:] == ["norm"]
 
 
 def _needed(chains: list[Chain]) -> set[fx.Node]:

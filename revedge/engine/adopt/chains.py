@@ -8,9 +8,16 @@ from torch import fx, nn
 
 from revedge.engine.adopt import functions
 from revedge.engine.adopt.parts import Layout, Part, UnfitError, parts_of
-from revedge.engine.adopt.sizes import Axes, Refold, Sizes, is_size, refold
+from revedge.engine.adopt.sizes import Axes, Refold, Sizes, is_size, origin, refold, tail_of
 from revedge.engine.unit import Branch, Unit
 from revedge.engine.vjp import is_known
+
+
+@dataclass(frozen=True, slots=True)
+class SourceAxis:
+    """A size that is one of the planes that the chain is given; ``index`` None: all of them."""
+
+    index: int | None
 
 
 @dataclass(slots=True)
@@ -65,7 +72,7 @@ class Chain:
         claimed = [
             size for claim in self.claims for size in (claim.t, claim.b, *(claim.plane or ()))
         ]
-        return [*(self.first or ()), *claimed]
+        return [*(self.first or ()), *(one for one in claimed if not isinstance(one, SourceAxis))]
 
 
 @dataclass(slots=True)
@@ -170,7 +177,7 @@ class Finder:
 
     def _refold(self, chain: Chain, change: Refold) -> bool:
         """Join or part T and B; False where the graph does not say that it is the same T and B."""
-        claim = Claim(len(chain.parts), plane=change.plane)
+        claim = Claim(len(chain.parts), plane=_from_source(chain, change.plane))
         if change.to == "time":
             if change.t == -1 and change.b == -1:
                 return False
@@ -207,6 +214,21 @@ class Finder:
                 self.sizes.axes.setdefault(one, before)
         if before is not None:
             self.sizes.axes[node] = Axes(chain.layout, before.t, before.b)
+
+
+def _from_source(chain: Chain, plane: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+    """Say of the sizes in ``plane`` which are those of the chain's own input: they need not be looked up elsewhere."""
+    if plane is None:
+        return None
+    lead = 2 if chain.given == "time" else 1
+
+    def known(size: Any) -> Any:
+        at = origin(size) if isinstance(size, fx.Node) else None
+        if at is not None and at[0] is chain.source and at[1] >= lead:
+            return SourceAxis(at[1] - lead)
+        return SourceAxis(None) if tail_of(size) == (chain.source, lead) else size
+
+    return tuple(known(size) for size in plane)
 
 
 def _others(node: fx.Node) -> Iterator[Any]:

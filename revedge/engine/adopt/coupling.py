@@ -115,5 +115,17 @@ def _chunked(now: list[fx.Node], axis: Any) -> fx.Node | None:
     return args[0] if fits else None
 
 
+def whole_of(node: fx.Node) -> fx.Node:
+    """The tensor that ``node`` is a half of, else ``node``."""
+    if (
+        node.target is operator.getitem
+        and isinstance(node.args[0], fx.Node)
+        and node.args[0].target in _HALVINGS
+    ):
+        whole = next(iter(node.args[0].args))
+        return whole if isinstance(whole, fx.Node) else node
+    return node
+
+
 def _alone(node: fx.Node, nodes: set[fx.Node]) -> bool:
     return all(user in nodes or is_size(user) for user in node.users)

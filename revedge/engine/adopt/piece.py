@@ -1,5 +1,6 @@
 """A piece: what takes the place of some nodes of a forward: runs in turn, carried as one autograd function."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from revedge.engine.adopt.chains import Chain as Path
-from revedge.engine.adopt.chains import Claim
+from revedge.engine.adopt.chains import SourceAxis
 from revedge.engine.adopt.parts import Layout, Part
 from revedge.engine.adopt.rest import check_rest, spend
 from revedge.engine.chain import Chain
@@ -53,7 +54,7 @@ class Piece:
         """Names of the user's modules in it."""
         return [name for path in self.paths for name in path.names]
 
-    def __call__(self, x: Tensor, sizes: tuple[int | None, ...]) -> Tensor:
+    def __call__(self, x: Tensor, sizes: tuple[Any, ...]) -> Tensor:
         """Return what the nodes would have given out for ``x``.
 
         Raises:
@@ -67,7 +68,7 @@ class Piece:
         spend(self.neurons)
         return out.flatten(0, 1) if self.gives == "planes" else out
 
-    def _check_sizes(self, x: Tensor, sizes: tuple[int | None, ...]) -> None:
+    def _check_sizes(self, x: Tensor, sizes: tuple[Any, ...]) -> None:
         """Compare the sizes that the forward names with those that there are; once per shape."""
         key = (x.shape, sizes)
         if key in self._checked:
@@ -83,7 +84,7 @@ class Piece:
                 _check_time(path, x, next(rest), next(rest))
                 if claim.plane is not None:
                     local, done = _through(path.parts[done : claim.parts], local), claim.parts
-                    _check_plane(path, local, [next(rest) for _ in claim.plane])
+                    _check_plane(path, local, _named(claim.plane, plane, rest))
             if follow and not path.in_block:  # a block gives out the shape that it was given
                 plane = _through(path.parts[done:], local)
         if len(self._checked) > 64:
@@ -116,7 +117,20 @@ def _through(parts: list[Part], plane: Tensor) -> Tensor:
     return plane
 
 
-def _check_plane(path: Path, plane: Tensor, named: list[int | None]) -> None:
+def _named(claimed: tuple[Any, ...], source: Tensor, rest: Iterator[Any]) -> list[int]:
+    """The sizes that a forward names, as values."""
+    named: list[int] = []
+    for size in claimed:
+        if isinstance(size, SourceAxis):
+            of_source = list(source.shape[1:])
+            named += of_source if size.index is None else of_source[size.index : size.index + 1]
+        else:
+            value = next(rest)
+            named += list(value) if isinstance(value, tuple) else [value]
+    return named
+
+
+def _check_plane(path: Path, plane: Tensor, named: list[int]) -> None:
     found = list(plane.shape[1:])
     if len(named) != len(found) or any(a not in (-1, b) for a, b in zip(named, found, strict=True)):
         raise UsageError(
@@ -127,6 +141,3 @@ def _check_plane(path: Path, plane: Tensor, named: list[int | None]) -> None:
 
 def _where(path: Path) -> str:
     return f"{path.names[0]}" if path.names else str(path.source)
-
-
-__all__ = ["Claim", "Piece"]

@@ -9,8 +9,8 @@ from torch.fx.node import map_arg
 from revedge.engine.adopt.blocks import pieces_of
 from revedge.engine.adopt.chains import Finder
 from revedge.engine.adopt.piece import Piece
-from revedge.engine.adopt.sizes import is_size
-from revedge.engine.adopt.trace import Splat, flatten_splats, splat
+from revedge.engine.adopt.sizes import is_size, spell_out
+from revedge.engine.adopt.trace import flatten_splats, splat
 
 
 class Program:
@@ -31,6 +31,7 @@ class Program:
     def __init__(self, root: nn.Module, graph: fx.Graph, *, grid: bool) -> None:
         self.root = root
         self.modules = dict(root.named_modules(remove_duplicate=False))
+        spell_out(graph)
         finder = Finder(graph, self.modules, grid)
         self.pieces, self.waiting = pieces_of(finder)
         self.why, self.notes = finder.why, finder.notes
@@ -44,7 +45,7 @@ class Program:
         result: Any = None
         for node in self._nodes:
             if node.op == "output":
-                result = map_arg(node.args[0], values.__getitem__)
+                result = _plain(map_arg(node.args[0], values.__getitem__))
                 break
             values[node] = self._run(node, values, inputs)
             for done in self._last_use.get(node, ()):
@@ -53,13 +54,17 @@ class Program:
 
     def _run(self, node: fx.Node, values: dict[fx.Node, Any], inputs: dict[str, Any]) -> Any:
         if node.op == "placeholder":
-            return inputs[str(node.target)]
+            name = str(node.target).lstrip("*")
+            return (
+                inputs[name] if name in inputs else inputs[name.rpartition("_")[0]]
+            )  # fixed ones get a number
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(self.root)
         args = map_arg(node.args, values.__getitem__)
         kwargs = map_arg(node.kwargs, values.__getitem__)
-        if any(user.target is splat for user in node.all_input_nodes) or _has_splat(args):
+        if any(used.target is splat for used in node.all_input_nodes):
             args = tuple(flatten_splats(args))
+            kwargs = dict(zip(kwargs, flatten_splats(kwargs.values()), strict=True))
         if node.op == "call_module":
             return self.modules[str(node.target)](*args, **kwargs)
         if node.op == "call_method":
@@ -68,8 +73,13 @@ class Program:
         return node.target(*args, **kwargs)
 
 
-def _has_splat(args: tuple[Any, ...]) -> bool:
-    return any(isinstance(arg, Splat) for arg in args)
+def _plain(value: Any) -> Any:
+    """Undo what a graph does to containers: it makes them immutable."""
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    return tuple(_plain(one) for one in value) if type(value) is tuple else value
 
 
 def _put(graph: fx.Graph, pieces: list[Piece]) -> None:

@@ -126,6 +126,22 @@ def is_size(node: fx.Node) -> bool:
     return (node.target is splat or sized) and bool(inputs) and all(is_size(one) for one in inputs)
 
 
+def spell_out(graph: fx.Graph) -> None:
+    """Write ``unflatten(0, x.shape[:2])`` as ``unflatten(0, (x.shape[0], x.shape[1]))``."""
+    for node in list(graph.nodes):
+        if _name(node) != "unflatten" or len(node.args) != 3:
+            continue
+        pair = node.args[2]
+        two = slice(None, 2), slice(0, 2)
+        if tail_of(pair) is None or pair.target is not operator.getitem or pair.args[1] not in two:
+            continue
+        with graph.inserting_before(node):
+            sizes = [
+                graph.call_function(operator.getitem, (pair.args[0], index)) for index in (0, 1)
+            ]
+        node.update_arg(2, tuple(sizes))
+
+
 @dataclass(frozen=True, slots=True)
 class Refold:
     """A reshape that only joins or parts T and B.
@@ -140,7 +156,7 @@ class Refold:
     to: Layout
     t: Any = None
     b: Any = None
-    plane: tuple[Any, ...] | None = None
+    plane: tuple[Any, ...] | None = None  # a single shape node stands for all of its sizes
     flattens: bool = False
 
 
@@ -198,6 +214,15 @@ def _reshape(node: fx.Node, sizes: list[Any]) -> Refold | None:
         if len(sizes) < count or not _ends_like(source, rest, skipped):
             continue
         return Refold("planes") if to == "planes" else Refold("time", sizes[0], sizes[1])
+    last = sizes[-1]
+    if isinstance(last, fx.Node) and last.target is splat:
+        shape = (last.args[0],)
+        return {
+            2: Refold("planes", plane=shape),
+            3: Refold("time", sizes[0], sizes[1], plane=shape),
+        }.get(len(sizes))
+    if any(isinstance(size, fx.Node) and size.target is splat for size in sizes):
+        return None
     if len(sizes) == 3 and sizes[2] == -1 and sizes[0] != -1 and sizes[1] != -1:
         return Refold("time", sizes[0], sizes[1], flattens=True)
     if isinstance(sizes[0], fx.Node) and sizes[0].target is operator.mul and len(sizes) > 2:

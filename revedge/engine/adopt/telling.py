@@ -12,7 +12,7 @@ from revedge.engine.coupling import Coupling
 from revedge.engine.feed import Feed
 from revedge.engine.residual import Residual
 from revedge.engine.run import Run
-from revedge.engine.unit import GRID_BITS, Branch
+from revedge.engine.unit import GRID_BITS, Branch, Unit
 from revedge.neurons import BaseNode, ReversibleNode
 
 _LIBRARIES = (
@@ -94,13 +94,13 @@ def _branches(run: Run) -> list[Branch]:
 
 def line_of(run: Run, names: list[str]) -> RunLine:
     """Return the line of one run that holds the modules of ``names``."""
-    units = [unit for branch in _branches(run) for unit in branch.unit_list()]
+    units = [unit for unit in run.modules() if isinstance(unit, Unit)]
     blocks = len(_branches(run)) // (2 if isinstance(run, Coupling) else 1)
     return RunLine(
         kind=type(run).__name__.lower(),
         first=names[0],
         last=names[-1],
-        blocks=1 if isinstance(run, Feed) else blocks,
+        blocks=1 if isinstance(run, Feed) else max(1, blocks),
         units=len(units),
         neurons=sum(unit.neuron is not None for unit in units),
         strategy=run.strategy,
@@ -144,13 +144,13 @@ def _reason(
     names: dict[nn.Module, str],
 ) -> str:
     kind = type(module).__name__
-    for outer_name in _outward(name):
-        if outer_name in why:
-            return f"{kind}: {why[outer_name]}"
     asked: tuple[Any, ...] = forwards[0].settings.leave if forwards else ()
     for outer in asked:
         if module in set(outer.modules()):
             return f"{kind}: left on request ({names[outer]})"
+    for outer_name in _outward(name):
+        if outer_name in why:
+            return f"{kind}: {why[outer_name]}"
     for outer in failed:
         if module in set(outer.modules()):
             return (

@@ -5,12 +5,15 @@ autograd or autocast for a part (custom autograd functions do).
 """
 
 import operator
+import random
+import sys
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.proxy import Attribute
 
 from revedge.engine.adopt.over_time import OverTime
@@ -49,8 +52,8 @@ def flatten_splats(values: Iterable[Any]) -> Iterator[Any]:
     for value in values:
         if isinstance(value, Splat):
             yield from value
-        elif type(value) in (tuple, list):
-            yield type(value)(flatten_splats(value))
+        elif isinstance(value, tuple | list):
+            yield tuple(flatten_splats(value))
         else:
             yield value
 
@@ -72,7 +75,7 @@ def trace(
     tracer = _Tracer(leaves, ranks)
     before = _attributes(root)
     try:
-        with torch.enable_grad(), warnings.catch_warnings():
+        with torch.enable_grad(), _chance_kept(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             graph = tracer.trace(root, given)
     except UntraceableError:
@@ -96,6 +99,11 @@ class _Proxy(fx.Proxy):
         return (
             self.tracer.ranks.get(str(self.node.target)) if self.node.op == "placeholder" else None
         )
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "shape":
+            return self.tracer.create_proxy("call_function", getattr, (self, "shape"), {})
+        return super().__getattr__(name)
 
     def __len__(self) -> int:
         # Python asks for a length before it unpacks `*x.shape[2:]`; TypeError means that there is none to be had.
@@ -143,8 +151,12 @@ class _Tracer(fx.Tracer):
         if self.is_leaf_module(m, ""):
             return super().call_module(m, forward, args, kwargs)
         self.inside.append(m)
+        before = _chance()
         try:
-            return super().call_module(m, forward, args, kwargs)
+            result = super().call_module(m, forward, args, kwargs)
+            if _chance() != before:
+                self._refuse("it draws random numbers that no tensor comes of")
+            return result
         except Exception:
             self.failed = self.failed or m
             raise
@@ -167,7 +179,16 @@ class _Tracer(fx.Tracer):
         self.autocast = torch.is_autocast_enabled("cpu")
         self.autocast_cuda = torch.is_autocast_enabled("cuda")
         self.inside.append(root)
-        return super().trace(root, concrete_args)
+        before = _chance()
+        graph = super().trace(root, concrete_args)
+        if _chance() != before:
+            self._refuse("it draws random numbers that no tensor comes of")
+        return graph
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and a not in self.tensor_attrs:
+            self._refuse("it makes a tensor of its own, which would be the same one in every call")
+        return super().create_arg(a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -199,6 +220,27 @@ def _sizes_from(node: Any) -> tuple[fx.Node, int] | None:
     if before is None or not isinstance(start, int) or start < 0 or rest[0].step is not None:
         return None
     return before[0], before[1] + start
+
+
+def _chance() -> tuple[Any, ...]:
+    """The states of the generators that a forward may draw from while it is traced."""
+    numpy = sys.modules.get("numpy.random")
+    drawn = None if numpy is None else (numpy.get_state()[1].tobytes(), numpy.get_state()[2])
+    return torch.get_rng_state().numpy().tobytes(), random.getstate(), drawn
+
+
+@contextmanager
+def _chance_kept() -> Iterator[None]:
+    """Leave the generators as they were."""
+    numpy = sys.modules.get("numpy.random")
+    state, numpy_state = random.getstate(), None if numpy is None else numpy.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(state)
+        if numpy is not None:
+            numpy.set_state(numpy_state)
 
 
 _Seen = dict[nn.Module, dict[str, tuple[Any, Any]]]
