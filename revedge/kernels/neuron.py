@@ -64,6 +64,7 @@ _neuron_backward_apart = register(
         x.new_empty(x.shape[1:]),
         _leak_like(x[0], p),
     ),
+    repeated_input=True,
 )
 _norm_neuron_forward = register(
     "norm_neuron_forward(Tensor y, Tensor scale, Tensor shift, Tensor? v0, float[] p, bool pack,"
