@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from revedge.devices.augment import draw_shifts, epoch_order, seed_step, shift_frames
 from revedge.devices.checkpoint import CheckpointStore
 from revedge.devices.optimizer import Optimizer
+from revedge.engine import update_in_backward
 from revedge.errors import RevedgeError
 
 Event = dict[str, Any]
@@ -63,6 +64,7 @@ class LoopSettings:
     checkpoint_every_s: float = 5.0
     device: str = "cpu"
     warmup_steps: int = 0
+    update_in_backward: bool = False  # needs micro_batch_size == batch_size, and a net of runs
 
 
 @dataclass
@@ -159,6 +161,8 @@ class TrainingLoop:
         buffers = [(buffer, buffer.clone()) for buffer in self.model.buffers()]
         self.model.train()
         count = min(2, self.settings.micro_batch_size, len(self.frames.train_indices))
+        if self.settings.update_in_backward:  # gradients are dropped one by one
+            update_in_backward(self.model, lambda parameter, gradient: None)
         self._micro_batch(self.frames.train_indices[:count], None, count)
         self.optimizer.zero_grad()
         with torch.no_grad():
@@ -250,6 +254,11 @@ class TrainingLoop:
         seed_step(settings.seed, epoch, position.step)
         self.before_step(position.step)
         self.model.train()
+        rate = learning_rate_at(
+            position.step, self.total_steps, settings.learning_rate, settings.warmup_steps
+        )
+        if settings.update_in_backward:
+            update_in_backward(self.model, lambda p, g: self.optimizer.update_now(p, g, rate))
         batch_loss, correct = 0.0, 0
         for begin in range(0, len(chosen), settings.micro_batch_size):
             part = slice(begin, begin + settings.micro_batch_size)
@@ -259,15 +268,7 @@ class TrainingLoop:
             batch_loss += loss
             correct += right
             self.watch()
-        if not math.isfinite(batch_loss):
-            raise RevedgeError(
-                f"the loss is {batch_loss} at step {position.step} of {self.total_steps}; use a smaller --lr "
-                f"(now {settings.learning_rate:g}); the last good checkpoint is of step {max(0, self._saved_step)}"
-            )
-        rate = learning_rate_at(
-            position.step, self.total_steps, settings.learning_rate, settings.warmup_steps
-        )
-        self.optimizer.step(rate)
+        self.optimizer.step(rate)  # of what was not updated in backward
         self.optimizer.zero_grad()
         position.step += 1
         position.loss_sum += batch_loss * len(chosen)
@@ -289,9 +290,15 @@ class TrainingLoop:
             logits, labels, reduction="sum", label_smoothing=self.settings.label_smoothing
         )
         loss = loss / batch_size
+        value = float(loss.detach())
+        if not math.isfinite(value):  # before backward, which may change weights
+            raise RevedgeError(
+                f"the loss is {value} at step {self.position.step} of {self.total_steps}; use a smaller --lr (now "
+                f"{self.settings.learning_rate:g}); the last good checkpoint is of step {max(0, self._saved_step)}"
+            )
         loss.backward()
         self.frames.drop_pages()
-        return float(loss.detach()), int((logits.detach().argmax(1) == labels).sum())
+        return value, int((logits.detach().argmax(1) == labels).sum())
 
     def _batch(self, indices: Indices, shifts: Indices | None) -> tuple[Tensor, Tensor]:
         frames, labels = self.frames.batch(indices)

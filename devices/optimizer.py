@@ -33,6 +33,7 @@ class Optimizer:
         self, named_parameters: Iterable[tuple[str, nn.Parameter]], *, weight_decay: float = 0.0
     ) -> None:
         self.named = [(name, p) for name, p in named_parameters if p.requires_grad]
+        self._place = {p: place for place, (_, p) in enumerate(self.named)}
         self.weight_decay = weight_decay
         self.slot_tensors: dict[str, list[Tensor]] = {
             slot: [torch.zeros_like(p, memory_format=torch.preserve_format) for _, p in self.named]
@@ -61,16 +62,27 @@ class Optimizer:
                 for i, (_, p) in enumerate(self.named)
                 if p.grad is not None and (p.ndim >= 2) is decayed
             ]
+            gradients = [g for i in chosen if (g := self.named[i][1].grad) is not None]
             if chosen:
-                self._update(chosen, learning_rate, self.weight_decay if decayed else 0.0)
+                self._update(chosen, gradients, learning_rate, decayed=decayed)
 
-    def _update(self, chosen: list[int], learning_rate: float, weight_decay: float) -> None:
+    @torch.no_grad()
+    def update_now(self, parameter: nn.Parameter, gradient: Tensor, learning_rate: float) -> None:
+        """Update one parameter, in place, from a gradient that is not in ``parameter.grad``.
+
+        For `revedge.engine.update_in_backward`; over all parameters the same bits as one `step`.
+        """
+        self._update(
+            [self._place[parameter]], [gradient], learning_rate, decayed=parameter.ndim >= 2
+        )
+
+    def _update(
+        self, chosen: list[int], gradients: list[Tensor], learning_rate: float, *, decayed: bool
+    ) -> None:
         raise NotImplementedError
 
-    def _lists(self, chosen: list[int]) -> tuple[list[Tensor], list[Tensor]]:
-        parameters = [self.named[i][1] for i in chosen]
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        return [p.detach() for p in parameters], gradients
+    def _parameters(self, chosen: list[int]) -> list[Tensor]:
+        return [self.named[i][1].detach() for i in chosen]
 
 
 class AdamW(Optimizer):
@@ -92,12 +104,13 @@ class AdamW(Optimizer):
             torch.zeros((), dtype=torch.float32, device=p.device) for _, p in self.named
         ]
 
-    def _update(self, chosen: list[int], learning_rate: float, weight_decay: float) -> None:
-        parameters, gradients = self._lists(chosen)
+    def _update(
+        self, chosen: list[int], gradients: list[Tensor], learning_rate: float, *, decayed: bool
+    ) -> None:
         slots = {slot: [tensors[i] for i in chosen] for slot, tensors in self.slot_tensors.items()}
         torch._foreach_add_(slots["step"], 1.0)
         torch._fused_adamw_(
-            parameters,
+            self._parameters(chosen),
             gradients,
             slots["exp_avg"],
             slots["exp_avg_sq"],
@@ -106,7 +119,7 @@ class AdamW(Optimizer):
             lr=learning_rate,
             beta1=self.betas[0],
             beta2=self.betas[1],
-            weight_decay=weight_decay,
+            weight_decay=self.weight_decay if decayed else 0.0,
             eps=self.eps,
             amsgrad=False,
             maximize=False,
@@ -128,14 +141,15 @@ class SGD(Optimizer):
         super().__init__(named_parameters, weight_decay=weight_decay)
         self.momentum = momentum
 
-    def _update(self, chosen: list[int], learning_rate: float, weight_decay: float) -> None:
-        parameters, gradients = self._lists(chosen)
+    def _update(
+        self, chosen: list[int], gradients: list[Tensor], learning_rate: float, *, decayed: bool
+    ) -> None:
         # A zero buffer gives momentum * 0 + gradient, which is the gradient that a first step starts from.
         torch._fused_sgd_(
-            parameters,
+            self._parameters(chosen),
             gradients,
             [self.slot_tensors["momentum"][i] for i in chosen],
-            weight_decay=weight_decay,
+            weight_decay=self.weight_decay if decayed else 0.0,
             momentum=self.momentum,
             lr=learning_rate,
             dampening=0.0,

@@ -230,7 +230,8 @@ class Supervisor:
                 f"out of memory at a micro-batch of 1 inside {format_bytes(self.plan.budget_bytes)} ({why}); give "
                 "a larger --budget, fewer --timesteps or a smaller --model"
             )
-        self.plan = dataclasses.replace(self.plan, micro_batch_size=new)
+        # Gradients are summed over the micro-batches now, so none can be used up in backward.
+        self.plan = dataclasses.replace(self.plan, micro_batch_size=new, update_in_backward=False)
         try:
             replace_text(self.run.plan, self.plan.to_toml())
         except OSError as error:

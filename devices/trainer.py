@@ -171,6 +171,7 @@ def _build(run: RunFolder, plan: Plan, report: Reporter, stop: StopRequest) -> "
         strategy=plan.strategy,
         **plan.model_options,
     ).to(plan.device)
+    model.set_slab_bytes(plan.slab_bytes)
     epochs = plan.epochs or 1
     identity = training_identity(
         {
@@ -199,6 +200,7 @@ def _build(run: RunFolder, plan: Plan, report: Reporter, stop: StopRequest) -> "
             augment_pixels=plan.augment_shift,
             checkpoint_every_s=settings.checkpoint_every_s,
             device=plan.device,
+            update_in_backward=plan.update_in_backward,
         ),
         CheckpointStore(run.checkpoints, identity),
         report=report,

@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="store, keep-conv, keep-spikes, reverse or invert; default: chosen",
     )
+    add_memory_options(parser)
     add("--prefer", metavar="WHAT", help="what to make large: depth, timesteps or speed")
     add("--width", type=int, metavar="N", help="channels of the model's first stage")
     add("--depth", type=int, metavar="N", help="blocks of the model")
@@ -66,6 +67,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run two real steps and refuse a plan that was too low",
     )
     add("--out", metavar="FILE", help="write the plan here, for revedge train --plan FILE")
+
+
+def add_memory_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `revedge plan` and `revedge train` let the user fix instead of the planner."""
+    parser.add_argument(
+        "--slab",
+        metavar="SIZE",
+        help="make tensors between units in slabs of channels of SIZE, as 8MiB, or none; default: chosen",
+    )
+    parser.add_argument(
+        "--update-in-backward",
+        nargs="?",
+        const="yes",
+        choices=("yes", "no"),
+        help="update weights and free gradients during the backward pass; default: chosen",
+    )
+    parser.add_argument(
+        "--optimizer", metavar="NAME", help="adamw, sgd, or any (sgd where only that fits)"
+    )
+
+
+def memory_wishes(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `Request` that `add_memory_options` asks for."""
+    slab = args.slab
+    if slab is not None:
+        slab = 0 if slab.strip().lower() == "none" else parse_bytes(slab)
+    update = args.update_in_backward
+    return {
+        "slab_bytes": slab,
+        "update_in_backward": None if update is None else update == "yes",
+        "optimizer": args.optimizer,
+    }
 
 
 def run(args: argparse.Namespace) -> int:
@@ -128,6 +161,7 @@ def _request(args: argparse.Namespace, notes: list[str]) -> "Request":
         batch_size=args.batch,
         micro_batch_size=args.micro_batch,
         strategy=args.strategy,
+        **memory_wishes(args),
         prefer=args.prefer,
         threads=args.threads or len(os.sched_getaffinity(0)),
     )

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from revedge.cli.plan import add_memory_options, memory_wishes
 from revedge.errors import BudgetError, UsageError
 from revedge.units import format_bytes, parse_bytes
 
@@ -22,8 +23,8 @@ _EPILOG = """example:
 _RESERVE_BYTES = 128 * 10**6
 _DEFAULT_EPOCHS = 10
 _FIXED_ON_RESUME = ("data", "data_dir", "model", "timesteps", "epochs", "seed", "budget", "plan", "out",
-                    "batch", "micro_batch", "strategy", "lr", "device", "threads", "prefer",
-                    "checkpoint_every_s")  # fmt: skip
+                    "batch", "micro_batch", "strategy", "slab", "update_in_backward", "optimizer", "lr",
+                    "device", "threads", "prefer", "checkpoint_every_s")  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=_count, metavar="B", help="samples per optimizer step")
     add("--micro-batch", type=_count, metavar="B", help="samples per forward and backward")
     add("--strategy", metavar="NAME", help="store, keep-conv, keep-spikes, reverse or invert")
+    add_memory_options(parser)
     add("--lr", type=float, metavar="RATE", help="peak learning rate")
     add("--device", choices=("cpu", "cuda"), help="where to train (cpu)")
     add("--threads", type=_count, metavar="N", help="CPU threads")
@@ -151,6 +153,7 @@ def _wanted(args: argparse.Namespace, budget_bytes: int) -> dict[str, Any]:
         "batch_size": args.batch,
         "micro_batch_size": args.micro_batch,
         "strategy": args.strategy,
+        **memory_wishes(args),
         "prefer": args.prefer,
         "learning_rate": args.lr,
         "device": args.device or "cpu",
@@ -285,6 +288,9 @@ def _refuse_beside_plan(args: argparse.Namespace) -> None:
         "batch",
         "micro_batch",
         "strategy",
+        "slab",
+        "update_in_backward",
+        "optimizer",
         "lr",
         "device",
         "threads",

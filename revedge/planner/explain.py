@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from revedge.planner.plan import Plan
-from revedge.planner.search import Rejected, SearchResult
+from revedge.planner.search import Alternative, Rejected, SearchResult
 from revedge.planner.setting import Setting
+from revedge.planner.way import Way
 from revedge.units import format_bytes
 
 
@@ -26,7 +27,9 @@ def payload(result: SearchResult, budget_bytes: int) -> dict[str, Any]:
         "predicted_peak_bytes": None if plan is None else plan.predicted_peak_bytes,
         "floor_bytes": result.floor_bytes,
         "rejected": [_rejected(each) for each in result.rejected],
+        "alternatives": [_alternative(each) for each in result.alternatives],
         "tried": result.tried,
+        "space": result.space,
         **({} if plan is not None else {"reason": result.reason, "way_out": result.way_out}),
     }
 
@@ -61,7 +64,8 @@ def describe(setting: Setting) -> str:
     batch = f"batch {setting.batch_size}"
     if setting.micro_batch_size != setting.batch_size:
         batch += f" in pieces of {setting.micro_batch_size}"
-    return f"{setting.model}{options} T={setting.timesteps} {batch} {setting.strategy}"
+    way = Way.of(setting).text()
+    return f"{setting.model}{options} T={setting.timesteps} {batch} {setting.optimizer} {way}"
 
 
 def _rows(rejected: Sequence[Rejected]) -> list[str]:
@@ -78,6 +82,15 @@ def _rejected(each: Rejected) -> dict[str, Any]:
         "predicted_peak_bytes": each.predicted_peak_bytes,
         "missing_bytes": each.missing_bytes,
         "reason": each.reason,
+    }
+
+
+def _alternative(each: Alternative) -> dict[str, Any]:
+    return {
+        "config": each.setting.to_json(),
+        "predicted_peak_bytes": each.predicted_peak_bytes,
+        "time_factor": round(each.time_factor, 4),
+        "on_front": each.on_front,
     }
 
 

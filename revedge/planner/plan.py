@@ -55,7 +55,11 @@ class Plan:
     micro_batch_size: (
         int  # samples per forward and backward; batch_size unless gradients are accumulated
     )
-    strategy: str = "reverse"
+    strategy: str | tuple[str, ...] = "reverse"  # of all runs, or one per run, in order
+    slab_bytes: int | None = (
+        None  # size of the slabs that tensors between units are made in; None: whole
+    )
+    update_in_backward: bool = False  # update each unit's weights, and free its gradient, at once
     optimizer: str = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
@@ -82,7 +86,6 @@ class Plan:
                     f"plan: {name} = {value!r} is out of range; give {least} or more"
                 )
         for name, names in (
-            ("strategy", STRATEGIES),
             ("optimizer", OPTIMIZERS),
             ("device", DEVICES),
         ):
@@ -90,6 +93,17 @@ class Plan:
                 raise PlanFormatError(
                     f"plan: {name} = {getattr(self, name)!r} is not known; give one of {names}"
                 )
+        strategies = (self.strategy,) if isinstance(self.strategy, str) else self.strategy
+        if not strategies or not all(name in STRATEGIES for name in strategies):
+            raise PlanFormatError(
+                f"plan: strategy = {self.strategy!r} is not known; give one of {STRATEGIES}, or a list of them "
+                "with one for each run"
+            )
+        if self.update_in_backward and self.micro_batch_size != self.batch_size:
+            raise PlanFormatError(
+                "plan: update_in_backward = true does not go with micro-batches, whose gradients are summed first; "
+                "set it to false, or micro_batch_size to batch_size"
+            )
         if len(self.in_shape) != 3 or not all(type(n) is int and n >= 1 for n in self.in_shape):
             raise PlanFormatError(
                 f"plan: in_shape = {self.in_shape!r} is not (channels, height, width)"
@@ -121,7 +135,7 @@ class Plan:
         tables = {name: values.pop(name) for name in ("model_options", "parts")}
         scalars = {
             "version": VERSION,
-            **{name: value for name, value in values.items() if value is not None},
+            **{name: value for name, value in values.items() if value != _ABSENT.get(name)},
         }
         return toml_text.dump(
             scalars, tables, comment="revedge plan; format: revedge/planner/README.md"
@@ -149,14 +163,15 @@ class Plan:
             )
         known = {each.name: each for each in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(known))
-        missing = sorted(set(known) - set(values) - _OPTIONAL)
+        missing = sorted(set(known) - set(values) - set(_ABSENT))
         if unknown or missing:
             what = ", ".join(
                 [f"unknown key {name!r}" for name in unknown] + [f"no {name!r}" for name in missing]
             )
             raise PlanFormatError(f"plan: {what}; make the plan again with revedge plan")
-        if isinstance(values["in_shape"], list):
-            values["in_shape"] = tuple(values["in_shape"])
+        for name in ("in_shape", "strategy"):
+            if isinstance(values[name], list):
+                values[name] = tuple(values[name])
         for name in _FLOATS:
             if type(values[name]) is int:
                 values[name] = float(values[name])  # `0` is written by hand where 0.0 is meant
@@ -210,26 +225,27 @@ class Plan:
             raise PlanFormatError(f"{path}: {error}") from None
 
 
-_OPTIONAL = {"data_dir", "epochs"}  # absent where None
+# Keys that are absent from the file where they have these values.
+_ABSENT = {"data_dir": None, "epochs": None, "slab_bytes": None, "update_in_backward": False}
 _FLOATS = ("learning_rate", "weight_decay", "label_smoothing")
 _NONE = type(None)
 _KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("model", "data", "strategy", "optimizer", "device"), (str,)),
+    **dict.fromkeys(("model", "data", "optimizer", "device"), (str,)),
     **dict.fromkeys(
         ("num_classes", "timesteps", "batch_size", "micro_batch_size", "warmup_steps"), (int,)
     ),
     **dict.fromkeys(("augment_shift", "threads", "budget_bytes", "predicted_peak_bytes"), (int,)),
     **dict.fromkeys(_FLOATS, (float, int)),
     "data_dir": (str, _NONE),
-    "epochs": (int, _NONE),
-    "static": (bool,),
+    "strategy": (str, tuple),
+    **dict.fromkeys(("epochs", "slab_bytes"), (int, _NONE)),
+    **dict.fromkeys(("static", "update_in_backward"), (bool,)),
     "in_shape": (tuple,),
     **dict.fromkeys(("model_options", "parts"), (dict,)),
 }
 _LEAST = {
-    **dict.fromkeys(
-        ("num_classes", "timesteps", "batch_size", "micro_batch_size", "threads", "budget_bytes"), 1
-    ),
+    **dict.fromkeys(("num_classes", "timesteps", "batch_size", "micro_batch_size", "threads"), 1),
+    **dict.fromkeys(("budget_bytes", "slab_bytes"), 1),
     **dict.fromkeys(("predicted_peak_bytes", "warmup_steps", "augment_shift", "epochs"), 0),
     **dict.fromkeys(_FLOATS, 0),
 }

@@ -6,19 +6,14 @@ from typing import Any
 
 from revedge.errors import UsageError
 from revedge.planner.defaults import Defaults, for_data
-from revedge.planner.plan import STRATEGIES, Plan
+from revedge.planner.plan import OPTIMIZERS, STRATEGIES, Plan
 from revedge.planner.setting import Setting
+from revedge.planner.way import SLAB_TIME_FACTORS, Way, ways
 
 PREFERENCES = ("depth", "timesteps", "speed")
-# Time of a training step in sizes of that of `store`: what is computed again in the backward pass.
-# Only the order matters to the search.
-TIME_FACTORS: Mapping[str, float] = {
-    "store": 1.0,
-    "keep-conv": 1.1,
-    "invert": 1.2,
-    "keep-spikes": 1.35,
-    "reverse": 1.4,
-}
+ANY = "any"  # of the optimizers
+# SGD takes this many times the learning rate that is set for AdamW.
+SGD_RATE_FACTOR = 25.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +36,9 @@ class Request:
     batch_size: int | None = None
     micro_batch_size: int | None = None
     strategy: str | None = None
+    slab_bytes: int | None = None  # 0: no slabs
+    update_in_backward: bool | None = None
+    optimizer: str | None = None  # None: the data's own; "any": AdamW, or SGD where only that fits
     prefer: str | None = None
     learning_rate: float | None = None
     device: str = "cpu"
@@ -52,6 +50,14 @@ class Request:
             raise UsageError(f"--prefer {self.prefer!r} is not known; choose one of {PREFERENCES}")
         if self.strategy is not None and self.strategy not in STRATEGIES:
             raise UsageError(f"strategy {self.strategy!r} is not known; choose one of {STRATEGIES}")
+        if self.optimizer not in (None, ANY, *OPTIMIZERS):
+            raise UsageError(
+                f"optimizer {self.optimizer!r} is not known; choose one of {(*OPTIMIZERS, ANY)}"
+            )
+        if self.update_in_backward and self.micro_batch_size not in (None, self.full_batch_size):
+            raise UsageError(
+                "--update-in-backward does not go with --micro-batch, whose gradients are summed first; leave one out"
+            )
         if self.micro_batch_size is not None and self.full_batch_size % self.micro_batch_size:
             raise UsageError(
                 f"micro-batch {self.micro_batch_size} does not divide batch {self.full_batch_size}; "
@@ -69,17 +75,31 @@ class Request:
         return self.batch_size or self.defaults.batch_size
 
     def strategies(self) -> list[str]:
-        """Return the strategies that may be chosen, the fastest first."""
+        """Return the strategies that may be chosen."""
         if self.strategy is not None:
             return [self.strategy]
         reversible = self.model_options.get("neuron") == "reversible"
-        found = [name for name in STRATEGIES if name != "invert" or reversible]
-        return sorted(found, key=TIME_FACTORS.__getitem__)
+        return [name for name in STRATEGIES if name != "invert" or reversible]
+
+    def ways(self, micro_batch: int) -> list[Way]:
+        """Return the ways of saving memory that may be chosen, the fastest first."""
+        slabs = list(SLAB_TIME_FACTORS) if self.slab_bytes is None else [self.slab_bytes or None]
+        whole = micro_batch == self.full_batch_size
+        updates = [False, True] if self.update_in_backward is None else [self.update_in_backward]
+        return ways(self.strategies(), slabs, [each for each in updates if whole or not each])
+
+    def optimizers(self) -> list[str]:
+        """Return the optimizers that may be chosen, the preferred one first."""
+        if self.optimizer == ANY:
+            return list(OPTIMIZERS)
+        return [self.optimizer or self.defaults.optimizer]
 
     def micro_batches(self) -> list[int]:
         """Return the micro-batch sizes that may be chosen, the largest first: halves, then 1."""
         if self.micro_batch_size is not None:
             return [self.micro_batch_size]
+        if self.update_in_backward:
+            return [self.full_batch_size]
         sizes = [self.full_batch_size]
         while sizes[-1] % 2 == 0:
             sizes.append(sizes[-1] // 2)
@@ -91,7 +111,8 @@ class Request:
         options: Mapping[str, Any],
         timesteps: int,
         micro_batch: int,
-        strategy: str,
+        optimizer: str,
+        way: Way,
     ) -> Setting:
         """Return the configuration with these values for what is free."""
         return Setting(
@@ -103,8 +124,10 @@ class Request:
             timesteps=timesteps,
             batch_size=self.full_batch_size,
             micro_batch_size=micro_batch,
-            strategy=strategy,
-            optimizer=self.defaults.optimizer,
+            strategy=way.strategy,
+            slab_bytes=way.slab_bytes,
+            update_in_backward=way.update_in_backward,
+            optimizer=optimizer,
             device=self.device,
             threads=self.threads,
         )
@@ -112,6 +135,7 @@ class Request:
     def plan(self, setting: Setting, parts: Mapping[str, int]) -> Plan:
         """Return the plan for ``setting``, whose prediction has ``parts``."""
         defaults = self.defaults
+        rate = defaults.learning_rate * (SGD_RATE_FACTOR if setting.optimizer == "sgd" else 1.0)
         return Plan(
             model=setting.model,
             model_options=dict(setting.model_options),
@@ -124,8 +148,10 @@ class Request:
             batch_size=setting.batch_size,
             micro_batch_size=setting.micro_batch_size,
             strategy=setting.strategy,
+            slab_bytes=setting.slab_bytes,
+            update_in_backward=setting.update_in_backward,
             optimizer=setting.optimizer,
-            learning_rate=self.learning_rate or defaults.learning_rate,
+            learning_rate=self.learning_rate or rate,
             weight_decay=defaults.weight_decay,
             warmup_steps=defaults.warmup_steps,
             label_smoothing=defaults.label_smoothing,

@@ -24,7 +24,9 @@ class Setting:
     timesteps: int
     batch_size: int
     micro_batch_size: int
-    strategy: str
+    strategy: str | tuple[str, ...]
+    slab_bytes: int | None = None
+    update_in_backward: bool = False
     optimizer: str = "adamw"
     device: str = "cpu"
     threads: int = 1
@@ -46,7 +48,9 @@ class Setting:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Setting":
         """Return the setting that `to_json` gave ``values`` for."""
-        return cls(**{**values, "in_shape": tuple(values["in_shape"])})
+        strategy = values["strategy"]
+        strategy = tuple(strategy) if isinstance(strategy, list) else strategy
+        return cls(**{**values, "in_shape": tuple(values["in_shape"]), "strategy": strategy})
 
     def key(self) -> str:
         """Return a text that is the same for settings that take the same bytes."""

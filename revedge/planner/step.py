@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from revedge import models
+from revedge.engine import update_in_backward
 from revedge.planner.setting import Setting
 
 Watch = Callable[[list[Tensor], str], None]
@@ -30,7 +31,7 @@ class Rehearsal:
     def __init__(self, setting: Setting, device: str) -> None:
         self.setting, self.device = setting, device
         with torch.device(device):
-            self.net: nn.Module = models.create(
+            self.net = models.create(
                 setting.model,
                 in_shape=setting.in_shape,
                 num_classes=setting.num_classes,
@@ -39,11 +40,14 @@ class Rehearsal:
                 strategy=setting.strategy,
                 **setting.model_options,
             )
+        self.net.set_slab_bytes(setting.slab_bytes)
         self.parameters = [p for p in self.net.parameters() if p.requires_grad]
+        self._place = {p: place for place, p in enumerate(self.parameters)}
         self.slots = [
             [torch.zeros_like(p) for p in self.parameters] for _ in range(_SLOTS[setting.optimizer])
         ]
-        self.step_counts = [torch.zeros((), device=device) for _ in self.parameters]
+        counted = self.parameters if setting.optimizer == "adamw" else []
+        self.step_counts = [torch.zeros((), device=device) for _ in counted]
 
     def weights(self) -> list[Tensor]:
         """Return parameters and buffers."""
@@ -57,6 +61,8 @@ class Rehearsal:
         """Forward and backward of every micro-batch (two stand for any number), then the update."""
         setting = self.setting
         self.net.train()
+        if setting.update_in_backward:
+            update_in_backward(self.net, lambda p, g: self._update_now(p, g, watch))
         rounds = 1 if setting.micro_batch_size == setting.batch_size else 2
         for _ in range(rounds):
             x, labels = self._batch(watch)
@@ -66,7 +72,7 @@ class Rehearsal:
             loss.backward()
             del labels, logits, loss
         watch([p.grad for p in self.parameters if p.grad is not None], "gradients")
-        self._update()
+        self._update([(i, p.grad) for i, p in enumerate(self.parameters) if p.grad is not None])
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -89,14 +95,17 @@ class Rehearsal:
         watch([raw, labels, x], "data")
         return x, labels
 
+    def _update_now(self, parameter: nn.Parameter, gradient: Tensor, watch: Watch) -> None:
+        watch([gradient], "gradients")
+        self._update([(self._place[parameter], gradient)])
+
     @torch.no_grad()
-    def _update(self) -> None:
-        chosen = [i for i, p in enumerate(self.parameters) if p.grad is not None]
-        weights = [self.parameters[i].detach() for i in chosen]
-        gradients = [g for g in (self.parameters[i].grad for i in chosen) if g is not None]
-        slots = [[slot[i] for i in chosen] for slot in self.slots]
-        if self.device == "meta":  # in place, without temporaries
+    def _update(self, found: list[tuple[int, Tensor]]) -> None:
+        if self.device == "meta" or not found:  # in place, without temporaries
             return
+        chosen, gradients = [i for i, _ in found], [g for _, g in found]
+        weights = [self.parameters[i].detach() for i in chosen]
+        slots = [[slot[i] for i in chosen] for slot in self.slots]
         common: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.01, "maximize": False}
         if self.setting.optimizer == "sgd":
             torch._fused_sgd_(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from revedge import models
 from revedge.devices import optimizer
 from revedge.devices.checkpoint import CheckpointStore
 from revedge.devices.loop import LoopSettings, Stopped, TrainingLoop, learning_rate_at
@@ -67,10 +68,10 @@ def _loop(folder: Path, net: nn.Module | None = None, **changes: Any) -> Trainin
         "augment_pixels": 1,
         "checkpoint_every_s": 0.0,
     }
-    model = net or _net()
+    model, name = net or _net(), changes.pop("optimizer", "adamw")
     return TrainingLoop(
         model,
-        optimizer.create("adamw", model.named_parameters(), weight_decay=0.01),
+        optimizer.create(name, model.named_parameters(), weight_decay=0.01),
         Frames(),
         LoopSettings(**(values | changes)),
         CheckpointStore(folder, "test"),
@@ -145,6 +146,47 @@ def test_evaluation_counts_the_whole_test_split(tmp_path: Path) -> None:
     assert math.isclose(loss, float(wanted), rel_tol=1e-5)
     assert math.isclose(accuracy, float((logits.argmax(1).numpy() == labels).mean()))
     assert all(torch.equal(tensor, before[name]) for name, tensor in loop.tensors().items())
+
+
+def _spiking_net() -> nn.Module:
+    torch.manual_seed(5)
+    return models.create(
+        "vgg5", in_shape=(1, 4, 4), num_classes=2, timesteps=2, static=True, width=2
+    )
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_update_in_backward_is_the_same_training(tmp_path: Path, name: str) -> None:
+    """Weights, statistics, optimizer state and metrics have the bits of a step after backward; no gradient is left."""
+    loops = []
+    for in_backward in (False, True):
+        loop = _loop(
+            tmp_path / str(in_backward),
+            _spiking_net(),
+            optimizer=name,
+            micro_batch_size=10,
+            update_in_backward=in_backward,
+        )
+        before = {key: tensor.clone() for key, tensor in loop.tensors().items()}
+        loop.warm_up()
+        assert all(torch.equal(before[key], tensor) for key, tensor in loop.tensors().items())
+        loop.run()
+        assert all(p.grad is None for p in loop.model.parameters())
+        loops.append(loop)
+    assert _equal(*loops)
+    assert loops[0].position == loops[1].position
+
+
+def test_update_in_backward_stops_before_weights_are_lost(tmp_path: Path) -> None:
+    """A loss that is not finite is noticed before the backward pass, which would write it into weights."""
+    net = _spiking_net()
+    with torch.no_grad():
+        list(net.parameters())[-1].fill_(math.inf)  # the bias of the logits
+    loop = _loop(tmp_path, net, micro_batch_size=10, update_in_backward=True)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    with pytest.raises(RevedgeError, match="the loss is nan at step 0"):
+        loop.run()
+    assert all(torch.equal(before[name], p) for name, p in net.named_parameters())
 
 
 def test_the_network_learns_and_pages_are_given_back(tmp_path: Path) -> None:

@@ -58,6 +58,24 @@ def test_the_same_bits_as_torch_optim(name: str, kind, options: dict) -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_updating_one_by_one_gives_the_bits_of_a_whole_step(name: str) -> None:
+    """`update_now`, in another order and with the gradient passed by hand, is the same training."""
+    parameters, others = _parameters(), _parameters()
+    named = [(str(i), p) for i, p in enumerate(parameters)]
+    expected = _train(parameters, optimizer.create(name, named, weight_decay=0.05).step)
+    made = optimizer.create(name, [(str(i), p) for i, p in enumerate(others)], weight_decay=0.05)
+
+    def step(rate: float) -> None:
+        for parameter in reversed(others):
+            gradient, parameter.grad = parameter.grad, None
+            assert gradient is not None
+            made.update_now(parameter, gradient, rate)
+
+    found = _train(others, step)
+    assert all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_state_restores_the_rest_of_a_training(name: str) -> None:
     """Weights and state copied between two steps give the same next step."""
     first, second = _parameters(), _parameters()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -191,6 +192,26 @@ def test_files_that_cannot_grow_lose_nothing(make_run: MakeRun, start: Start) ->
     assert _newest(run) == before
     _finish(start("train", "--resume", str(run.path), "--json"))
     assert _digest(run) == _digest(whole)
+
+
+def test_a_plan_with_all_savings_trains(make_run: MakeRun, start: Start) -> None:
+    """A strategy per run, slabs, updates in backward and SGD: the trainer does what the plan says, to the same bits."""
+    wide = {"model_options": {"width": 16}, "micro_batch_size": 8, "optimizer": "sgd", "epochs": 2}
+    runs = [
+        make_run("plain", **wide),
+        make_run(
+            "saving",
+            **wide,
+            strategy=("store", "keep-spikes", "keep-conv"),
+            update_in_backward=True,
+        ),
+        make_run("slabs", **wide, slab_bytes=1),
+    ]
+    for run in runs:
+        result = _finish(start("train", "--resume", str(run.path), "--json"))
+        assert math.isfinite(result["test_accuracy"])
+    digests = [_digest(run) for run in runs]
+    assert digests[0] == digests[1]  # slabs may round otherwise
 
 
 def test_a_finished_run_is_not_trained_again(make_run: MakeRun, start: Start) -> None:

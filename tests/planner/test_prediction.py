@@ -15,6 +15,7 @@ from revedge.planner import base, process
 from revedge.planner.cost import PARTS, predict
 from revedge.planner.plan import Plan
 from revedge.planner.setting import Setting
+from revedge.planner.trace_child import trace
 from revedge.planner.trace_client import TraceClient, TraceError
 from revedge.planner.verify import verify
 
@@ -32,15 +33,28 @@ SETTINGS = [
         batch_size=batch,
         micro_batch_size=micro,
         strategy=strategy,
+        slab_bytes=slab,
+        update_in_backward=batch == micro and slab is not None,
         optimizer=optimizer,
         threads=THREADS,
     )
-    for model, options, in_shape, static, timesteps, batch, micro, strategy, optimizer in [
-        ("revsresnet11", {}, (2, 16, 16), False, 8, 32, 32, "reverse", "adamw"),
-        ("ms-resnet10", {"neuron": "plif"}, (2, 34, 34), False, 3, 8, 4, "keep-spikes", "sgd"),
-        ("vgg5", {}, (3, 32, 32), True, 4, 7, 7, "keep-conv", "adamw"),
-        ("revsresnet19", {"width": 8}, (1, 12, 12), False, 16, 16, 16, "store", "adamw"),
-        ("vgg5", {"neuron": "reversible"}, (2, 16, 16), False, 2, 1, 1, "invert", "adamw"),
+    for model, options, in_shape, static, timesteps, batch, micro, strategy, slab, optimizer in [
+        ("revsresnet11", {}, (2, 16, 16), False, 8, 32, 32, "reverse", 2 << 20, "adamw"),
+        (
+            "ms-resnet10",
+            {"neuron": "plif"},
+            (2, 34, 34),
+            False,
+            3,
+            8,
+            4,
+            "keep-spikes",
+            1 << 20,
+            "sgd",
+        ),
+        ("vgg5", {}, (3, 32, 32), True, 4, 7, 7, "keep-conv", None, "adamw"),
+        ("revsresnet19", {"width": 8}, (1, 12, 12), False, 16, 16, 16, "store", None, "adamw"),
+        ("vgg5", {"neuron": "reversible"}, (2, 16, 16), False, 2, 1, 1, "invert", 1 << 18, "adamw"),
     ]
 ]
 
@@ -90,6 +104,17 @@ def test_the_fence_stops_a_plan_above_its_budget() -> None:
         )
     )
     assert not found.holds
+
+
+def test_the_optimizer_is_counted_without_a_trace_of_its_own() -> None:
+    """The answer for SGD comes from that for AdamW, and equals a trace with SGD to the byte."""
+    pair = [dataclasses.replace(SETTINGS[0], optimizer=name) for name in ("adamw", "sgd")]
+    with TraceClient() as client:
+        for setting in pair:
+            expected = trace(setting)
+            del expected["sgd_bytes"]
+            assert client.trace(setting) == expected
+        assert client.asked <= 1
 
 
 def test_answers_are_remembered() -> None:

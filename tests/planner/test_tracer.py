@@ -1,9 +1,12 @@
 """The tracer counts storages: when they are made, when they die, and what a convolution hides."""
 
+import random
+
 import pytest
 import torch
 from torch import nn
 
+from revedge.planner.plan import OPTIMIZERS, STRATEGIES
 from revedge.planner.setting import Setting
 from revedge.planner.trace_child import answer, trace
 from revedge.planner.tracer import StorageTracker, allocated_bytes, workspace_bytes
@@ -120,6 +123,41 @@ def test_convolution_has_workspace_at_its_peak() -> None:
     assert found.peak_workspace_bytes == hidden
 
 
+def drawn(count: int) -> list[Setting]:
+    """Configurations over all kinds of models, from a seeded generator."""
+    draw, found = random.Random(0), list[Setting]()
+    for _ in range(count):
+        model, neuron = draw.choice(
+            [("revsresnet16", "plif"), ("ms-resnet10", "if"), ("vgg5", "lif"),
+             ("vgg5", "reversible"), ("ms-resnet20", "lif")]
+        )  # fmt: skip
+        batch = draw.choice([1, 3, 8, 64])
+        micro = batch if draw.random() < 0.6 else 1
+        found.append(
+            setting(
+                model=model,
+                model_options={"neuron": neuron, "width": draw.choice([8, 12])},
+                in_shape=(2, 34, 34),
+                static=draw.random() < 0.3,
+                timesteps=draw.choice([1, 2, 5, 17]),
+                batch_size=batch,
+                micro_batch_size=micro,
+                strategy=draw.choice(STRATEGIES),
+                slab_bytes=draw.choice([None, 8 << 20, 1 << 18]),
+                update_in_backward=micro == batch and draw.random() < 0.5,
+                optimizer=draw.choice(OPTIMIZERS),
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("each", drawn(12), ids=lambda s: f"{s.model}-{s.strategy}")
+def test_short_cuts_change_no_byte(each: Setting) -> None:
+    """Chunks and operators that are not run again take what those took that were."""
+    short, thorough = trace(each), trace(each, thorough=True)
+    assert {**short, "operations": 0} == {**thorough, "operations": 0}
+
+
 def test_trace_parts_sum_to_the_peak() -> None:
     """What a training takes is the sum of its parts, and the weights are the model's."""
     found = trace(setting())
@@ -161,6 +199,25 @@ def test_reversed_depth_costs_no_activations() -> None:
         grows[strategy] = deep / shallow
     assert grows["reverse"] < 1.05
     assert grows["store"] > 2
+
+
+def test_an_update_in_backward_frees_gradients() -> None:
+    """Where weights outweigh activations, gradients that are freed unit by unit are a large part of the peak."""
+    small = {"model": "vgg11", "in_shape": (2, 32, 32), "batch_size": 1, "micro_batch_size": 1}
+    one, other = trace(setting(**small)), trace(setting(**small, update_in_backward=True))
+    assert other["gradients_bytes"] < 0.4 * one["gradients_bytes"]
+    saved = one["gradients_bytes"] - other["gradients_bytes"]
+    assert one["peak_bytes"] - other["peak_bytes"] == saved
+
+
+def test_slabs_take_less() -> None:
+    """Slabs of channels shrink what stands beside the kept tensors; the smallest size is not always the best."""
+    many = {"in_shape": (2, 32, 32), "timesteps": 16, "batch_size": 16, "micro_batch_size": 16}
+    peaks = {
+        slab: trace(setting(model="ms-resnet10", slab_bytes=slab, **many))["peak_bytes"]
+        for slab in (None, 8 << 20)
+    }
+    assert peaks[8 << 20] < 0.9 * peaks[None]
 
 
 def test_accumulation_keeps_gradients() -> None:

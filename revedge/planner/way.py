@@ -1,0 +1,87 @@
+"""Ways to save memory, in the order of the time that a step takes with them.
+
+A way is what changes the bytes of a training and none of its results (slabs: in the last bit): memory strategy, slabs
+of channels, update in backward. The optimizer and the micro-batch do change results, so they are wishes of their own.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from revedge.planner.setting import Setting
+from revedge.units import format_bytes
+
+# Time of a training step in sizes of that of `store` without slabs: what is computed again in the backward pass, and
+# convolutions that are called for few channels at a time. Only the order matters to the search.
+TIME_FACTORS: Mapping[str, float] = {
+    "store": 1.0,
+    "keep-conv": 1.1,
+    "invert": 1.2,
+    "keep-spikes": 1.35,
+    "reverse": 1.4,
+}
+SLAB_TIME_FACTORS: Mapping[int | None, float] = {
+    None: 1.0,
+    32 << 20: 1.01,
+    8 << 20: 1.06,
+    2 << 20: 1.5,
+}
+_UPDATE_TIME_FACTOR = 1.001  # one call per parameter instead of two for all
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Way:
+    """How a training saves memory; fields are those of `revedge.planner.plan.Plan`."""
+
+    strategy: str | tuple[str, ...]
+    slab_bytes: int | None = None
+    update_in_backward: bool = False
+
+    @classmethod
+    def of(cls, setting: Setting) -> "Way":
+        """Return the way of ``setting``."""
+        return cls(**{each.name: getattr(setting, each.name) for each in dataclasses.fields(cls)})
+
+    def text(self) -> str:
+        """Return it as people read it."""
+        strategy = self.strategy if isinstance(self.strategy, str) else "+".join(self.strategy)
+        slabs = "" if self.slab_bytes is None else f" slabs {format_bytes(self.slab_bytes)}"
+        return f"{strategy}{slabs}" + (" update-in-backward" if self.update_in_backward else "")
+
+    @property
+    def time_factor(self) -> float:
+        """About how much longer a step takes than with `store` and nothing else."""
+        names = [self.strategy] if isinstance(self.strategy, str) else self.strategy
+        factor = sum(TIME_FACTORS[name] for name in names) / len(names)
+        return (
+            factor
+            * _slab_factor(self.slab_bytes)
+            * (_UPDATE_TIME_FACTOR if self.update_in_backward else 1.0)
+        )
+
+
+def ways(
+    strategies: Sequence[str | tuple[str, ...]],
+    slabs: Sequence[int | None],
+    updates: Sequence[bool],
+) -> list[Way]:
+    """Return every combination, the fastest first."""
+    found = (
+        Way(strategy=strategy, slab_bytes=slab_bytes, update_in_backward=update)
+        for strategy in strategies
+        for slab_bytes in slabs
+        for update in updates
+    )
+    return sorted(found, key=lambda way: way.time_factor)
+
+
+def _slab_factor(slab_bytes: int | None) -> float:
+    """Time factor of the largest listed size that is not above ``slab_bytes``."""
+    if slab_bytes is None:
+        return 1.0
+    fitting: Iterator[float] = (
+        factor
+        for size, factor in SLAB_TIME_FACTORS.items()
+        if size is not None and size <= slab_bytes
+    )
+    return next(fitting, max(SLAB_TIME_FACTORS.values()))
