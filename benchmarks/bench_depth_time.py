@@ -1,0 +1,194 @@
+"""Memory of a training step against depth, and against the number of time steps, for residual and reversible nets.
+
+Run: python benchmarks/bench_depth_time.py [--depths 8,16,32,64] [--times 4,8,16,32,64] [--report FILE.md]
+
+One stage of equal blocks (MS-ResNet: x + branch; RevSResNet: coupling blocks), strategy reverse, each measurement in a
+fresh process by revedge/cli/step_meter.py. The last line of stdout is one JSON object.
+
+Depth: what is left of the peak without weights, gradients and the bits that a block keeps must be flat within 2 %. A
+block of MS-ResNet keeps its first spikes at one bit each, a block of RevSResNet nothing.
+Time: the peak may grow, per time step, by what the stem's input, one stream (the run's input), one gradient of it and
+the kept bits cost; whole and with slabs. Exit code 1 if a bar is missed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from report import command_line, machine, markdown_table, write
+
+from revedge import child
+from revedge.allocator import preload, return_freed_memory, trim
+from revedge.cli.output import table
+from revedge.units import parse_bytes
+
+MIB = 2.0**20
+WIDTH, SIDE, BATCH = 32, 32, 4  # channels of the stream, pixels, samples
+NETS = ("MS-ResNet", "RevSResNet")
+DEPTH_LIMIT = 0.02
+TIMES_DEPTH, DEPTHS_TIME = 8, 8  # T of the depth part, blocks of the time part
+_TIMEOUT_S = 600.0
+
+
+def main() -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description="Memory against depth and against time steps.")
+    parser.add_argument("--depths", default="8,16,32,64")
+    parser.add_argument("--times", default="4,8,16,32,64")
+    parser.add_argument("--slabs", default="1MiB")
+    parser.add_argument("--report", type=Path)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.job is not None:
+        print(json.dumps(_measure(json.loads(args.job))))
+        return 0
+    about = machine()
+    depths = [int(word) for word in args.depths.split(",")]
+    times = [int(word) for word in args.times.split(",")]
+    depth_header, depth_rows, flat = _depth_part(depths)
+    time_header, time_rows, bounded = _time_part(times, args.slabs)
+    print(table(depth_header, depth_rows), table(time_header, time_rows), sep="\n\n")
+    if args.report is not None:
+        shape = f"Stream {WIDTH} x {SIDE} x {SIDE}, batch {BATCH}, IF neurons, strategy reverse, 1 thread; MiB."
+        parts = [
+            shape,
+            "## Depth, T = 8",
+            f"rest: activations at the peak without weights, gradients and kept bits; bar: within "
+            f"{DEPTH_LIMIT:.0%} of the shallowest. anon rest: growth of anonymous memory without gradients and bits.",
+            markdown_table(depth_header, depth_rows),
+            "## Time steps, 8 blocks",
+            "per step: growth of the activations from the first T to the last, per time step; allowed: input, stream, "
+            "one gradient and the kept bits of a time step.",
+            markdown_table(time_header, time_rows),
+        ]
+        write(args.report, "Memory against depth and time steps", command_line(), about, parts)
+    met = {"depth": flat, "time": bounded}
+    print(json.dumps({"met": met, "depth": depth_rows, "time": time_rows}))
+    return 0 if all(met.values()) else 1
+
+
+def _depth_part(depths: list[int]) -> tuple[tuple[str, ...], list[tuple[str, ...]], bool]:
+    header = ("net", "blocks", "activations", "kept bits", "rest", "to first", "anon rest", "met")
+    rows, all_met = [], True
+    for net in NETS:
+        first = 0.0
+        for depth in depths:
+            got = _spawn(net=net, depth=depth, timesteps=TIMES_DEPTH, slab_bytes=None)
+            bits = _bits_bytes(net, depth, TIMES_DEPTH)
+            rest = got["activation_peak_bytes"] - bits
+            anon = got["anon_peak_bytes"] - got["gradients_bytes"] - bits
+            first = first or rest
+            met = abs(rest / first - 1.0) <= DEPTH_LIMIT
+            all_met = all_met and met
+            sizes = [f"{size / MIB:.2f}" for size in (got["activation_peak_bytes"], bits, rest)]
+            share = f"{rest / first - 1.0:+.2%}"
+            rows.append(
+                (net, str(depth), *sizes, share, f"{anon / MIB:.2f}", "yes" if met else "NO")
+            )
+    return header, rows, all_met
+
+
+def _time_part(
+    times: list[int], slabs: str
+) -> tuple[tuple[str, ...], list[tuple[str, ...]], bool]:
+    columns = [f"T={timesteps}" for timesteps in times]
+    header = ("net", "strategy", *columns, "per step", "allowed", "anon per step", "met")
+    steps = times[-1] - times[0]
+    rows, bounded = [], {net: False for net in NETS}
+    for net in NETS:
+        for label, slab_bytes in (("reverse", None), (f"reverse+slabs={slabs}", parse_bytes(slabs))):
+            got = [
+                _spawn(net=net, depth=DEPTHS_TIME, timesteps=t, slab_bytes=slab_bytes)
+                for t in times
+            ]
+            sizes = [one["activation_peak_bytes"] for one in got]
+            grown, grown_anon = (
+                (got[-1][key] - got[0][key]) / steps
+                for key in ("activation_peak_bytes", "anon_peak_bytes")
+            )
+            allowed = _allowed_per_step(net)
+            met = grown <= allowed
+            bounded[net] = bounded[net] or met
+            last = [f"{size / MIB:.3f}" for size in (grown, allowed, grown_anon)]
+            cells = [f"{size / MIB:.1f}" for size in sizes]
+            rows.append((net, label, *cells, *last, "yes" if met else "NO"))
+    return header, rows, all(bounded.values())
+
+
+def _stream_bytes(timesteps: int) -> int:
+    return 4 * timesteps * BATCH * WIDTH * SIDE * SIDE
+
+
+def _bits_bytes(net: str, depth: int, timesteps: int) -> int:
+    return depth * _stream_bytes(timesteps) // 32 if net == "MS-ResNet" else 0
+
+
+def _allowed_per_step(net: str) -> float:
+    frame = 4 * BATCH * 2 * SIDE * SIDE
+    return frame + 2 * _stream_bytes(1) + _bits_bytes(net, DEPTHS_TIME, 1)
+
+
+def _spawn(**job: Any) -> dict[str, Any]:
+    """Measure in a fresh process, as `revedge bench` does."""
+    print(f"{job['net']} {job['depth']} blocks T={job['timesteps']}", file=sys.stderr, flush=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--job", json.dumps(job)],
+        env=child.environment(**preload()),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_TIMEOUT_S,
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().rpartition("\n")[2])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _measure(job: dict[str, Any]) -> dict[str, Any]:
+    return_freed_memory()
+    import torch
+
+    from revedge.cli.step_meter import anonymous_peak, tracked_peaks
+    from revedge.models.member import Size
+    from revedge.models.ms_resnet import MSResNet
+    from revedge.models.parts import neuron_maker
+    from revedge.models.revsresnet import RevSResNet
+    from revedge.models.task import Task
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    timesteps = job["timesteps"]
+    task = Task(
+        in_shape=(2, SIDE, SIDE),
+        num_classes=10,
+        timesteps=timesteps,
+        static=False,
+        neuron=neuron_maker("if", tau=2.0, surrogate="atan"),
+        config={"name": job["net"]},
+    )
+    # RevSResNet counts the channels of half a stream.
+    kind, width = (MSResNet, WIDTH) if job["net"] == "MS-ResNet" else (RevSResNet, WIDTH // 2)
+    net = kind(widths=[width], blocks=[job["depth"]]).build(task, Size()).train()
+    net.set_strategy("reverse")
+    net.set_slab_bytes(job["slab_bytes"])
+    x = torch.rand(timesteps, BATCH, 2, SIDE, SIDE)
+    labels = torch.arange(BATCH)
+
+    def step() -> None:
+        net.zero_grad(set_to_none=True)
+        torch.nn.functional.cross_entropy(net(x), labels).backward()
+
+    found: dict[str, Any] = {}
+    trim()
+    with anonymous_peak(found):
+        step()
+        step()
+    return found | tracked_peaks(step, net)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
