@@ -1,9 +1,10 @@
-# make demo | test | lint | bench | clean: each does its own set-up in .venv and repeats only what changed.
+# make demo | test | lint | bench | bench-peers | clean: each does its own set-up in .venv and repeats only what changed.
 #
 #   PYTHON=python3.12   another interpreter (3.10 or newer)
 #   TORCH=torch==2.13.0 what to install when the interpreter has no torch of its own
 #   EPOCHS=15           how long the demo trains
 #   PYTEST_ARGS=...     passed on to pytest, e.g. PYTEST_ARGS="-k units"
+#   REPORT=FILE.md      make bench-peers writes table and picture there
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -14,6 +15,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 EPOCHS ?= 15
 PYTEST_ARGS ?=
+REPORT ?=
 
 ROOT := $(CURDIR)
 BIN := $(ROOT)/.venv/bin
@@ -26,10 +28,10 @@ AWAY := build/away
 # Both: a checkout's folder on the path would hide the wheel that is under test.
 INSTALLED := cd $(AWAY) && PYTHONSAFEPATH=1 PYTHONPATH= REVEDGE_TEST_INSTALLED=1
 
-.PHONY: help demo test lint bench clean FORCE
+.PHONY: help demo test lint bench bench-peers clean FORCE
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | column -t -s "$$(printf '\t')"
 
 # --- set-up ----------------------------------------------------------------------------------------------------------
 
@@ -81,9 +83,11 @@ lint: $(STAMPS)/dev ## ruff, mypy --strict and pyright
 	@$(BIN)/mypy
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(STAMPS)/run ## run every benchmark; each writes its own report
-	@for script in benchmarks/*.py; do [ -e "$$script" ] || { echo "bench: no benchmarks/*.py"; exit 1; }; \
-	  echo "\$$ python $$script"; $(BIN)/python $$script; done
+bench: $(STAMPS)/dev ## run every benchmark once, at sizes that end within minutes
+	@$(BIN)/python benchmarks/run_all.py
+
+bench-peers: $(STAMPS)/run ## measure revedge beside SpikingJelly, if that is in .venv or on PYTHONPATH
+	@$(BIN)/python benchmarks/bench_peers.py $(if $(REPORT),--report $(REPORT))
 
 clean: ## remove what the other targets made, except your runs/
 	@rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

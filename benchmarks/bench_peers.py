@@ -103,10 +103,10 @@ def _measure(nets: Sequence[str], rounds: int, *, with_peer: bool) -> list[Row]:
             fresh = []
             if with_peer:
                 fresh += [spikingjelly(net, mode, TIMESTEPS, BATCH[net]) for mode in MODES]
-            fresh += revedge(net, "all", TIMESTEPS, BATCH[net])
+            fresh += revedge(net, "all+slabs", TIMESTEPS, BATCH[net])
             if update:
                 try:
-                    updated = revedge(net, "all", TIMESTEPS, BATCH[net], UPDATE)
+                    updated = revedge(net, "all+slabs", TIMESTEPS, BATCH[net], UPDATE)
                     fresh += [{**row, "strategy": f"{row['strategy']}+update"} for row in updated]
                 except RuntimeError as error:
                     print(f"without {UPDATE}: {error}", file=sys.stderr)
