@@ -101,7 +101,8 @@ def _nature(func: Any) -> str:
     if len(returned) == 1 and returned[0] is not None:
         first = schema.arguments[0].alias_info
         own = first is not None and first.is_write and first.before_set == returned[0].before_set
-        return "in place" if own else "view"
+        # Some change the shape of their argument (set_, resize_): these have to run.
+        return "in place" if own and torch.Tag.inplace_view not in func.tags else "view"
     tensors = all(str(each.type) in ("Tensor", "Tensor[]") for each in schema.returns)
     return "new" if tensors and returned and not any(returned) else "view"
 

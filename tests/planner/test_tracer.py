@@ -80,6 +80,16 @@ def test_views_and_in_place_take_nothing() -> None:
     del y
 
 
+def test_what_changes_a_shape_in_place_runs() -> None:
+    """An operator that gives its argument another shape is not skipped as one that changes values only."""
+    with tracker() as found:
+        x = torch.empty(100_000, device="meta")
+        y = x.new_empty(0).set_(x.view(100, 1000))  # type: ignore[call-overload]
+        assert y.shape == (100, 1000)
+        assert torch.empty(3, 1, device="meta").squeeze_().add_(1).shape == (3,)
+    assert found.peak_bytes >= allocated_bytes(400_000, PAGE)
+
+
 def test_seeded_storages_keep_their_kind() -> None:
     """What is there before the trace counts, once, under the kind it was given."""
     weight = torch.empty(100_000, device="meta")
