@@ -47,7 +47,7 @@ def test_run_all_goes_on_and_stops_what_takes_too_long(tmp_path, capsys, monkeyp
     assert "missed a bar" in last[0]
     assert "done" in last[1]
     assert "over the limit" in last[2]
-    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=False)
+    left = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=False)
     assert str(tmp_path) not in left.stdout
 
 
@@ -94,4 +94,6 @@ def test_bars_are_held_against_what_was_measured(script) -> None:
         bench_peers.Bar("iso", "smallest", 60, 0.7), [row("spikingjelly", "stored", 5, 1.0), *own]
     )
     assert (found["strategy"], found["met"]) == ("keep-conv", "yes")
+    late = [row("spikingjelly", "stored", 500, 0.6), *own[1:]]
+    assert bench_peers._bar_row(bar, late)["met"] == "NO"
     assert bench_peers._bar_row(bar, own)["met"] == "unknown"
