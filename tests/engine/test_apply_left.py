@@ -301,14 +301,16 @@ def test_left_on_request():
     assert called == [1]
 
 
-def test_double_precision_runs_as_written():
-    """A model in float64 (for gradcheck, say) is the user's own."""
+def test_other_precisions_run_as_written():
+    """A model in float64 (for gradcheck, say) or bfloat16 is the user's own."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), LIFNode(), nn.Linear(4, 2))
     apply(net)
     net.double()
     x = torch.randn(2, 3, 3, dtype=torch.float64)
     assert net(x).dtype == torch.float64
+    reset_net(net)
+    assert net.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
     net.float()
     reset_net(net)
     assert net(x.float()).dtype == torch.float32
