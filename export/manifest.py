@@ -35,7 +35,7 @@ class Manifest:
     """Everything that a reader of the file has to know.
 
     Attributes:
-        graph: "step" (state in, state out) or "stream" (the file keeps the state).
+        graph: "step", "blocks", "scan" or "unrolled" (ONNX, see onnx_graph.py), or "stream" (the file keeps the state).
         in_shape: (C, H, W); the input is ``x`` float32 ``[B, C, H, W]``.
         input_scale: what 8-bit frames are multiplied with, 1.0 if values are used as they are.
         static: one image per sample, shown at every step, instead of one frame per step.
@@ -47,6 +47,10 @@ class Manifest:
         model: what `revedge.models.create` was called with.
         versions: of revedge, torch, onnx and the exporter.
         opset: of ONNX files, None otherwise.
+        batch: what the batch is fixed to, None if it is free.
+        steps: what the number of time steps is fixed to, None if it is free; of step graphs always None.
+        target: what the file was written for, one of `revedge.export.targets`.
+        weights: "float32", or "int8": stored as 8-bit integers times a power of two.
     """
 
     graph: str
@@ -62,8 +66,17 @@ class Manifest:
     versions: Mapping[str, str]
     data: str = ""
     opset: int | None = None
+    batch: int | None = None
+    steps: int | None = None
+    target: str = "ort"
+    weights: str = "float32"
     numerics: str = "float"
     schema: int = SCHEMA
+
+    @property
+    def takes_time(self) -> bool:
+        """Whether ``x`` is ``[T, B, C, H, W]``: several frames at once."""
+        return self.graph in ("blocks", "scan", "unrolled") and not self.static
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON-able values."""
@@ -75,7 +88,7 @@ class Manifest:
             "input": {
                 "name": "x",
                 "dtype": "float32",
-                "layout": "B,C,H,W",
+                "layout": "T,B,C,H,W" if self.takes_time else "B,C,H,W",
                 "shape": list(self.in_shape),
                 "scale": self.input_scale,
                 "static": self.static,
@@ -84,6 +97,10 @@ class Manifest:
             "classes": {"count": self.num_classes, "names": list(self.class_names)},
             "states": [{**dataclasses.asdict(s), "shape": list(s.shape)} for s in self.states],
             "grid_bits": self.grid_bits,
+            "batch": self.batch,
+            "steps": self.steps,
+            "target": self.target,
+            "weights": self.weights,
             "numerics": self.numerics,
             "data": self.data,
             "model": dict(self.model),
@@ -106,7 +123,7 @@ class Manifest:
         """
         if "schema" not in strings or "states" not in strings:
             raise ExportError(f"{source} carries no revedge metadata; write it with revedge export")
-        plain = {"graph", "numerics", "data"}
+        plain = {"graph", "numerics", "data", "target", "weights"}
         try:
             return cls.from_dict(
                 {k: v if k in plain else json.loads(v) for k, v in strings.items()}, source
@@ -140,7 +157,11 @@ class Manifest:
                 model=dict(values["model"]),
                 versions=dict(values["versions"]),
                 data=str(values["data"]),
-                opset=None if values["opset"] is None else int(values["opset"]),
+                opset=_optional(values["opset"]),
+                batch=_optional(values["batch"]),
+                steps=_optional(values["steps"]),
+                target=str(values["target"]),
+                weights=str(values["weights"]),
                 numerics=str(values["numerics"]),
             )
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
@@ -168,6 +189,10 @@ def _size(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
         raise ValueError(f"{value!r} is not a size")
     return value
+
+
+def _optional(value: Any) -> int | None:
+    return None if value is None else _size(value)
 
 
 def _damaged(source: str) -> ExportError:

@@ -1,7 +1,10 @@
-"""The twins of an ONNX file that show, or take, spikes; cut from the file itself, so weights and nodes are its own."""
+"""The twins of an ONNX file that show, or take, spikes; cut from the file itself, so weights and nodes are its own.
 
+Of a sequence graph they are twins of the step that it repeats (onnx_contained.py).
+"""
+
+import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +13,7 @@ from revedge.errors import ExportError
 from revedge.export.cells import WATCH, ReversibleCell
 from revedge.export.inference import cell_of
 from revedge.export.manifest import Manifest
+from revedge.export.onnx_contained import contained_step
 from revedge.export.probes import Array, FileProbe, Seen
 from revedge.export.runner import open_session
 from revedge.models import SpikingNet, spiking_units
@@ -43,30 +47,28 @@ class _Point:
 
 
 class OnnxProbe(FileProbe):
-    """Twins of ``path``, an export of ``net``.
+    """Twins of ``model``, an export of ``net``.
 
     Raises:
         ExportError: the graph does not fire where the network does.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, net: SpikingNet) -> None:
-        import onnx
-
+    def __init__(self, model: "onnx.ModelProto", manifest: Manifest, net: SpikingNet) -> None:
         self._manifest = manifest
         self._firing = _firing_of(net)
-        model = onnx.load(str(path))
-        points = _points_of(model)
+        step = copy.deepcopy(contained_step(model, manifest))
+        self._plain = open_session(step.SerializeToString())
+        points = _points_of(step)
         expected = sum(firing.parts for firing in self._firing)
         if len(points) != expected:
             raise ExportError(
-                f"{path.name} fires in {len(points)} places, the network in {expected}; try another --opset"
+                f"the {manifest.graph} graph fires in {len(points)} places, the network in {expected}"
             )
         self._shown = [name for point in points for name in (point.membrane, point.spikes)]
-        _show(model, self._shown)
-        self._plain = open_session(path)
-        self._watch = open_session(model.SerializeToString())
-        _force(model, points)
-        self._force = open_session(model.SerializeToString())
+        _show(step, self._shown)
+        self._watch = open_session(step.SerializeToString())
+        _force(step, points)
+        self._force = open_session(step.SerializeToString())
 
     def shipped(self, x: Array, states: list[Array]) -> tuple[Array, list[Array]]:
         """See `FileProbe`."""

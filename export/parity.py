@@ -25,6 +25,7 @@ from revedge.export.rounding import step_bounds
 
 STEPS = 16
 BATCHES = (1, 8)
+SHORT = 4  # steps of the shorter of two sequences
 
 
 @dataclass(slots=True)
@@ -34,12 +35,14 @@ class ParityReport:
     Attributes:
         spike_flips: spikes of the free-running file that are not those of the free-running network, both batches.
         forced_flips: the same when every neuron gets the network's states and spikes; rounding alone.
-        compared_spikes: neurons times steps times samples, free running.
+        compared_spikes: neurons times steps times samples; the same number free running and forced.
+        farthest_flip: largest distance from the threshold of a membrane whose forced spike differs.
         flips_per_layer: path of the neuron -> spike_flips of that neuron.
         largest_share_of_bound: largest forced difference, as a share of its rounding bound; above 1 is an error.
         max_forced_difference: largest forced difference of a membrane, state or logit.
         max_bound: largest rounding bound.
         twin_identical: the twin whose spikes are counted gave the file's logits and states bit for bit.
+        sequence_identical: a sequence graph gave the logits and states of its step, called in a loop, bit for bit.
         steps, batches: of the comparison.
         test_samples, argmax_changed, max_logit_difference, accuracy, reference_accuracy: on the whole test split.
     """
@@ -48,12 +51,14 @@ class ParityReport:
     batches: tuple[int, ...]
     spike_flips: int = 0
     forced_flips: int = 0
+    farthest_flip: float = 0.0
     compared_spikes: int = 0
     flips_per_layer: dict[str, int] = field(default_factory=dict)
     largest_share_of_bound: float = 0.0
     max_forced_difference: float = 0.0
     max_bound: float = 0.0
     twin_identical: bool = True
+    sequence_identical: bool = True
     test_samples: int = 0
     argmax_changed: int = 0
     max_logit_difference: float = 0.0
@@ -145,6 +150,7 @@ def _judge(
         changed = expected.spikes[index] != forced.spikes[index]
         report.forced_flips += int(np.count_nonzero(changed))
         away = np.abs(expected.membranes[index] - trained.thresholds[index])
+        report.farthest_flip = max(report.farthest_flip, float(away[changed].max(initial=0.0)))
         wrong = changed & (away > bound_membranes[index].numpy())
         if np.any(wrong):
             raise ExportError(

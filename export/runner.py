@@ -1,4 +1,4 @@
-"""Run an exported ONNX step graph as a stream. Needs numpy and onnxruntime, and nothing else: no torch.
+"""Run an exported ONNX file as a stream. Needs numpy and onnxruntime, and nothing else: no torch.
 
     runner = StreamRunner("model.onnx")
     runner.reset(batch=1)
@@ -6,6 +6,7 @@
         logits = runner.step(frame)
 
 The file is stateless; the runner carries each neuron's state from one step to the next and never resets by itself.
+Files of whole sequences (graphs blocks, scan and unrolled) run through the same calls, as far as they allow them.
 """
 
 import os
@@ -20,6 +21,7 @@ from revedge.errors import ExportError, UsageError
 from revedge.export.manifest import Manifest
 
 Float32 = npt.NDArray[np.float32]
+_GRAPHS = ("step", "blocks", "scan", "unrolled")
 _STATE_LIMIT_BYTES = 1 << 34
 
 
@@ -29,6 +31,7 @@ class StreamRunner:
     Args:
         path: an ONNX file of `revedge export`.
         threads: of onnxruntime. 1 is fastest for small nets, and keeps a busy board responsive.
+        low_memory: let onnxruntime give memory back after each operator; slower for large batches.
 
     Attributes:
         manifest: what the file says about itself (`revedge.export.manifest.Manifest`).
@@ -38,16 +41,21 @@ class StreamRunner:
 
     Raises:
         UsageError: no file of that name.
-        ExportError: damaged, or not a step graph of revedge.
+        ExportError: damaged, or not of revedge.
     """
 
-    def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], threads: int = 1, *, low_memory: bool = False
+    ) -> None:
         if threads < 1:
             raise UsageError(f"threads={threads} is not a number of threads; use 1 or more")
         self.path = Path(path)
-        self._session = open_session(self.path, threads)
+        self._session = open_session(self.path, threads, low_memory=low_memory)
         self.manifest = read_manifest(self._session, str(path))
-        self._outputs = ["logits", *(state.next for state in self.manifest.states)]
+        self._stateful = self.manifest.graph in ("step", "blocks")
+        self._carried = self.manifest.states if self._stateful else ()
+        results = [state.next for state in self._carried] if self._stateful else ["mean_logits"]
+        self._outputs = ["logits", *results]
         self._check_names()
         self._states: dict[str, Float32] = {}
         self._batch: int | None = None
@@ -57,16 +65,23 @@ class StreamRunner:
         """Put ``batch`` streams at rest; call it before the first step and between recordings.
 
         Raises:
-            UsageError: ``batch`` is below 1, or its states need more than 16 GiB.
+            UsageError: ``batch`` is below 1, not the one of a file with a fixed batch, or its states need more than
+                16 GiB.
         """
         if batch < 1:
             raise UsageError(f"batch={batch} is not a number of streams; use 1 or more")
+        fixed = self.manifest.batch
+        if fixed is not None and batch != fixed:
+            raise UsageError(
+                f"batch={batch} does not fit {self.path}, which was exported for {fixed}; export it with "
+                f"--batch {batch} or --batch dynamic"
+            )
         values = sum(int(np.prod(state.shape, dtype=np.float64)) for state in self.manifest.states)
         if 4 * batch * values > _STATE_LIMIT_BYTES:
             raise UsageError(f"batch={batch} needs {4 * batch * values} bytes of state; use fewer")
         self._states = {
             state.name: np.full((batch, *state.shape), state.init, np.float32)
-            for state in self.manifest.states
+            for state in self._carried
         }
         self._batch = batch
         self.steps_done = 0
@@ -81,48 +96,87 @@ class StreamRunner:
             logits of this step ``[B, num_classes]``; predictions are means over steps.
 
         Raises:
-            UsageError: `reset` was not called, or ``x`` is of another batch, shape or dtype.
+            UsageError: `reset` was not called, ``x`` is of another batch, shape or dtype, or the file runs whole
+                recordings only.
         """
-        self._check_frame(x)
-        try:
-            found = self._session.run(self._outputs, {"x": np.ascontiguousarray(x), **self._states})
-        except Exception as error:  # onnxruntime's errors have no common base
-            raise ExportError(f"{self.path} does not run: {_first_line(error)}") from None
-        for state, value in zip(self.manifest.states, found[1:], strict=True):
-            if value.shape != self._states[state.name].shape:
-                raise ExportError(
-                    f"{self.path} gives {state.next} of shape {value.shape}, its metadata say "
-                    f"{self._states[state.name].shape}; export the model again"
-                )
-            self._states[state.name] = value
-        self.steps_done += 1
-        logits: Float32 = found[0]
-        return logits
+        self._check_frames(x, 4)
+        if not self._stateful:
+            raise UsageError(
+                f"{self.path} runs whole recordings only ({self.manifest.graph} graph); call sequence, or use "
+                "model.onnx"
+            )
+        if self.manifest.graph == "blocks":
+            logits: Float32 = self._run(x[None])[0][0]
+            return logits
+        return self._run(x)[0]
 
     def sequence(self, x: Float32) -> Float32:
         """Run several steps from the present state and return the mean of their logits ``[B, num_classes]``.
 
         Args:
             x: ``[T, B, C, H, W]``; for a static model ``[B, C, H, W]``, shown for the file's ``timesteps``.
+
+        Raises:
+            UsageError: as `step`; or the file always begins at rest (graphs scan and unrolled) and `reset` was not
+                called in between, or it has another number of steps.
         """
-        if self.manifest.static:
-            frames: Any = [x] * self.manifest.timesteps
+        manifest = self.manifest
+        self._check_frames(x, 4 if manifest.static else 5)
+        steps = manifest.timesteps if manifest.static else len(x)
+        if not self._stateful:
+            return self._whole(x, steps)
+        if manifest.graph == "blocks":
+            each = list(self._run(x, steps)[0])
         else:
-            if getattr(x, "ndim", 0) != 5 or len(x) == 0:
-                raise UsageError(
-                    f"a sequence of shape {np.shape(x)} does not fit; give frames [T, B, C, H, W] with T >= 1"
-                )
-            frames = x
-        total: Any = None
-        for frame in frames:
-            logits = self.step(frame)
-            total = logits if total is None else total + logits
-        mean: Float32 = total / np.float32(len(frames))
+            each = [self._run(frame)[0] for frame in ([x] * steps if manifest.static else x)]
+        total = each[0]
+        for logits in each[1:]:
+            total = total + logits
+        mean: Float32 = total / np.float32(steps)
         return mean
 
+    def _whole(self, x: Float32, steps: int) -> Float32:
+        if self.steps_done:
+            raise UsageError(
+                f"{self.path} always begins at rest ({self.manifest.graph} graph); call reset(batch) before each "
+                "recording, or export onnx-blocks"
+            )
+        if self.manifest.steps not in (None, steps):
+            raise UsageError(
+                f"a sequence of {steps} steps does not fit {self.path}, which has {self.manifest.steps}"
+            )
+        mean: Float32 = self._run(x, steps)[1]
+        return mean
+
+    def _run(self, x: Float32, steps: int = 1) -> list[Float32]:
+        """Run the file once; keep the new states, return what it gave."""
+        try:
+            found: list[Float32] = self._session.run(
+                self._outputs, {"x": np.ascontiguousarray(x), **self._states}
+            )
+        except Exception as error:  # onnxruntime's errors have no common base
+            raise ExportError(f"{self.path} does not run: {_first_line(error)}") from None
+        for state, value in zip(self._carried, found[1:], strict=False):
+            if value.shape != self._states[state.name].shape:
+                raise ExportError(
+                    f"{self.path} gives {state.next} of shape {value.shape}, its metadata say "
+                    f"{self._states[state.name].shape}; export the model again"
+                )
+            self._states[state.name] = value
+        self.steps_done += steps
+        return found
+
     def state_dict(self) -> dict[str, Float32]:
-        """Return a snapshot of the streams: state name -> ``[B, ...]``; copies."""
+        """Return a snapshot of the streams: state name -> ``[B, ...]``; copies.
+
+        Raises:
+            UsageError: `reset` was not called, or the file keeps its states inside (graphs scan and unrolled).
+        """
         self._require_reset()
+        if not self._stateful:
+            raise UsageError(
+                f"{self.path} shows no states ({self.manifest.graph} graph); use model.onnx"
+            )
         return {name: value.copy() for name, value in self._states.items()}
 
     def load_state_dict(self, states: Mapping[str, Float32]) -> None:
@@ -131,7 +185,7 @@ class StreamRunner:
         Raises:
             UsageError: names, shapes or dtypes are not those of this file.
         """
-        wanted = {state.name: state for state in self.manifest.states}
+        wanted = {state.name: state for state in self._carried}
         if set(states) != set(wanted):
             odd = sorted(set(states) ^ set(wanted))[0]
             raise UsageError(
@@ -155,31 +209,35 @@ class StreamRunner:
             raise UsageError("the runner has no state yet; call reset(batch) before the first step")
         return self._batch
 
-    def _check_frame(self, x: Float32) -> None:
+    def _check_frames(self, x: Float32, dims: int) -> None:
         batch = self._require_reset()
-        wanted = (batch, *self.manifest.in_shape)
+        scale = self.manifest.input_scale
         if getattr(x, "dtype", None) != np.float32:
             raise UsageError(
-                f"a frame of type {getattr(x, 'dtype', type(x).__name__)} does not fit; give float32 (8-bit "
-                f"frames times {self.manifest.input_scale:g})"
+                f"x of type {getattr(x, 'dtype', type(x).__name__)} does not fit; give float32 (8-bit "
+                f"frames times {scale:g})"
             )
-        if x.shape != wanted:
-            changed = x.ndim == 4 and x.shape[1:] == wanted[1:]
-            todo = f"call reset({x.shape[0]}) first" if changed else "the batch is fixed by reset()"
-            raise UsageError(f"a frame of shape {x.shape} does not fit {wanted}; {todo}")
+        layout = {4: "[B, C, H, W]", 5: "[T, B, C, H, W] with T >= 1"}[dims]
+        shape = self.manifest.in_shape
+        if x.ndim != dims or len(x) == 0 or x.shape[-3:] != shape:
+            raise UsageError(f"x of shape {x.shape} does not fit {layout} with (C, H, W) = {shape}")
+        if x.shape[-4] != batch:
+            raise UsageError(
+                f"x of batch {x.shape[-4]} does not fit {batch}; call reset({x.shape[-4]}) first"
+            )
 
     def _check_names(self) -> None:
         inputs = {one.name for one in self._session.get_inputs()}
         outputs = {one.name for one in self._session.get_outputs()}
-        if inputs != {"x", *(s.name for s in self.manifest.states)} or outputs != set(
-            self._outputs
-        ):
+        if inputs != {"x", *(s.name for s in self._carried)} or outputs != set(self._outputs):
             raise ExportError(
                 f"{self.path} has other inputs or outputs than its metadata say; export the model again"
             )
 
 
-def open_session(model: Path | bytes, threads: int = 1, optimize: bool = True) -> Any:
+def open_session(
+    model: Path | bytes, threads: int = 1, *, optimize: bool = True, low_memory: bool = False
+) -> Any:
     """Return an onnxruntime session with the settings for streaming: no spinning, one operator at a time.
 
     Raises:
@@ -197,6 +255,8 @@ def open_session(model: Path | bytes, threads: int = 1, optimize: bool = True) -
     options.log_severity_level = 4
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if low_memory:
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = False
     source = str(model) if isinstance(model, Path) else model
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
@@ -211,11 +271,13 @@ def read_manifest(session: Any, source: str) -> Manifest:
     """Return the metadata of an open session.
 
     Raises:
-        ExportError: none, damaged, of another schema, or not a step graph.
+        ExportError: none, damaged, of another schema, or a graph that onnxruntime cannot step through.
     """
     manifest = Manifest.from_strings(session.get_modelmeta().custom_metadata_map, source)
-    if manifest.graph != "step":
-        raise ExportError(f"{source} is a {manifest.graph!r} graph; the runner needs a step graph")
+    if manifest.graph not in _GRAPHS:
+        raise ExportError(
+            f"{source} is a {manifest.graph!r} graph; the runner knows {', '.join(_GRAPHS)}"
+        )
     return manifest
 
 

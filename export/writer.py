@@ -1,59 +1,39 @@
 """Write a network to files and hold every file against it: the whole of `revedge export`, as one function."""
 
 import dataclasses
-import difflib
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
-import torch
 
 from revedge.engine.unit import GRID_BITS
 from revedge.errors import ExportError, UsageError
+from revedge.export.formats import (
+    DEFAULT_FORMATS,
+    FILES,
+    GRAPH_OF,
+    Choices,
+    check_format,
+)
 from revedge.export.inference import InferenceNet, inference_form
 from revedge.export.manifest import Manifest, StateEntry
-from revedge.export.onnx_graph import DEFAULT_OPSET, check_opset, write_onnx
+from revedge.export.onnx_file import check_onnx, write_onnx
 from revedge.export.onnx_probe import OnnxProbe
 from revedge.export.parity import (
     BATCHES,
+    SHORT,
     STEPS,
     ParityReport,
     compare_predictions,
     compare_steps,
-    repeat_frames,
 )
-from revedge.export.probes import Array, FileProbe, TorchScriptProbe, TrainedProbe
-from revedge.export.runner import StreamRunner
-from revedge.export.torchscript import check_python, read_torchscript, write_torchscript
+from revedge.export.predictions import Frames, predictions, sample
+from revedge.export.probes import TorchScriptProbe, TrainedProbe
+from revedge.export.sequence_check import compare_with_step
+from revedge.export.torchscript import check_python, write_torchscript
 from revedge.models import SpikingNet
 
-FORMATS = ("torchscript", "onnx")
 REPORT_FILE = "model.export.json"
-_FILES = {"torchscript": ("model.step.pt", "model.stream.pt"), "onnx": ("model.onnx",)}
-_BATCH, _BATCH_PIXELS = (
-    32,
-    1 << 20,
-)  # of the test split: at most so many samples, and time steps * height * width
-_TELL_EVERY_S = 5.0
-
-
-class Frames(Protocol):
-    """The test data; `revedge.data.FrameCache` is one."""
-
-    scale: float
-    class_names: tuple[str, ...]
-    test_indices: npt.NDArray[np.int64]
-
-    def batch(
-        self, indices: npt.ArrayLike, /
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-        """Return uint8 ``[T, B, C, H, W]`` (or ``[B, C, H, W]``) and labels."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,35 +45,13 @@ class ExportedFile:
     parity: ParityReport
 
 
-def parse_formats(text: str) -> tuple[str, ...]:
-    """Return the formats named in ``"torchscript,onnx"``.
-
-    Raises:
-        UsageError: one is not known; the closest is named.
-    """
-    names = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
-    for name in names:
-        if name not in FORMATS:
-            close = difflib.get_close_matches(name, [*FORMATS, "ts", "jit"], n=1, cutoff=0.4)
-            hint = (
-                {"ts": "torchscript", "jit": "torchscript"}.get(close[0], close[0]) if close else ""
-            )
-            raise UsageError(
-                f"format {name!r} is not known; "
-                + (f"did you mean {hint}?" if hint else f"choose from {', '.join(FORMATS)}")
-            )
-    if not names:
-        raise UsageError(f"no format was named; choose from {', '.join(FORMATS)}")
-    return names
-
-
 def export_network(
     net: SpikingNet,
     frames: Frames,
     out: Path,
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = DEFAULT_FORMATS,
     *,
-    opset: int = DEFAULT_OPSET,
+    choices: Choices | None = None,
     data_name: str = "",
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[ExportedFile]:
@@ -102,21 +60,20 @@ def export_network(
     Args:
         net: a trained network; not changed.
         frames: its data set; the comparison uses the test split.
-        out: folder; made if missing. Files: model.onnx, model.step.pt, model.stream.pt, model.export.json.
-        formats: of `FORMATS`.
-        opset: of the ONNX file.
+        out: folder; made if missing. Files: see `revedge.export.formats.FILES`, and model.export.json.
+        formats: of `revedge.export.formats.FORMATS`.
+        choices: opset, batch, target and so on, from `revedge.export.formats.choices`.
         data_name: of the data set, for the metadata.
         tell: gets a line of progress from time to time.
 
     Time: seconds, plus two passes over the test split per format.
 
     Raises:
-        UsageError: an unknown format or opset, or a folder that cannot be made.
+        UsageError: an unknown format, choices that do not fit the network, or a folder that cannot be made.
         ExportError: a file differs from the network; it is left with the suffix ``.rejected``.
     """
-    parse_formats(",".join(formats))
-    if "onnx" in formats:
-        check_opset(opset)
+    chosen = choices or Choices()
+    manifests = {name: manifest_of(net, frames, data_name, name, chosen) for name in formats}
     if "torchscript" in formats:
         check_python()
     try:
@@ -129,18 +86,15 @@ def export_network(
     trained = TrainedProbe(net)
     done: list[ExportedFile] = []
     failures: list[ExportError] = []
-    for name in formats:
-        paths = tuple(out / file for file in _FILES[name])
-        manifest = manifest_of(net, frames, data_name, opset if name == "onnx" else None)
+    for name, manifest in manifests.items():
+        paths = tuple(out / file for file in FILES[name])
         tell(f"writing {', '.join(path.name for path in paths)}")
-        parity = ParityReport(steps=max(STEPS, net.timesteps), batches=BATCHES)
+        parity = ParityReport(
+            steps=max(STEPS, net.timesteps),
+            batches=BATCHES if manifest.batch is None else (manifest.batch,),
+        )
         try:
-            _write(name, form, manifest, paths)
-            tell(
-                f"{name}: comparing {parity.steps} steps, then {len(frames.test_indices)} test samples"
-            )
-            _compare(_probe(name, paths, manifest, net), trained, frames, parity)
-            compare_predictions(_predictions(name, paths, trained, frames, tell), parity)
+            _write_and_compare(form, trained, frames, manifest, paths, parity, tell)
             done.append(ExportedFile(name, paths, parity))
         except ExportError as error:
             failures.append(_reject(error, paths))
@@ -150,8 +104,33 @@ def export_network(
     return done
 
 
-def manifest_of(net: SpikingNet, frames: Frames, data_name: str, opset: int | None) -> Manifest:
-    """Return the metadata of a step graph of ``net``."""
+def manifest_of(
+    net: SpikingNet,
+    frames: Frames,
+    data_name: str,
+    format_name: str = "onnx",
+    choices: Choices | None = None,
+) -> Manifest:
+    """Return the metadata of a file of ``net``.
+
+    Raises:
+        UsageError: a format, or a number of steps, that ``net`` does not have.
+    """
+    check_format(format_name)
+    chosen = choices or Choices()
+    onnx = format_name in GRAPH_OF
+    graph = GRAPH_OF.get(format_name, "step")
+    if net.static and graph == "blocks":
+        raise UsageError(
+            "--format onnx-blocks is for recordings, this network looks at one image; use onnx-scan"
+        )
+    if net.static and chosen.steps not in (None, net.timesteps):
+        raise UsageError(
+            f"{chosen.steps} unrolled steps; this network looks at an image for {net.timesteps}"
+        )
+    steps = (chosen.steps or net.timesteps) if graph == "unrolled" else None
+    if graph == "scan" and net.static:
+        steps = net.timesteps
     states = tuple(
         StateEntry(
             name=f"state_{i}",
@@ -162,9 +141,9 @@ def manifest_of(net: SpikingNet, frames: Frames, data_name: str, opset: int | No
         )
         for i, spec in enumerate(net.state_spec())
     )
-    packages = {"revedge": "revedge", "torch": "torch"} | ({"onnx": "onnx"} if opset else {})
+    packages = {"revedge": "revedge", "torch": "torch"} | ({"onnx": "onnx"} if onnx else {})
     return Manifest(
-        graph="step",
+        graph=graph,
         in_shape=tuple(net.in_shape),
         input_scale=float(frames.scale),
         static=net.static,
@@ -176,77 +155,45 @@ def manifest_of(net: SpikingNet, frames: Frames, data_name: str, opset: int | No
         model=json.loads(json.dumps(net.config)),
         versions={key: _version(package) for key, package in packages.items()},
         data=data_name,
-        opset=opset,
+        opset=chosen.opset if onnx else None,
+        batch=chosen.batch if onnx else None,
+        steps=steps,
+        target=chosen.target if onnx else "torch",
+        weights=chosen.weights if onnx else "float32",
     )
 
 
-def _write(name: str, form: InferenceNet, manifest: Manifest, paths: tuple[Path, ...]) -> None:
-    if name == "onnx":
-        assert manifest.opset is not None
-        write_onnx(form, manifest, paths[0], manifest.opset)
-    else:
-        write_torchscript(form, manifest, paths[0], paths[1])
-
-
-def _probe(name: str, paths: tuple[Path, ...], manifest: Manifest, net: SpikingNet) -> FileProbe:
-    return OnnxProbe(paths[0], manifest, net) if name == "onnx" else TorchScriptProbe(paths[0], net)
-
-
-def _compare(probe: FileProbe, trained: TrainedProbe, frames: Frames, parity: ParityReport) -> None:
-    for batch in parity.batches:
-        raw, _ = frames.batch(frames.test_indices[:batch])
-        x = repeat_frames(_scaled(raw, frames.scale), parity.steps, trained.net.static)
-        compare_steps(trained, probe, x, parity)
-
-
-def _predictions(
-    name: str,
-    paths: tuple[Path, ...],
+def _write_and_compare(
+    form: InferenceNet,
     trained: TrainedProbe,
     frames: Frames,
+    manifest: Manifest,
+    paths: tuple[Path, ...],
+    parity: ParityReport,
     tell: Callable[[str], None],
-) -> Iterator[tuple[npt.NDArray[np.int64], Array, Array]]:
-    """Labels, mean logits of the network's own forward, and of the file, over the test split."""
-    net = trained.net
-    answer = _onnx_answer(paths[0]) if name == "onnx" else _torchscript_answer(paths[1])
-    pixels = net.timesteps * net.in_shape[1] * net.in_shape[2]
-    size = max(1, min(_BATCH, _BATCH_PIXELS // pixels))
-    told, total = time.monotonic(), len(frames.test_indices)
-    for begin in range(0, total, size):
-        raw, labels = frames.batch(frames.test_indices[begin : begin + size])
-        x = _scaled(raw, frames.scale)
-        with torch.no_grad():
-            expected: Array = net(torch.from_numpy(x)).numpy()
-        yield labels, expected, answer(x, len(labels))
-        if time.monotonic() - told > _TELL_EVERY_S:
-            told = time.monotonic()
-            tell(f"{name}: {begin + len(labels)} of {total} test samples compared")
-
-
-def _onnx_answer(path: Path) -> Callable[[Array, int], Array]:
-    runner = StreamRunner(path)
-
-    def answer(x: Array, batch: int) -> Array:
-        runner.reset(batch)
-        return runner.sequence(x)
-
-    return answer
-
-
-def _torchscript_answer(path: Path) -> Callable[[Array, int], Array]:
-    module: Any = read_torchscript(path)[0]
-
-    def answer(x: Array, batch: int) -> Array:
-        with torch.no_grad():
-            module.reset(batch)
-            logits: Array = module.sequence(torch.from_numpy(x)).numpy()
-        return logits
-
-    return answer
-
-
-def _scaled(raw: npt.NDArray[np.uint8], scale: float) -> Array:
-    return raw.astype(np.float32) * np.float32(scale)
+) -> None:
+    static = trained.net.static
+    if manifest.opset is None:
+        write_torchscript(form, manifest, paths[0], paths[1])
+        probe: TorchScriptProbe | OnnxProbe = TorchScriptProbe(paths[0], trained.net)
+    else:
+        write_onnx(form, manifest, paths[0])
+        model = check_onnx(paths[0], manifest)
+        probe = OnnxProbe(model, manifest, trained.net)
+        if manifest.graph != "step":
+            lengths = (SHORT, parity.steps) if manifest.steps is None else (manifest.steps,)
+            recordings = [
+                sample(frames, batch, steps, static=static)
+                for batch in parity.batches
+                for steps in lengths
+            ]
+            compare_with_step(model, manifest, [x[0] if static else x for x in recordings], parity)
+    tell(
+        f"{paths[0].name}: comparing {parity.steps} steps, then {len(frames.test_indices)} test samples"
+    )
+    for batch in parity.batches:
+        compare_steps(trained, probe, sample(frames, batch, parity.steps, static=static), parity)
+    compare_predictions(predictions(paths[-1], manifest, trained.net, frames, tell), parity)
 
 
 def _reject(error: ExportError, paths: tuple[Path, ...]) -> ExportError:

@@ -27,7 +27,6 @@ _OPTIONAL = {
     "tonic": ("data", "the data sets digits, nmnist and dvsgesture"),
     "scikit-learn": ("data", "the data set digits"),
     "onnx": ("export", "revedge export --format onnx"),
-    "onnxscript": ("export", "revedge export --format onnx"),
     "onnxruntime": ("runtime", "revedge run, and the check after revedge export"),
     "matplotlib": ("report", "the picture in a run folder"),
 }

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 _EPILOG = """examples:
   revedge export runs/first --format torchscript,onnx -o out
-  revedge export runs/first --format onnx --opset 17 -o out --json
+  revedge export runs/first --format onnx,onnx-scan --opset 17 -o out --json
+  revedge export runs/first --format onnx,onnx-unrolled --target jetpack6 --batch 1 -o out
+
+formats: torchscript; onnx (one time step); onnx-scan (a whole recording of any length);
+onnx-blocks (several steps, states in and out); onnx-unrolled (a recording of fixed length).
+targets: ort (onnxruntime); jetpack5 and jetpack6 (TensorRT); generic (basic operators only).
 
 Every file is compared with the trained network: step by step with the network's own states and spikes,
 free running at two batch sizes, and on the whole test split. A file that differs is renamed to *.rejected
@@ -31,13 +36,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         default="torchscript,onnx",
-        help="torchscript, onnx or both, with a comma (default: %(default)s)",
+        help="one or several of torchscript, onnx, onnx-scan, onnx-blocks, onnx-unrolled, with commas "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "-o", "--out", metavar="DIR", type=Path, required=True, help="folder for the files"
     )
     parser.add_argument(
-        "--opset", type=int, default=18, help="ONNX operator set, 13 to 23 (default: %(default)s)"
+        "--target",
+        default="ort",
+        help="where ONNX files will run: ort, jetpack5, jetpack6 or generic (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--opset", type=int, help="ONNX operator set, 13 to 23 (default: the target's, 17 or 18)"
+    )
+    parser.add_argument(
+        "--batch",
+        help="of ONNX files: a number, or dynamic (default: dynamic, for jetpack5 and jetpack6 1)",
+    )
+    parser.add_argument(
+        "--steps", type=int, help="time steps of onnx-unrolled (default: those of the training)"
+    )
+    parser.add_argument(
+        "--weights",
+        default="float32",
+        help="of ONNX files: float32, or int8 for weights that lie on a power-of-two grid already "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--data-dir", metavar="DIR", type=Path, help="where the recordings are, if they have moved"
@@ -47,9 +71,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write, compare, report."""
     _require_folder(args.run)
-    from revedge.export.writer import export_network, parse_formats
+    from revedge.export.formats import choices, parse_formats
 
     formats = parse_formats(args.format)
+    chosen = choices(
+        formats,
+        target=args.target,
+        opset=args.opset,
+        batch=args.batch,
+        steps=args.steps,
+        weights=args.weights,
+    )
+    from revedge.export.writer import export_network
+
     description = _read_description(args.run)
     net = _load_network(args.run, description)
     frames = _open_frames(args.run, description, args.data_dir)
@@ -58,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         frames,
         args.out,
         formats,
-        opset=args.opset,
+        choices=chosen,
         data_name=description["data"]["name"],
         tell=lambda line: print(f"revedge export: {line}", file=sys.stderr, flush=True),
     )
@@ -161,8 +195,8 @@ def _report(files: "list[ExportedFile]") -> str:
             f"{' and '.join(map(str, parity.batches))}, every value agrees within its rounding bound (the closest "
             f"comes to {100 * parity.largest_share_of_bound:.0f} % of it)"
         )
-    if any(file.format == "onnx" for file in files):
-        model = next(path for file in files if file.format == "onnx" for path in file.paths)
+    model = next((path for f in files for path in f.paths if path.suffix == ".onnx"), None)
+    if model is not None:
         lines.append(f"run it without torch: revedge run {model} --data NAME")
     return "\n".join(lines)
 

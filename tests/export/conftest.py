@@ -12,6 +12,7 @@ import torch
 from zoo import Export, FakeFrames, settle
 
 from revedge import models
+from revedge.export.formats import FORMATS
 from revedge.export.writer import export_network
 
 
@@ -26,7 +27,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="package")
 def exported(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """Return RevSResNet11 at width 8, in both formats, opset 18."""
+    """Return RevSResNet11 at width 8, in every format, opset 18."""
     torch.manual_seed(5)
     net = settle(
         models.create(
@@ -35,5 +36,5 @@ def exported(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Expo
     )
     frames, folder = FakeFrames(net), tmp_path_factory.mktemp("exported")
     return Export(
-        net, frames, folder, export_network(net, frames, folder, opset=18, data_name="fake")
+        net, frames, folder, export_network(net, frames, folder, FORMATS, data_name="fake")
     )

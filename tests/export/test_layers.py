@@ -8,7 +8,7 @@ from zoo import KINDS, FakeFrames, digest, events
 
 from revedge.export.inference import inference_form
 from revedge.export.manifest import Manifest
-from revedge.export.onnx_graph import write_onnx
+from revedge.export.onnx_file import check_onnx, write_onnx
 from revedge.export.onnx_probe import OnnxProbe
 from revedge.export.parity import ParityReport, compare_steps
 from revedge.export.probes import FileProbe, TorchScriptProbe, TrainedProbe
@@ -23,12 +23,10 @@ _FEW_FLIPS_PER_MILLION = 50
 
 def _probe(kind: str, net: SpikingNet, folder: Path) -> FileProbe:
     form = inference_form(net)
-    manifest: Manifest = manifest_of(net, FakeFrames(net), "fake", 17 if kind == "onnx" else None)
-    if (
-        kind == "onnx"
-    ):  # opset 17: the older exporter takes a tenth of the time; test_models.py has opset 18
-        write_onnx(form, manifest, folder / "model.onnx", 17)
-        return OnnxProbe(folder / "model.onnx", manifest, net)
+    manifest: Manifest = manifest_of(net, FakeFrames(net), "fake", kind)
+    if kind == "onnx":
+        write_onnx(form, manifest, folder / "model.onnx")
+        return OnnxProbe(check_onnx(folder / "model.onnx", manifest), manifest, net)
     write_torchscript(form, manifest, folder / "step.pt", folder / "stream.pt")
     return TorchScriptProbe(folder / "step.pt", net)
 

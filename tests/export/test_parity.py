@@ -1,7 +1,6 @@
 """The comparison finds what is wrong with a file, and says where; bounds are neither crossed nor idle."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -58,30 +57,23 @@ def _decay_off(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize("spoil", [_one_filter_off, _bias_dropped, _state_not_fed, _decay_off])
-def test_spoiled_file_is_found(exported: Export, spoil: Spoil, tmp_path: Path) -> None:
+def test_spoiled_file_is_found(exported: Export, spoil: Spoil) -> None:
     """A wrong filter, bias, state order or leak is an error that names a neuron (or the logits) and a step."""
     model = onnx.load(str(exported.folder / "model.onnx"))
     spoil(model)
-    onnx.save(model, str(tmp_path / "model.onnx"))
-    manifest = manifest_of(exported.net, exported.frames, "fake", 18)
-    probe = OnnxProbe(tmp_path / "model.onnx", manifest, exported.net)
+    probe = OnnxProbe(model, manifest_of(exported.net, exported.frames, "fake"), exported.net)
     report = ParityReport(steps=4, batches=(3,))
     with pytest.raises(ExportError, match=r"step \d: .*(neuron|logits).* rounding explains"):
         compare_steps(TrainedProbe(exported.net), probe, events(4, 3, 0, (2, 16, 16)), report)
 
 
-def test_wrong_threshold_is_found(exported: Export, tmp_path: Path) -> None:
+def test_wrong_threshold_is_found(exported: Export) -> None:
     """A threshold that is off shows as spikes: where membranes agree, the count of forced flips is not zero."""
     model = onnx.load(str(exported.folder / "model.onnx"))
     fire = next(node for node in model.graph.node if node.op_type == "GreaterOrEqual")
     model.graph.initializer.append(helper.make_tensor("off", onnx.TensorProto.FLOAT, [], [1.05]))
     fire.input[1] = "off"
-    onnx.save(model, str(tmp_path / "model.onnx"))
-    probe = OnnxProbe(
-        tmp_path / "model.onnx",
-        manifest_of(exported.net, exported.frames, "fake", 18),
-        exported.net,
-    )
+    probe = OnnxProbe(model, manifest_of(exported.net, exported.frames, "fake"), exported.net)
     report = ParityReport(steps=8, batches=(3,))
     with pytest.raises(ExportError, match="fires differently"):
         compare_steps(TrainedProbe(exported.net), probe, events(8, 3, 0, (2, 16, 16)), report)

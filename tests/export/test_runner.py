@@ -128,7 +128,8 @@ def _changed(exported: Export, tmp_path: Path, key: str, value: str | None) -> P
         ("states", "[", "metadata .* damaged"),
         ("input", '{"shape": [2, -16, 16], "scale": 1, "static": false}', "metadata .* damaged"),
         ("timesteps", "1e99", "metadata .* damaged"),
-        ("graph", "scan", "needs a step graph"),
+        ("graph", "scan", "other inputs or outputs"),
+        ("graph", "stream", "the runner knows step, blocks"),
     ],
 )
 def test_metadata_that_lie_are_found(

@@ -1,0 +1,152 @@
+"""What `revedge export` can write, and the choices that go with it. No torch, no onnx."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from revedge.errors import UsageError
+from revedge.export.onnx_builder import OPSETS
+from revedge.export.targets import TARGETS, Target, target_named
+
+# format -> the files it writes
+FILES = {
+    "torchscript": ("model.step.pt", "model.stream.pt"),
+    "onnx": ("model.onnx",),
+    "onnx-scan": ("model.scan.onnx",),
+    "onnx-blocks": ("model.blocks.onnx",),
+    "onnx-unrolled": ("model.unrolled.onnx",),
+}
+FORMATS = tuple(FILES)
+DEFAULT_FORMATS = ("torchscript", "onnx")
+# format -> the graph in its file, see onnx_graph.py
+GRAPH_OF = {
+    "onnx": "step",
+    "onnx-scan": "scan",
+    "onnx-blocks": "blocks",
+    "onnx-unrolled": "unrolled",
+}
+WEIGHTS = ("float32", "int8")
+_MOST_STEPS = (
+    64  # unrolled; loading takes 3 s there already, and grows faster than the number of steps
+)
+_OTHER_NAMES = {"ts": "torchscript", "jit": "torchscript", "onnx-step": "onnx"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choices:
+    """How the files are to be; made by `choices`, which checks that they go together.
+
+    Attributes:
+        target: key of `revedge.export.targets.TARGETS`.
+        opset: of ONNX files.
+        batch: of ONNX files; None is a free batch.
+        steps: of unrolled graphs; None takes the T of the training.
+        weights: of ONNX files, one of `WEIGHTS`.
+    """
+
+    target: str = "ort"
+    opset: int = 18
+    batch: int | None = None
+    steps: int | None = None
+    weights: str = "float32"
+
+
+def choices(
+    formats: Sequence[str],
+    *,
+    target: str = "ort",
+    opset: int | None = None,
+    batch: int | str | None = None,
+    steps: int | None = None,
+    weights: str = "float32",
+) -> Choices:
+    """Return the choices, defaults filled in by the target.
+
+    Args:
+        formats: that will be written with them.
+        target: name of a preset.
+        opset: 13 to 23; default: the target's.
+        batch: a number, or "dynamic"; default: the target's.
+        steps: of unrolled graphs, 1 to 64.
+        weights: one of `WEIGHTS`.
+
+    Raises:
+        UsageError: a name that is not known, or something that the target does not run; says what it does.
+    """
+    preset = target_named(target)
+    for name in formats:
+        _check_graph(name, target, preset)
+    opset = preset.opset if opset is None else opset
+    if opset not in OPSETS:
+        raise UsageError(
+            f"opset {opset} cannot be written; choose {OPSETS.start} to {OPSETS.stop - 1}"
+        )
+    if opset > preset.newest_opset:
+        raise UsageError(
+            f"opset {opset} is newer than what {target} reads ({preset.title}); use {preset.newest_opset} or older"
+        )
+    if steps is not None and not 1 <= steps <= _MOST_STEPS:
+        raise UsageError(f"{steps} unrolled steps; use 1 to {_MOST_STEPS}, or --format onnx-scan")
+    if weights not in WEIGHTS:
+        raise UsageError(f"weights {weights!r} are not known; choose from {', '.join(WEIGHTS)}")
+    return Choices(
+        target=target,
+        opset=opset,
+        batch=_batch(batch, target, preset),
+        steps=steps,
+        weights=weights,
+    )
+
+
+def check_format(name: str) -> None:
+    """Raise UsageError, with the closest name, unless ``name`` is a format."""
+    if name in FORMATS:
+        return
+    close = difflib.get_close_matches(name, [*FORMATS, *_OTHER_NAMES], n=1, cutoff=0.4)
+    hint = _OTHER_NAMES.get(close[0], close[0]) if close else ""
+    raise UsageError(
+        f"format {name!r} is not known; "
+        + (f"did you mean {hint}?" if hint else f"choose from {', '.join(FORMATS)}")
+    )
+
+
+def parse_formats(text: str) -> tuple[str, ...]:
+    """Return the formats named in ``"torchscript,onnx"``.
+
+    Raises:
+        UsageError: one is not known; the closest is named.
+    """
+    names = tuple(dict.fromkeys(part.strip().lower() for part in text.split(",") if part.strip()))
+    for name in names:
+        check_format(name)
+    if not names:
+        raise UsageError(f"no format was named; choose from {', '.join(FORMATS)}")
+    return names
+
+
+def _check_graph(name: str, target: str, preset: Target) -> None:
+    graph = GRAPH_OF.get(name)
+    if graph is not None and graph not in preset.graphs:
+        able = [other for other, kind in GRAPH_OF.items() if kind in preset.graphs]
+        raise UsageError(
+            f"--format {name} is not for {target} ({preset.title}); use {', '.join(able)}"
+        )
+
+
+def _batch(batch: int | str | None, target: str, preset: Target) -> int | None:
+    if batch is None:
+        return preset.batch
+    if batch == "dynamic":
+        if not preset.free_batch:
+            fixed = [name for name, one in TARGETS.items() if one.free_batch]
+            raise UsageError(
+                f"{target} needs a fixed batch; name a number, or --target {' or '.join(fixed)}"
+            )
+        return None
+    try:
+        number = int(batch)
+    except ValueError:
+        number = 0
+    if not 1 <= number <= 1 << 16:
+        raise UsageError(f"--batch {batch} is neither a number from 1 to 65536 nor dynamic")
+    return number

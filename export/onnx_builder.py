@@ -1,0 +1,127 @@
+"""One ONNX graph under construction: nodes, shared constants, names. `revedge.export.onnx_rules` fills it.
+
+The operators used here mean the same from opset 13 to 23, so the only thing an opset decides is in `IR_VERSIONS`.
+A rule that needs an operator whose form changed in between puts that change into this file, next to the table.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import onnx
+
+# opset -> version of the file format, the lowest that may carry it: older readers go by this number, too.
+IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
+OPSETS = range(min(IR_VERSIONS), max(IR_VERSIONS) + 1)
+
+
+class Graph:
+    """Nodes in order of execution and the constants they read.
+
+    Values are named ``<step><path>/<label>``: ``step`` says which time step or body they are of, ``path`` is the module
+    they come from. Constants carry no step, so all steps share them.
+
+    Args:
+        home: prefix of constants; a graph around another one must not use the other's names.
+
+    Attributes:
+        nodes: in order.
+        constants: name -> tensor.
+        step: prefix of all values from now on.
+        ranks: value -> number of dimensions, the batch included.
+    """
+
+    def __init__(self, home: str = "") -> None:
+        self.home = home
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, onnx.TensorProto] = {}
+        self.step = ""
+        self.ranks: dict[str, int] = {}
+        self._path: list[str] = []
+        self._used: set[str] = set()
+
+    @property
+    def path(self) -> str:
+        """Where in the network the next node comes from."""
+        return ".".join(self._path)
+
+    @contextmanager
+    def within(self, name: str) -> Iterator[None]:
+        """Nodes made inside come from the part ``name`` of the present module."""
+        self._path.append(name)
+        yield
+        self._path.pop()
+
+    def op(
+        self,
+        kind: str,
+        inputs: Sequence[str],
+        label: str = "",
+        *,
+        rank: int | None = None,
+        **attributes: Any,
+    ) -> str:
+        """Add a node with one output and return that output's name.
+
+        Args:
+            kind: operator, of the default domain.
+            inputs: names of values and constants; the first one gives the rank of the output.
+            label: last part of the output's name; default: the operator.
+            rank: of the output, where it is another one.
+            attributes: of the operator.
+        """
+        from onnx import helper
+
+        output = self.name(label or kind.lower())
+        self.nodes.append(helper.make_node(kind, inputs, [output], output, **attributes))
+        self.ranks[output] = self.ranks[inputs[0]] if rank is None else rank
+        return output
+
+    def name(self, label: str) -> str:
+        """Return a name that no other value has."""
+        base = f"{self.step}{self.path}/{label}" if self._path else f"{self.step}{label}"
+        name, count = base, 1
+        while name in self._used:
+            count += 1
+            name = f"{base}_{count}"
+        self._used.add(name)
+        return name
+
+    def constant(self, name: str, value: npt.NDArray[Any]) -> str:
+        """Store a constant under ``name``, once for all steps, and return the name."""
+        from onnx import numpy_helper
+
+        name = self.home + name
+        if name not in self.constants:
+            self.constants[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
+        self.ranks[name] = value.ndim
+        return name
+
+    def scalar(self, value: float) -> str:
+        """Return the name of a float32 scalar."""
+        return self.constant(f"scalar/{np.float32(value)!s}", np.array(value, np.float32))
+
+    def sizes(self, *values: int) -> str:
+        """Return the name of an int64 vector."""
+        name = f"sizes/{'_'.join(map(str, values))}"
+        return self.constant(name, np.array(values, np.int64))
+
+    def narrow(self, x: str, dim: int, start: int, length: int) -> str:
+        """``x[start : start + length]`` along ``dim``."""
+        bounds = [self.sizes(start), self.sizes(start + length), self.sizes(dim)]
+        return self.op("Slice", [x, *bounds])
+
+    def rename(self, names: dict[str, str]) -> None:
+        """Give values of nodes other names, wherever they stand."""
+        for node in self.nodes:
+            for field in (node.input, node.output):
+                for position, name in enumerate(field):
+                    if name in names:
+                        field[position] = names[name]
+            node.name = node.output[0]
+        for old, new in names.items():
+            self.ranks[new] = self.ranks.pop(old)

@@ -1,0 +1,133 @@
+"""The step that a sequence graph repeats, cut out of the file as a step graph of its own.
+
+What is known of a step, neuron by neuron, is thereby known of the file. Nothing is rewritten but names: the body of
+Scan as it stands, or one time step of an unrolled graph after all of them were found to be the same nodes, joined in
+order.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from revedge.errors import ExportError
+from revedge.export.manifest import Manifest
+from revedge.export.onnx_graph import BODY, input_dims, make_value, output_dims
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def contained_step(model: "onnx.ModelProto", manifest: Manifest) -> "onnx.ModelProto":
+    """Return the step graph inside ``model``: ``x, state_i -> logits, next_state_i``. A step graph stays as it is.
+
+    Raises:
+        ExportError: the file does not repeat one step, or does not hand its states on in order.
+    """
+    import onnx
+    from onnx import helper
+
+    if manifest.graph == "step":
+        return model
+    if manifest.graph == "unrolled":
+        repeated, constants = _of_unrolled(model, manifest), list(model.graph.initializer)
+    else:
+        repeated, constants = _of_scan(model, manifest)
+    nodes = [*_before(model, repeated, manifest), *repeated]
+    alone = dataclasses.replace(manifest, graph="step", steps=None)
+    used = {name for node in nodes for name in node.input}
+    graph = helper.make_graph(
+        nodes,
+        "revedge_contained_step",
+        [make_value(name, dims) for name, dims in input_dims(alone)],
+        [make_value(name, dims) for name, dims in output_dims(alone)],
+        [one for one in constants if one.name in used],
+    )
+    step = helper.make_model(graph, opset_imports=list(model.opset_import))
+    step.ir_version = model.ir_version
+    onnx.checker.check_model(step)
+    return step
+
+
+def _of_scan(
+    model: "onnx.ModelProto", manifest: Manifest
+) -> "tuple[list[onnx.NodeProto], list[onnx.TensorProto]]":
+    scans = [node for node in model.graph.node if node.op_type == "Scan"]
+    if len(scans) != 1:
+        raise ExportError(f"a {manifest.graph} graph has {len(scans)} Scan nodes, not 1")
+    body = next(attribute.g for attribute in scans[0].attribute if attribute.name == "body")
+    given = [value.name for value in body.input][: len(manifest.states)]
+    found = [value.name for value in body.output][: len(manifest.states)]
+    names = dict(zip(given, [state.name for state in manifest.states], strict=True))
+    names |= dict(zip(found, [state.next for state in manifest.states], strict=True))
+    names |= {body.input[-1].name: "x", body.output[-1].name: "logits"}
+    sums = {value.name for value in body.output[len(found) : -1]}  # not of the step: for the mean
+    own = [node for node in body.node if node.output[0] not in sums]
+    return _renamed(own, names), [*body.initializer, *model.graph.initializer]
+
+
+def _of_unrolled(model: "onnx.ModelProto", manifest: Manifest) -> "list[onnx.NodeProto]":
+    assert manifest.steps is not None
+    frames = _frames(model)
+    first: list[bytes] = []
+    nodes: list[onnx.NodeProto] = []
+    for t in range(manifest.steps):
+        prefix = f"t{t}/"
+        names = {}
+        for state in manifest.states:
+            before = f"t{t - 1}/{state.next}" if t else f"rest_{state.name}"
+            names[before] = state.name
+        names |= {name: "x" for name, at in frames.items() if at == t}
+        own = [node for node in model.graph.node if node.output[0].startswith(prefix)]
+        nodes = _renamed(own, names, prefix)
+        same = [node.SerializeToString(deterministic=True) for node in nodes]
+        if t and same != first:
+            raise ExportError(f"time step {t} of the unrolled graph is not the step before it")
+        first = same
+    return nodes
+
+
+def _frames(model: "onnx.ModelProto") -> dict[str, int]:
+    """Value -> the time step whose frame it is."""
+    from onnx import numpy_helper
+
+    constants = {one.name: one for one in model.graph.initializer}
+    return {
+        node.output[0]: int(numpy_helper.to_array(constants[node.input[1]]))
+        for node in model.graph.node
+        if node.op_type == "Gather" and node.input[0] == "x"
+    }
+
+
+def _renamed(
+    nodes: "Iterable[onnx.NodeProto]", names: dict[str, str], prefix: str = BODY
+) -> "list[onnx.NodeProto]":
+    """Copies with other names; what ``names`` does not list loses ``prefix``."""
+    import onnx
+
+    copies = []
+    for node in nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for field in (copy.input, copy.output):
+            for position, name in enumerate(field):
+                field[position] = names.get(name, name.removeprefix(prefix))
+        copy.name = copy.output[0]
+        copies.append(copy)
+    return copies
+
+
+def _before(
+    model: "onnx.ModelProto", repeated: "list[onnx.NodeProto]", manifest: Manifest
+) -> "list[onnx.NodeProto]":
+    """The nodes outside the step that it reads from: those of an image, which are computed once."""
+    wanted = {name for node in repeated for name in node.input}
+    states = {state.name for state in manifest.states}
+    if not states <= wanted:
+        raise ExportError("the sequence graph does not hand its states on from step to step")
+    wanted -= {name for node in repeated for name in node.output} | states
+    kept = []
+    for node in reversed(model.graph.node):
+        if wanted & set(node.output):
+            kept.append(node)
+            wanted |= set(node.input)
+    return kept[::-1]

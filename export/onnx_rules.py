@@ -1,0 +1,284 @@
+"""How each module of an inference form is written as ONNX nodes: one rule per type, found by `RULES`.
+
+A rule takes the graph, the module and the name of its input, and returns the name of its output. Neurons take their
+state from ``StepGraph.take`` and hand the new one to ``StepGraph.give``, in order of execution, as the lists in
+`revedge.export.blocks` do. To export a module of another type, write a rule for it here.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor, nn
+
+from revedge.errors import ExportError
+from revedge.export.blocks import (
+    Affine,
+    BranchStep,
+    CouplingStep,
+    FeedStep,
+    Grid,
+    ResidualStep,
+    SpaceMean,
+    UnitStep,
+)
+from revedge.export.cells import Cell, NoCell, ReversibleCell
+from revedge.export.int8_weights import as_int8
+from revedge.export.onnx_builder import Graph
+
+Rule = Callable[["StepGraph", Any, str], str]
+RULES: dict[type[nn.Module], Rule] = {}
+_FLOAT = 1  # onnx.TensorProto.FLOAT
+
+
+class StepGraph(Graph):
+    """A graph, and the states that go into and come out of the step being written.
+
+    Args:
+        home: see `Graph`.
+        int8: store weights as 8-bit integers with a power-of-two scale; they must lie on such a grid.
+    """
+
+    def __init__(self, home: str = "", *, int8: bool = False) -> None:
+        super().__init__(home)
+        self.int8 = int8
+        self.states: list[str] = []  # that neurons have yet to take
+        self.new_states: list[str] = []
+
+    def take(self) -> str:
+        """Return the state of the next neuron."""
+        return self.states.pop(0)
+
+    def give(self, state: str) -> None:
+        """Hand on a neuron's new state."""
+        self.new_states.append(state)
+
+    def apply(self, module: nn.Module, x: str, name: str) -> str:
+        """Write ``module``, which is the part ``name`` of the present one.
+
+        Raises:
+            ExportError: no rule is known for its type.
+        """
+        rule = RULES.get(type(module))
+        with self.within(name):
+            if rule is None:
+                raise ExportError(
+                    f"{self.path}: no ONNX rule is known for a layer of type {type(module).__name__}; use layers of "
+                    "torch.nn that revedge knows, or --format torchscript"
+                )
+            return rule(self, module, x)
+
+    def weight(self, name: str, value: Tensor) -> str:
+        """Store a parameter of the present module; ``weight`` as int8 if that was asked for."""
+        array: npt.NDArray[np.float32] = value.detach().cpu().numpy()
+        path = f"{self.path}.{name}"
+        if not (self.int8 and name == "weight"):
+            return self.constant(path, array)
+        levels, scale = as_int8(array, path)
+        inputs = [
+            self.constant(f"{path}.int8", levels),
+            self.constant(f"{path}.scale", scale),
+            self.constant(f"{path}.zero", np.zeros(scale.shape, np.int8)),
+        ]
+        axis = {"axis": 0} if scale.ndim else {}
+        return self.op("DequantizeLinear", inputs, "weight", rank=array.ndim, **axis)
+
+
+def rule(*kinds: type[nn.Module]) -> Callable[[Rule], Rule]:
+    """Register a rule for modules of exactly these types."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(kinds, function))
+        return function
+
+    return register
+
+
+@rule(FeedStep)
+def _feed(g: StepGraph, module: FeedStep, x: str) -> str:
+    out = g.apply(module.first, x, "first")
+    for index, branch in enumerate(module.others):
+        out = g.op("Add", [out, g.apply(branch, x, f"others.{index}")], "sum")
+    return out
+
+
+@rule(ResidualStep)
+def _residual(g: StepGraph, module: ResidualStep, x: str) -> str:
+    x = g.apply(module.entry, x, "entry")
+    for index, branch in enumerate(module.branches):
+        x = g.op("Add", [x, g.apply(branch, x, f"branches.{index}")], "stream")
+    return x
+
+
+@rule(CouplingStep)
+def _coupling(g: StepGraph, module: CouplingStep, x: str) -> str:
+    x = g.apply(module.entry, x, "entry")
+    written, read = (g.narrow(x, 1, start, module.width) for start in (0, module.width))
+    for index, branch in enumerate(module.branches):
+        y = g.apply(branch, read, f"branches.{index}")
+        written, read = read, g.op("Add", [written, y], "stream")
+    return g.op("Concat", [written, read], axis=1)
+
+
+@rule(BranchStep)
+def _branch(g: StepGraph, module: BranchStep, x: str) -> str:
+    for index, unit in enumerate(module.units):
+        x = g.apply(unit, x, f"units.{index}")
+    return g.apply(module.close, x, "close")
+
+
+@rule(UnitStep)
+def _unit(g: StepGraph, module: UnitStep, x: str) -> str:
+    for name in ("head", "cell", "tail"):
+        x = g.apply(getattr(module, name), x, name)
+    return x
+
+
+@rule(NoCell, nn.Identity, nn.Dropout)
+def _nothing(_g: StepGraph, _module: nn.Module, x: str) -> str:
+    return x
+
+
+@rule(nn.Sequential)
+def _in_turn(g: StepGraph, module: nn.Sequential, x: str) -> str:
+    for index, part in enumerate(module):
+        x = g.apply(part, x, str(index))
+    return x
+
+
+@rule(Cell)
+def _cell(g: StepGraph, module: Cell, x: str) -> str:
+    h = g.take()
+    if module.leaky:
+        h = g.op("Mul", [h, g.scalar(module.decay)], "leak")
+    if module.scaled:
+        x = g.op("Mul", [x, g.scalar(module.gain)], "input")
+    h = g.op("Add", [x, h], "membrane")
+    if module.biased:
+        h = g.op("Add", [h, g.scalar(module.bias)], "membrane")
+    s = _fire(g, h, module.v_threshold)
+    if module.hard:  # h - h s is exactly h or 0, in two passes; Where needs four in onnxruntime
+        v = g.op("Sub", [h, g.op("Mul", [h, s], "lost")], "state")
+        if module.v_reset != 0.0:
+            v = g.op("Add", [v, g.op("Mul", [s, g.scalar(module.v_reset)], "reset")], "state")
+    else:
+        v = g.op("Sub", [h, g.op("Mul", [s, g.scalar(module.v_threshold)], "lost")], "state")
+    g.give(v)
+    return s
+
+
+@rule(ReversibleCell)
+def _reversible(g: StepGraph, module: ReversibleCell, x: str) -> str:
+    dim, width, rest = module.dim, module.width, module.rest
+    v = g.take()
+    leak, beta = g.scalar(module.leak), g.scalar(module.beta)
+
+    def integrate(v: str, drive: str) -> str:
+        return g.op("Add", [v, g.op("Mul", [g.op("Sub", [drive, v]), leak])], "membrane")
+
+    def hand_on(s: str, x: str) -> str:
+        return g.op("Add", [s, g.op("Mul", [x, beta])], "y")
+
+    m_first = integrate(g.narrow(v, dim, 0, rest), g.narrow(x, dim, 0, rest))
+    y_first = hand_on(_fire(g, m_first, module.v_threshold), g.narrow(x, dim, width, rest))
+    drive = g.narrow(y_first, dim, rest - width, width)
+    m_last = integrate(g.narrow(v, dim, rest, width), drive)
+    y_last = hand_on(_fire(g, m_last, module.v_threshold), g.narrow(x, dim, 0, width))
+    y = g.op("Concat", [y_first, y_last], "y", axis=dim)
+    m = g.op("Concat", [m_first, m_last], "membrane", axis=dim)
+    kept = g.op("Mul", [g.op("Sub", [g.scalar(1.0), y], rank=g.ranks[y]), m], "kept")
+    kept = g.op("Add", [kept, g.op("Mul", [y, g.scalar(module.v_reset)], "reset")])
+    g.give(g.op("Add", [kept, g.op("Mul", [v, g.scalar(module.alpha)])], "state"))
+    return y
+
+
+def _fire(g: StepGraph, h: str, threshold: float) -> str:
+    """The comparison, and the Cast behind it: what `revedge.export.onnx_probe` looks for."""
+    fired = g.op("GreaterOrEqual", [h, g.scalar(threshold)], "fired")
+    return g.op("Cast", [fired], "spikes", to=_FLOAT)
+
+
+@rule(Affine)
+def _affine(g: StepGraph, module: Affine, x: str) -> str:
+    shape = [-1] + [1] * (g.ranks[x] - 2)
+    scale = g.weight("scale", module.scale.reshape(shape))
+    shift = g.weight("shift", module.shift.reshape(shape))
+    return g.op("Add", [g.op("Mul", [x, scale], "scaled"), shift], "norm")
+
+
+@rule(Grid)
+def _grid(g: StepGraph, module: Grid, x: str) -> str:
+    up = g.op("Mul", [x, g.scalar(module.up)], "up")
+    return g.op("Mul", [g.op("Round", [up]), g.scalar(module.down)], "grid")
+
+
+@rule(SpaceMean)
+def _space_mean(g: StepGraph, _module: SpaceMean, x: str) -> str:
+    return g.op("Flatten", [g.op("GlobalAveragePool", [x])], "mean", rank=2, axis=1)
+
+
+@rule(nn.Flatten)
+def _flatten(g: StepGraph, module: nn.Flatten, x: str) -> str:
+    if (module.start_dim, module.end_dim) != (1, -1):
+        raise ExportError(f"{g.path}: only nn.Flatten() of all but the batch can be exported")
+    return g.op("Flatten", [x], rank=2, axis=1)
+
+
+@rule(nn.Linear)
+def _linear(g: StepGraph, module: nn.Linear, x: str) -> str:
+    weight = g.weight("weight", module.weight)
+    bias = [] if module.bias is None else [g.weight("bias", module.bias)]
+    if g.ranks[x] == 2:
+        return g.op("Gemm", [x, weight, *bias], transB=1)
+    turned = g.op("Transpose", [weight], "turned", perm=[1, 0])
+    product = g.op("MatMul", [x, turned])
+    return g.op("Add", [product, *bias], "linear") if bias else product
+
+
+@rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
+def _conv(g: StepGraph, module: nn.Conv2d, x: str) -> str:
+    if module.padding_mode != "zeros":
+        raise ExportError(f"{g.path}: padding_mode={module.padding_mode!r} cannot be exported")
+    # Both ends of each dimension, the last dimension first; ONNX wants all begins, then all ends.
+    pairs = list(module._reversed_padding_repeated_twice)
+    pads = pairs[0::2][::-1] + pairs[1::2][::-1]
+    weight = g.weight("weight", module.weight)
+    bias = [] if module.bias is None else [g.weight("bias", module.bias)]
+    return g.op(
+        "Conv",
+        [x, weight, *bias],
+        kernel_shape=list(module.kernel_size),
+        strides=list(module.stride),
+        dilations=list(module.dilation),
+        pads=pads,
+        group=module.groups,
+    )
+
+
+@rule(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)
+def _pool(g: StepGraph, module: Any, x: str) -> str:
+    dims = g.ranks[x] - 2
+    options: dict[str, Any] = {
+        "kernel_shape": _each(module.kernel_size, dims),
+        "strides": _each(module.stride, dims),
+        "pads": _each(module.padding, dims) * 2,
+        "ceil_mode": int(module.ceil_mode),
+    }
+    if isinstance(module, nn.MaxPool1d | nn.MaxPool2d):
+        return g.op("MaxPool", [x], **options, dilations=_each(module.dilation, dims))
+    if getattr(module, "divisor_override", None) is not None:
+        raise ExportError(f"{g.path}: an average pool with divisor_override cannot be exported")
+    return g.op("AveragePool", [x], **options, count_include_pad=int(module.count_include_pad))
+
+
+@rule(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
+def _adaptive_pool(g: StepGraph, module: Any, x: str) -> str:
+    if _each(module.output_size, 2) != [1, 1]:
+        raise ExportError(f"{g.path}: an adaptive pool can be exported to size 1 only")
+    average = isinstance(module, nn.AdaptiveAvgPool2d)
+    return g.op("GlobalAveragePool" if average else "GlobalMaxPool", [x])
+
+
+def _each(value: int | tuple[int, ...], dims: int) -> list[int]:
+    return [value] * dims if isinstance(value, int) else list(value)

@@ -1,0 +1,113 @@
+"""Where an ONNX file is to run: opset, batch, graphs and operators that are known to work there. No torch, no onnx.
+
+TensorRT's operators are those of onnx-tensorrt's docs/operators.md (8.5: opset up to 17; 10.3: opset 9 to 20); nothing
+was run on a Jetson. There Scan is listed as supported, but bodies with convolutions have been reported to fail
+(NVIDIA/TensorRT issue 1081), so Jetson targets get the step graph or the unrolled one, both with a fixed batch.
+"""
+
+import difflib
+from dataclasses import dataclass
+
+from revedge.errors import UsageError
+
+_STEP = frozenset(
+    {
+        "Add",
+        "AveragePool",
+        "Cast",
+        "Concat",
+        "Conv",
+        "Flatten",
+        "Gemm",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+        "GreaterOrEqual",
+        "MatMul",
+        "MaxPool",
+        "Mul",
+        "Round",
+        "Slice",
+        "Sub",
+        "Transpose",
+    }
+)
+_SEQUENCE = frozenset(["ConstantOfShape", "Div", "Gather", "Unsqueeze"])
+_DYNAMIC = frozenset(["Shape"])
+_INT8 = frozenset(["DequantizeLinear"])
+_SCAN = frozenset(["Scan"])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """A place to run.
+
+    Attributes:
+        title: what it is.
+        opset: default.
+        newest_opset: that its runtime reads.
+        batch: default; None is a free batch.
+        free_batch: whether a free batch works there.
+        graphs: of `revedge.export.onnx_graph.GRAPHS`.
+        operators: that its runtime has; no file for it uses another.
+    """
+
+    title: str
+    opset: int
+    newest_opset: int
+    batch: int | None
+    free_batch: bool
+    graphs: tuple[str, ...]
+    operators: frozenset[str]
+
+
+TARGETS = {
+    "ort": Target(
+        title="onnxruntime 1.18 or newer (opset 22 and 23: 1.20 or newer)",
+        opset=18,
+        newest_opset=23,
+        batch=None,
+        free_batch=True,
+        graphs=("step", "blocks", "scan", "unrolled"),
+        operators=_STEP | _SEQUENCE | _DYNAMIC | _INT8 | _SCAN,
+    ),
+    "jetpack5": Target(
+        title="TensorRT 8.4 to 8.6",
+        opset=17,
+        newest_opset=17,
+        batch=1,
+        free_batch=False,
+        graphs=("step", "unrolled"),
+        operators=_STEP | _SEQUENCE | _INT8,
+    ),
+    "jetpack6": Target(
+        title="TensorRT 10.0 to 10.3",
+        opset=18,
+        newest_opset=20,
+        batch=1,
+        free_batch=False,
+        graphs=("step", "unrolled"),
+        operators=_STEP | _SEQUENCE | _INT8,
+    ),
+    "generic": Target(
+        title="any runtime with the basic operators of opset 17: no control flow, no quantization",
+        opset=17,
+        newest_opset=23,
+        batch=None,
+        free_batch=True,
+        graphs=("step", "unrolled"),
+        operators=_STEP | _SEQUENCE | _DYNAMIC,
+    ),
+}
+
+
+def target_named(name: str) -> Target:
+    """Return a target.
+
+    Raises:
+        UsageError: none of that name; the closest is named.
+    """
+    if name not in TARGETS:
+        close = difflib.get_close_matches(name, TARGETS, n=1, cutoff=0.4)
+        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(TARGETS)}"
+        raise UsageError(f"target {name!r} is not known; {hint}")
+    return TARGETS[name]

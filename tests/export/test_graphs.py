@@ -1,0 +1,214 @@
+"""Every model of the registry in every graph, at batches 1 and 3 and for 4 and 16 steps; faults of sequence graphs."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from zoo import KINDS, Export, FakeFrames, events, settle
+
+from revedge import models
+from revedge.errors import ExportError
+from revedge.export.formats import GRAPH_OF, Choices
+from revedge.export.inference import inference_form
+from revedge.export.manifest import Manifest
+from revedge.export.onnx_contained import contained_step
+from revedge.export.onnx_file import check_onnx, write_onnx
+from revedge.export.onnx_graph import build_model
+from revedge.export.onnx_probe import OnnxProbe
+from revedge.export.parity import ParityReport, compare_steps
+from revedge.export.probes import Array, FileProbe, TorchScriptProbe, TrainedProbe
+from revedge.export.runner import open_session
+from revedge.export.sequence_check import compare_with_step
+from revedge.export.torchscript import write_torchscript
+from revedge.export.writer import manifest_of
+from revedge.models import SpikingNet
+
+_BATCHES, _STEPS = (1, 3), (4, 16)
+_MOST_UNROLLED_NODES = (
+    2500  # onnxruntime takes seconds to load more; benchmarks/bench_export.py goes on
+)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_member_runs_in_every_graph(name: str, tmp_path: Path) -> None:
+    """Step files follow the network within rounding; sequence files give the bits of their own step in a loop."""
+    torch.manual_seed(1)
+    side = 32 if name.startswith("vgg") or name in ("revsresnet24", "ms-resnet20") else 8
+    shape = (2, side, side)
+    net = settle(models.create(name, in_shape=shape, num_classes=3, timesteps=4, width=2))
+    report = ParityReport(steps=16, batches=_BATCHES)
+    trained = TrainedProbe(net)
+    for kind in ("torchscript", "onnx"):
+        probe = _probe(kind, net, tmp_path)
+        for batch in _BATCHES:
+            compare_steps(trained, probe, events(16, batch, batch, shape), report)
+    assert report.twin_identical
+    assert report.forced_flips <= 20e-6 * report.compared_spikes
+    recordings = [events(steps, batch, 7, shape) for steps in _STEPS for batch in _BATCHES]
+    for kind, fixed in (
+        ("onnx-scan", None),
+        ("onnx-blocks", None),
+        ("onnx-unrolled", 4),
+        ("onnx-unrolled", 16),
+    ):
+        model, manifest = _model(kind, net, tmp_path, Choices(steps=fixed))
+        if len(model.graph.node) <= _MOST_UNROLLED_NODES:
+            fitting = [x for x in recordings if fixed in (None, len(x))]
+            compare_with_step(model, manifest, fitting, report)
+    assert report.sequence_identical
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize("kind", [kind for kind in GRAPH_OF if kind != "onnx"])
+@pytest.mark.parametrize("layers", ["static", "reversible, 4 groups", "dense head"])
+def test_kinds_of_layers_in_sequence_graphs(
+    layers: str, kind: str, batch: int | None, tmp_path: Path
+) -> None:
+    """Images, real-valued neurons and dense layers, with a free and a fixed batch; the step inside follows the net."""
+    net = KINDS[layers]()
+    if (layers, kind) == ("static", "onnx-blocks"):
+        return
+    model, manifest = _model(kind, net, tmp_path, Choices(batch=batch))
+    report = ParityReport(steps=8, batches=(3,))
+    x = events(net.timesteps, 3, 5)
+    compare_with_step(model, manifest, [x[0] if net.static else x], report)
+    frames = np.repeat(x[:1], net.timesteps, 0) if net.static else x
+    compare_steps(TrainedProbe(net), OnnxProbe(model, manifest, net), frames, report)
+    assert report.sequence_identical
+
+
+@pytest.mark.parametrize("opset", range(13, 24))
+def test_every_opset_is_what_it_says(exported: Export, opset: int, tmp_path: Path) -> None:
+    """Asked equals got, the file version is the lowest for it, and all opsets give the same bits."""
+    model, _ = _model("onnx-scan", exported.net, tmp_path, Choices(opset=opset))
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", opset)]
+    lowest = onnx.helper.find_min_ir_version_for(model.opset_import)
+    assert model.ir_version == max(7, lowest)
+    x = events(4, 2, 0, (2, 16, 16))
+    found = open_session(model.SerializeToString()).run(None, {"x": x})
+    expected = open_session(exported.folder / "model.scan.onnx").run(None, {"x": x})
+    assert all(map(np.array_equal, found, expected))
+
+
+Spoil = Callable[[onnx.ModelProto], None]
+
+
+def _body(model: onnx.ModelProto) -> onnx.GraphProto:
+    scan = next(node for node in model.graph.node if node.op_type == "Scan")
+    return next(attribute.g for attribute in scan.attribute if attribute.name == "body")
+
+
+def _states_swapped(model: onnx.ModelProto) -> None:
+    """In the body, two new states of one shape trade places."""
+    trade = {"step/next_state_0": "step/next_state_1", "step/next_state_1": "step/next_state_0"}
+    for node in _body(model).node:
+        for position, name in enumerate(node.output):
+            node.output[position] = trade.get(name, name)
+
+
+def _wrong_rest(model: onnx.ModelProto) -> None:
+    node = next(one for one in model.graph.node if one.op_type == "ConstantOfShape")
+    node.attribute[0].t.CopyFrom(numpy_helper.from_array(np.array([0.25], np.float32)))
+
+
+def _mean_off(model: onnx.ModelProto) -> None:
+    next(one for one in model.graph.node if one.op_type == "Div").op_type = "Sub"
+
+
+def _frame_twice(model: onnx.ModelProto) -> None:
+    gathers = [one for one in model.graph.node if one.op_type == "Gather"]
+    gathers[2].input[1] = gathers[1].input[1]
+
+
+def _state_skipped(model: onnx.ModelProto) -> None:
+    """Time step 2 reads a state that is one step old: the fault that unrolling by hand is known for."""
+    for node in model.graph.node:
+        if node.output[0].startswith("t2/"):
+            for position, name in enumerate(node.input):
+                if name == "t1/next_state_0":
+                    node.input[position] = "t0/next_state_0"
+
+
+@pytest.mark.parametrize(
+    ("file", "spoil"),
+    [
+        ("scan", _states_swapped),
+        ("scan", _wrong_rest),
+        ("scan", _mean_off),
+        ("unrolled", _wrong_rest),
+        ("unrolled", _mean_off),
+        ("unrolled", _frame_twice),
+        ("unrolled", _state_skipped),
+    ],
+)
+def test_spoiled_sequence_is_found(exported: Export, file: str, spoil: Spoil) -> None:
+    """States in another order, a wrong rest value, frame or mean: each is an error."""
+    model = onnx.load(str(exported.folder / f"model.{file}.onnx"))
+    manifest = manifest_of(exported.net, exported.frames, "fake", f"onnx-{file}")
+    x = events(4, 2, 3, (2, 16, 16))
+    compare_with_step(model, manifest, [x], ParityReport(steps=4, batches=(2,)))
+    spoil(model)
+    report = ParityReport(steps=4, batches=(2,))
+    with pytest.raises(ExportError, match=r"own step|is not the step before|states on|differs by"):
+        _compare_all(exported, model, manifest, x, report)
+
+
+def _compare_all(
+    exported: Export, model: onnx.ModelProto, manifest: Manifest, x: Array, report: ParityReport
+) -> None:
+    """The two comparisons of the writer."""
+    compare_with_step(model, manifest, [x], report)
+    compare_steps(TrainedProbe(exported.net), OnnxProbe(model, manifest, exported.net), x, report)
+
+
+def test_a_step_contains_itself(exported: Export) -> None:
+    """The step inside the scan, and the step inside the unrolled graph, are node for node the step file's."""
+    models_ = {
+        kind: onnx.load(str(exported.folder / f"model.{kind}.onnx"))
+        for kind in ("scan", "unrolled")
+    }
+    step = onnx.load(str(exported.folder / "model.onnx"))
+    expected = [node.SerializeToString() for node in step.graph.node]
+    for kind, model in models_.items():
+        manifest = manifest_of(exported.net, exported.frames, "fake", f"onnx-{kind}")
+        inside = contained_step(model, manifest)
+        assert [node.SerializeToString() for node in inside.graph.node] == expected
+
+
+def test_weights_stand_inside_the_body(exported: Export) -> None:
+    """Where onnxruntime prepares them; nothing outside but sizes and constants of the frame around it."""
+    model = onnx.load(str(exported.folder / "model.scan.onnx"))
+    inside = sum(len(one.raw_data) for one in _body(model).initializer)
+    outside = sum(len(one.raw_data) for one in model.graph.initializer)
+    parameters = sum(p.numel() for p in inference_form(exported.net).parameters())
+    assert inside >= 4 * parameters
+    assert outside < 1000
+
+
+def test_same_network_gives_same_bytes(exported: Export) -> None:
+    """Nothing random or of this machine is in a file."""
+    manifest = manifest_of(exported.net, exported.frames, "fake")
+    model = build_model(inference_form(exported.net), manifest)
+    content = model.SerializeToString(deterministic=True)
+    assert content == (exported.folder / "model.onnx").read_bytes()
+
+
+def _probe(kind: str, net: SpikingNet, folder: Path) -> FileProbe:
+    if kind == "onnx":
+        model, manifest = _model(kind, net, folder, Choices())
+        return OnnxProbe(model, manifest, net)
+    manifest = manifest_of(net, FakeFrames(net), "fake", kind)
+    write_torchscript(inference_form(net), manifest, folder / "step.pt", folder / "stream.pt")
+    return TorchScriptProbe(folder / "step.pt", net)
+
+
+def _model(
+    kind: str, net: SpikingNet, folder: Path, chosen: Choices
+) -> tuple[onnx.ModelProto, Manifest]:
+    manifest = manifest_of(net, FakeFrames(net), "fake", kind, chosen)
+    write_onnx(inference_form(net), manifest, folder / "model.onnx")
+    return check_onnx(folder / "model.onnx", manifest), manifest
