@@ -1,7 +1,6 @@
 """One ONNX graph under construction: nodes, shared constants, names. `revedge.export.onnx_rules` fills it.
 
-The operators used here mean the same from opset 13 to 23, so the only thing an opset decides is in `IR_VERSIONS`.
-A rule that needs an operator whose form changed in between puts that change into this file, next to the table.
+All that an opset decides stands in the two tables here; every other operator in use means the same from 13 to 23.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
 
 # opset -> version of the file format, the lowest that may carry it: older readers go by this number, too.
 IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
+# operator -> opset from which its axes are an input, and no longer an attribute
+AXES_ARE_INPUT = {"ReduceMean": 18}
 OPSETS = range(min(IR_VERSIONS), max(IR_VERSIONS) + 1)
 
 
@@ -26,6 +27,7 @@ class Graph:
     they come from. Constants carry no step, so all steps share them.
 
     Args:
+        opset: one of `OPSETS`.
         home: prefix of constants; a graph around another one must not use the other's names.
 
     Attributes:
@@ -35,7 +37,8 @@ class Graph:
         ranks: value -> number of dimensions, the batch included.
     """
 
-    def __init__(self, home: str = "") -> None:
+    def __init__(self, opset: int, home: str = "") -> None:
+        self.opset = opset
         self.home = home
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
@@ -115,9 +118,21 @@ class Graph:
         bounds = [self.sizes(start), self.sizes(start + length), self.sizes(dim)]
         return self.op("Slice", [x, *bounds])
 
-    def rename(self, names: dict[str, str]) -> None:
-        """Give values of nodes other names, wherever they stand."""
-        for node in self.nodes:
+    def select(self, x: str, dim: int, index: int, label: str = "") -> str:
+        """``x[index]`` along ``dim``, which disappears."""
+        place = self.constant(f"index/{index}", np.array(index, np.int64))
+        return self.op("Gather", [x, place], label, rank=self.ranks[x] - 1, axis=dim)
+
+    def reduce(self, kind: str, x: str, axis: int) -> str:
+        """A sum, mean or the like over ``axis``, which disappears."""
+        rank = self.ranks[x] - 1
+        if self.opset >= AXES_ARE_INPUT[kind]:
+            return self.op(kind, [x, self.sizes(axis)], rank=rank, keepdims=0)
+        return self.op(kind, [x], rank=rank, axes=[axis], keepdims=0)
+
+    def rename(self, names: dict[str, str], since: int = 0) -> None:
+        """Give values other names, in all nodes from the one numbered ``since`` on."""
+        for node in self.nodes[since:]:
             for field in (node.input, node.output):
                 for position, name in enumerate(field):
                     if name in names:

@@ -12,8 +12,8 @@ than outside). README.md in this folder is the specification of names and shapes
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import nn
 
-from revedge.export.blocks import CouplingStep, FeedStep, ResidualStep
 from revedge.export.inference import InferenceNet
 from revedge.export.manifest import Manifest
 from revedge.export.onnx_builder import IR_VERSIONS
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 BODY = "step/"  # prefix of everything inside the body of Scan
 GRAPHS = ("step", "blocks", "scan", "unrolled")
 Dims = list[str | int]
+Runs = list[tuple[str, nn.Module]]
 
 
 def build_model(form: InferenceNet, manifest: Manifest) -> "onnx.ModelProto":
@@ -40,7 +41,8 @@ def build_model(form: InferenceNet, manifest: Manifest) -> "onnx.ModelProto":
     from onnx import helper
 
     assert manifest.opset is not None
-    g = StepGraph("" if manifest.graph in ("step", "unrolled") else "outer/", int8=_int8(manifest))
+    home = "" if manifest.graph in ("step", "unrolled") else "outer/"
+    g = StepGraph(manifest.opset, home, int8=_int8(manifest))
     g.ranks["x"] = len(input_dims(manifest)[0][1])
     {"step": _step, "blocks": _scan, "scan": _scan, "unrolled": _unrolled}[manifest.graph](
         g, form, manifest
@@ -109,29 +111,25 @@ def make_value(name: str, dims: Dims) -> "onnx.ValueInfoProto":
     return helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
 
 
-def _runs(form: InferenceNet) -> list[tuple[str, FeedStep | ResidualStep | CouplingStep]]:
-    return [
-        (f"runs.{index}", run)
-        for index, run in enumerate(form.runs)
-        if isinstance(run, FeedStep | ResidualStep | CouplingStep)
-    ]
+def _runs(form: InferenceNet) -> Runs:
+    return [(f"runs.{index}", run) for index, run in enumerate(form.runs)]
 
 
 def _write(
     g: StepGraph,
-    runs: list[tuple[str, FeedStep | ResidualStep | CouplingStep]],
+    runs: Runs,
     x: str,
     states: list[str],
     manifest: Manifest,
 ) -> None:
     """Write one time step; its results are named ``logits`` and ``next_state_i`` behind the prefix of the step."""
-    g.states, g.new_states = list(states), []
+    since, g.states, g.new_states = len(g.nodes), list(states), []
     for name, state in zip(states, manifest.states, strict=True):
         g.ranks[name] = 1 + len(state.shape)
     for name, run in runs:
         x = g.apply(run, x, name)
     names = [f"{g.step}{state.next}" for state in manifest.states]
-    g.rename({x: f"{g.step}logits", **dict(zip(g.new_states, names, strict=True))})
+    g.rename({x: f"{g.step}logits", **dict(zip(g.new_states, names, strict=True))}, since)
 
 
 def _step(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
@@ -142,7 +140,7 @@ def _scan(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
     from onnx import helper
 
     lead, rest = _split(g, form, manifest)
-    body = StepGraph(int8=_int8(manifest))
+    body = StepGraph(g.opset, int8=_int8(manifest))
     body.step = BODY
     given = [f"{BODY}{state.name}" for state in manifest.states]
     found = [f"{BODY}{state.next}" for state in manifest.states]
@@ -200,7 +198,7 @@ def _unrolled(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
     states = _at_rest(g, manifest)
     total, per_step = "", []
     for t in range(manifest.steps):
-        frame = x if manifest.static else _frame(g, t)
+        frame = x if manifest.static else g.select("x", 0, t, f"x_{t}")
         g.step = f"t{t}/"
         _write(g, rest, frame, states, manifest)
         states = [f"t{t}/{state.next}" for state in manifest.states]
@@ -213,14 +211,7 @@ def _unrolled(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
     _mean(g, manifest, total)
 
 
-def _frame(g: StepGraph, t: int) -> str:
-    index = g.constant(f"step/{t}", np.array(t, np.int64))
-    return g.op("Gather", ["x", index], f"x_{t}", axis=0, rank=g.ranks["x"] - 1)
-
-
-def _split(
-    g: StepGraph, form: InferenceNet, manifest: Manifest
-) -> tuple[str, list[tuple[str, FeedStep | ResidualStep | CouplingStep]]]:
+def _split(g: StepGraph, form: InferenceNet, manifest: Manifest) -> tuple[str, Runs]:
     """For an image: write the leading runs without neurons once; what they give, and the runs of every step."""
     runs, x = _runs(form), "x"
     while manifest.static and runs and runs[0][1].takes == 0:

@@ -15,15 +15,19 @@ from torch import Tensor, nn
 from revedge.errors import ExportError
 from revedge.export.blocks import (
     Affine,
+    Attend,
     BranchStep,
     CouplingStep,
+    Doubled,
     FeedStep,
     Grid,
     ResidualStep,
     SpaceMean,
     UnitStep,
+    Votes,
 )
 from revedge.export.cells import Cell, NoCell, ReversibleCell
+from revedge.export.fork_steps import ForksStep, ForkStep
 from revedge.export.int8_weights import as_int8
 from revedge.export.onnx_builder import Graph
 
@@ -36,12 +40,13 @@ class StepGraph(Graph):
     """A graph, and the states that go into and come out of the step being written.
 
     Args:
+        opset: see `Graph`.
         home: see `Graph`.
         int8: store weights as 8-bit integers with a power-of-two scale; they must lie on such a grid.
     """
 
-    def __init__(self, home: str = "", *, int8: bool = False) -> None:
-        super().__init__(home)
+    def __init__(self, opset: int, home: str = "", *, int8: bool = False) -> None:
+        super().__init__(opset, home)
         self.int8 = int8
         self.states: list[str] = []  # that neurons have yet to take
         self.new_states: list[str] = []
@@ -119,6 +124,24 @@ def _coupling(g: StepGraph, module: CouplingStep, x: str) -> str:
         y = g.apply(branch, read, f"branches.{index}")
         written, read = read, g.op("Add", [written, y], "stream")
     return g.op("Concat", [written, read], axis=1)
+
+
+@rule(ForksStep)
+def _forks(g: StepGraph, module: ForksStep, x: str) -> str:
+    for index, fork in enumerate(module.forks):
+        x = g.apply(fork, x, f"forks.{index}")
+    return x
+
+
+@rule(ForkStep)
+def _fork(g: StepGraph, module: ForkStep, x: str) -> str:
+    s = g.apply(module.head, x, "head")
+    out = g.apply(module.first, s, "first")
+    if module.identity:
+        out = g.op("Add", [s, out], "sum")
+    for index, arm in enumerate(module.others):
+        out = g.op("Add", [out, g.apply(arm, s, f"others.{index}")], "sum")
+    return out
 
 
 @rule(BranchStep)
@@ -216,6 +239,27 @@ def _grid(g: StepGraph, module: Grid, x: str) -> str:
 @rule(SpaceMean)
 def _space_mean(g: StepGraph, _module: SpaceMean, x: str) -> str:
     return g.op("Flatten", [g.op("GlobalAveragePool", [x])], "mean", rank=2, axis=1)
+
+
+@rule(Attend)
+def _attend(g: StepGraph, module: Attend, x: str) -> str:
+    parts = g.op("Reshape", [x, g.sizes(0, *module.split)], "qkv", rank=5)
+    q, k, v = (g.select(parts, 1, index, label) for index, label in enumerate("qkv"))
+    turned = g.op("Transpose", [k], "k_turned", perm=[0, 1, 3, 2])
+    seen = g.op("MatMul", [g.op("MatMul", [v, turned], "v_k"), q], "seen")
+    seen = g.op("Mul", [seen, g.scalar(module.scale)], "scaled")
+    return g.op("Reshape", [seen, g.sizes(0, *module.join)], "attended", rank=4)
+
+
+@rule(Votes)
+def _votes(g: StepGraph, module: Votes, x: str) -> str:
+    grouped = g.op("Reshape", [x, g.sizes(0, -1, module.group)], "votes", rank=3)
+    return g.reduce("ReduceMean", grouped, 2)
+
+
+@rule(Doubled)
+def _doubled(g: StepGraph, _module: Doubled, x: str) -> str:
+    return g.op("Concat", [x, x], axis=1)
 
 
 @rule(nn.Flatten)

@@ -18,6 +18,7 @@ _STEP = frozenset(
         "Concat",
         "Conv",
         "Flatten",
+        "Gather",
         "Gemm",
         "GlobalAveragePool",
         "GlobalMaxPool",
@@ -25,13 +26,15 @@ _STEP = frozenset(
         "MatMul",
         "MaxPool",
         "Mul",
+        "ReduceMean",
+        "Reshape",
         "Round",
         "Slice",
         "Sub",
         "Transpose",
     }
 )
-_SEQUENCE = frozenset(["ConstantOfShape", "Div", "Gather", "Unsqueeze"])
+_SEQUENCE = frozenset(["ConstantOfShape", "Div", "Unsqueeze"])
 _DYNAMIC = frozenset(["Shape"])
 _INT8 = frozenset(["DequantizeLinear"])
 _SCAN = frozenset(["Scan"])
