@@ -187,7 +187,7 @@ class _Carry(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *g_outs: Tensor) -> Any:
+    def backward(ctx: Any, *g_outs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         if ctx.used_up:
             raise ReversibilityError(
                 "this run has been through backward already and its tape is used up; "
