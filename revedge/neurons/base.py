@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from revedge.errors import UsageError
 from revedge.kernels import NeuronParams, neuron_backward, neuron_forward
@@ -29,7 +30,8 @@ class _Sequence(torch.autograd.Function):
         return neuron_forward(x, v0, p)
 
     @staticmethod
-    def backward(
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         g_s, g_v = grads

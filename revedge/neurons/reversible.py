@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from revedge.errors import UsageError
 from revedge.kernels import ReversibleParams
@@ -34,7 +35,10 @@ class _ReversibleSequence(torch.autograd.Function):
         return y, v
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grads: Tensor | None
+    ) -> tuple[Tensor | None, None, None, None]:
         g_y = grads[0]
         if g_y is None:
             return None, None, None, None
