@@ -8,7 +8,7 @@ from typing import Any
 from revedge.cli.output import emit, table
 from revedge.cli.step_child import PLAIN, spawn
 from revedge.errors import RevedgeError, UsageError
-from revedge.units import format_bytes
+from revedge.units import format_bytes, parse_bytes
 
 STRATEGIES = ("store", "keep-conv", "keep-spikes", "reverse")
 
@@ -25,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--static", action="store_true", help="one image per sample instead of T frames"
     )
     parser.add_argument("--threads", type=int, default=1, help="threads (default 1)")
+    parser.add_argument(
+        "--slab",
+        metavar="SIZE",
+        help="make tensors between units in slabs of channels of SIZE, as 1MiB (default: whole)",
+    )
     parser.epilog = (
         "example:\n  revedge verify --model revsresnet21 --timesteps 4 --batch 8\n\n"
         "The first row is plain PyTorch autograd over the reference operators. `identical` compares the\n"
@@ -49,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         "threads": at_least_one("--threads", args.threads),
         "repeats": 1,
         "check": "checksum",
+        "slab_bytes": None if args.slab is None else parse_bytes(args.slab),
     }
     strategies = (*STRATEGIES, "invert") if args.neuron == "reversible" else STRATEGIES
     rows = _rows(job, strategies)

@@ -28,6 +28,26 @@ def test_verify_compares_every_strategy(revedge_command):
     assert "Saving memory changes no number" in done.stdout
 
 
+def test_verify_in_slabs(monkeypatch, capsys):
+    """The size of the slabs reaches every step that is measured; a size that is none is a usage error."""
+    from revedge.cli import main, verify
+
+    jobs = []
+
+    def spawn(job):
+        jobs.append(job)
+        return {
+            "strategy": job["strategy"], "gradient_sha256": "same", "statistics_sha256": "same",
+            "max_relative_error": 0.0, "peak_bytes": 1, "anon_peak_bytes": 1, "cpu_s": 1.0,
+        }  # fmt: skip
+
+    monkeypatch.setattr(verify, "spawn", spawn)
+    assert main.main(["verify", "--model", "revsresnet11", "--slab", "1MiB", "--json"]) == 0
+    assert {job["slab_bytes"] for job in jobs} == {1 << 20}
+    assert main.main(["verify", "--model", "revsresnet11", "--slab", "wide"]) == 2
+    assert "wide" in capsys.readouterr().err
+
+
 def test_verify_fails_when_a_strategy_differs(monkeypatch, capsys):
     """A digest that is not that of `store` makes the answer no, with exit code 1."""
     from revedge.cli import main, verify
