@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", default="8", help="samples per step, or several (default 8)")
     parser.add_argument("--in-shape", default="3,32,32", help="C,H,W of a frame (default 3,32,32)")
     parser.add_argument("--classes", type=int, default=10, help="number of classes (default 10)")
-    parser.add_argument("--neuron", default=None, help="if, lif, plif, or for VGG reversible")
+    parser.add_argument(
+        "--neuron", default=None, help="if, lif, plif, or for VGG and ResNets reversible"
+    )
     parser.add_argument("--depth", type=int, default=None, help="number of blocks (staged nets)")
     parser.add_argument("--width", type=int, default=None, help="channels of the first stage")
     parser.add_argument(

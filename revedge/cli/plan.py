@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prefer", metavar="WHAT", help="what to make large: depth, timesteps or speed")
     add("--width", type=int, metavar="N", help="channels of the model's first stage")
     add("--depth", type=int, metavar="N", help="blocks of the model")
-    add("--neuron", metavar="NAME", help="if, lif, plif, or for VGG reversible")
+    add("--neuron", metavar="NAME", help="if, lif, plif, or for VGG and ResNets reversible")
     add("--device", metavar="BOARD", help="plan for this board (see revedge devices list)")
     add("--threads", type=int, metavar="N", help="CPU threads of the training")
     add(

@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=8, help="samples per step (default 8)")
     parser.add_argument("--in-shape", default="3,32,32", help="C,H,W of a frame (default 3,32,32)")
     parser.add_argument("--classes", type=int, default=10, help="number of classes (default 10)")
-    parser.add_argument("--neuron", default=None, help="if, lif, plif, or for VGG reversible")
+    parser.add_argument(
+        "--neuron", default=None, help="if, lif, plif, or for VGG and ResNets reversible"
+    )
     parser.add_argument(
         "--static", action="store_true", help="one image per sample instead of T frames"
     )

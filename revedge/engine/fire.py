@@ -20,6 +20,7 @@ from revedge.neurons import BaseNode, ParametricLIFNode, ReversibleNode
 _SMALLEST_GAIN = (
     2.0**-6
 )  # rebuilding (X - bias) / weight from X on the 2**-18 grid is then right to 2**-13
+_PIECE = 1 << 15
 
 
 class Stats(NamedTuple):
@@ -194,7 +195,9 @@ def add_leak_gradient(
     """Add the gradient of a learnable leak, of which ``g_leak`` [B, ...] holds each neuron's part."""
     if g_leak is not None and isinstance(neuron, ParametricLIFNode):
         leak = torch.sigmoid(neuron.w.detach())
-        total = g_leak.sum(dtype=torch.float64).to(leak.dtype)
+        # In pieces: torch widens what it sums to float64 first, behind the planner's back.
+        pieces = [piece.sum(dtype=torch.float64) for piece in g_leak.flatten().split(_PIECE)]
+        total = torch.stack(pieces).sum().to(leak.dtype)
         add_gradient(gradients, neuron.w, (total * leak * (1.0 - leak)).reshape(neuron.w.shape))
 
 

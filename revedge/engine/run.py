@@ -90,7 +90,7 @@ class Carried(Protocol):
 
 
 class Run(nn.Module):
-    """Base of `Feed`, `Residual` and `Coupling`; implements `Carried`.
+    """Base of `Feed`, `Residual`, `Coupling` and `Forks`; implements `Carried`.
 
     Attributes:
         strategy: what is kept between forward and backward, see `revedge.engine.strategy`.

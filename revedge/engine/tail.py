@@ -188,7 +188,8 @@ class _Dropout:
         self.probability, self.seed, self.time_and_batch = probability, seed, time_and_batch
 
     def forward(self, x: Tensor) -> Tensor:
-        generator = torch.Generator(device=x.device).manual_seed(self.seed)
+        # Meta tensors, in planning, have no values and no generator.
+        generator = None if x.is_meta else torch.Generator(device=x.device).manual_seed(self.seed)
         folded = x.view(*self.time_and_batch, *x.shape[1:])
         kept = (
             torch.rand(folded.shape[1:], generator=generator, device=x.device) >= self.probability

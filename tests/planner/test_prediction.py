@@ -55,6 +55,19 @@ SETTINGS = [
         ("vgg5", {}, (3, 32, 32), True, 4, 7, 7, "keep-conv", None, "adamw"),
         ("revsresnet19", {"width": 8}, (1, 12, 12), False, 16, 16, 16, "store", None, "adamw"),
         ("vgg5", {"neuron": "reversible"}, (2, 16, 16), False, 2, 1, 1, "invert", 1 << 18, "adamw"),
+        (
+            "revsformer-2-256",
+            {"width": 64},
+            (2, 64, 64),
+            False,
+            4,
+            8,
+            8,
+            "keep-conv",
+            None,
+            "adamw",
+        ),
+        ("plif-net7", {"width": 32}, (2, 64, 64), False, 4, 8, 8, "keep-spikes", 1 << 19, "adamw"),
     ]
 ]
 
