@@ -126,7 +126,7 @@ class _Builder:
         )
 
     def fork(self, fork: Fork) -> ForkStep:
-        self.previous = []  # the norm of a head reads a sum
+        # An operator straight before the first fork has no other reader; before the others stands a sum.
         head = self.unit(Unit() if fork.head is None else fork.head)
         steps = [self._apart(arm) for arm in fork.arm_list()]
         return ForkStep(head, steps[0], steps[1:], fork.identity)

@@ -19,9 +19,8 @@ from revedge.models.net import SpikingNet
 from revedge.models.parts import conv
 from revedge.models.task import MakeNeuron, Task
 
-_LARGE = (
-    96  # pixels: from here on the stem of ImageNet; below, and for Tiny-ImageNet, that of CIFAR
-)
+# Pixels: from here on the stem of ImageNet; below, Tiny-ImageNet included, that of CIFAR.
+_LARGE = 96
 _EXPANSION = 4  # of a bottleneck
 
 
