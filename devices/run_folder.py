@@ -8,6 +8,7 @@ trainer.log         what the trainer wrote to stderr
 model.safetensors   the trained network, model.json its description (written at the end)
 result.json         the outcome, as `revedge train --json` prints it
 progress.png        accuracy and memory over time
+exact/              the finish, a run folder of its own (finish.py)
 """
 
 import contextlib
@@ -34,11 +35,15 @@ class RunSettings:
         cache: folder of the frame cache (`revedge.data.FrameCache.open`).
         seed: of weights, order, dropout and augmentation.
         checkpoint_every_s: seconds between two checkpoints inside an epoch (0: after every step).
+        finish: "exact" if the training ends on the exact grid (finish.py), else "".
+        start: folder of the run whose network a finish begins from, relative to its own; "" for a training.
     """
 
     cache: str
     seed: int
     checkpoint_every_s: float = 5.0
+    finish: str = ""
+    start: str = ""
 
     def to_json(self) -> str:
         """Return the text of config.json."""

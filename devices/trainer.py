@@ -26,6 +26,7 @@ from revedge.units import format_bytes
 
 if TYPE_CHECKING:
     from revedge.devices.loop import TrainingLoop
+    from revedge.devices.optimizer import Optimizer
     from revedge.models import SpikingNet
 
 CHECKED_STEPS, CHECK_EVERY = 3, 500
@@ -173,8 +174,17 @@ def _build(run: RunFolder, plan: Plan, report: Reporter, stop: StopRequest) -> "
     ).to(plan.device)
     model.set_slab_bytes(plan.slab_bytes)
     epochs = plan.epochs or 1
+    began: dict[str, Any] = {}
+    if settings.start:
+        model, began = _begin_finish(model, RunFolder(run.path / settings.start))
+        chosen = _snapping_optimizer(model, plan, frames.scale)
+    else:
+        chosen = optimizer.create(
+            plan.optimizer, model.named_parameters(), weight_decay=plan.weight_decay
+        )
     identity = training_identity(
         {
+            **began,
             "model": model.config,
             "device": plan.device,
             "data": [frames.meta["frames_sha256"], frames.meta["labels_sha256"]],
@@ -187,7 +197,7 @@ def _build(run: RunFolder, plan: Plan, report: Reporter, stop: StopRequest) -> "
     )
     return TrainingLoop(
         model,
-        optimizer.create(plan.optimizer, model.named_parameters(), weight_decay=plan.weight_decay),
+        chosen,
         frames,
         LoopSettings(
             seed=settings.seed,
@@ -207,6 +217,23 @@ def _build(run: RunFolder, plan: Plan, report: Reporter, stop: StopRequest) -> "
         should_stop=stop,
         before_step=functools.partial(_check_some_steps, model),
     )
+
+
+def _begin_finish(model: "SpikingNet", trained: RunFolder) -> tuple["SpikingNet", dict[str, Any]]:
+    """Return the folded network of the run ``trained``, and what its identity adds to that of the finish."""
+    from revedge.devices.tensor_file import check_file, read_tensors
+    from revedge.models.folded import fold_network
+
+    description = json.loads(trained.model_config.read_text())
+    check_file(trained.model, description["size_bytes"], description["sha256"])
+    read_tensors(trained.model, model.state_dict())
+    return fold_network(model), {"finish": description["sha256"]}
+
+
+def _snapping_optimizer(model: "SpikingNet", plan: Plan, input_scale: float) -> "Optimizer":
+    from revedge.devices.snapping_optimizer import SnappingOptimizer
+
+    return SnappingOptimizer(plan.optimizer, model, input_scale, weight_decay=plan.weight_decay)
 
 
 def _check_some_steps(model: "SpikingNet", step: int) -> None:
@@ -256,6 +283,8 @@ def _write_model(run: RunFolder, plan: Plan, loop: "TrainingLoop") -> None:
         "config": model.config,
         "data": {"name": plan.data, "timesteps": plan.timesteps, "scale": loop.frames.scale},
     }
+    if run.settings().start:
+        description["numerics"] = "exact"  # folded, and on the grid
     try:
         size_bytes, digest = write_tensors(run.model, model.state_dict())
         description |= {"size_bytes": size_bytes, "sha256": digest}

@@ -41,6 +41,8 @@ class Cell(nn.Module):
     Args:
         params: decay, gain, bias, threshold and reset; a learned leak is a plain number by now.
         mode: PLAIN, WATCH or FORCE, see above.
+        leak_bits: round the leaked membrane to multiples of ``2**-leak_bits``, half to even; None does not.
+        limit: keep the membrane before the reset within plus and minus this; None does not. Both are for exact forms.
     """
 
     takes: Final[int]
@@ -55,9 +57,28 @@ class Cell(nn.Module):
     bias: Final[float]
     v_threshold: Final[float]
     v_reset: Final[float]
+    rounded: Final[bool]
+    leak_up: Final[float]
+    leak_down: Final[float]
+    limited: Final[bool]
+    limit: Final[float]
 
-    def __init__(self, params: NeuronParams, mode: int = PLAIN) -> None:
+    def __init__(
+        self,
+        params: NeuronParams,
+        mode: int = PLAIN,
+        *,
+        leak_bits: int | None = None,
+        limit: float | None = None,
+    ) -> None:
         super().__init__()
+        self.rounded = leak_bits is not None
+        bits = 0 if leak_bits is None else leak_bits
+        # A power of two times the leak is one factor, and both products of a value on its grid are exact.
+        self.leak_up = float(params.decay) * 2.0**bits
+        self.leak_down = 2.0**-bits
+        self.limited = limit is not None
+        self.limit = 0.0 if limit is None else float(limit)
         self.takes = 2 if mode == FORCE else 1
         self.shows = mode != PLAIN
         self.forced = mode == FORCE
@@ -74,13 +95,17 @@ class Cell(nn.Module):
     def forward(self, x: Tensor, carry: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Charge, fire, reset."""
         h = carry[0]
-        if self.leaky:
+        if self.rounded:
+            h = torch.round(h * self.leak_up) * self.leak_down
+        elif self.leaky:
             h = h * self.decay
         if self.scaled:
             x = x * self.gain
         h = h + x
         if self.biased:
             h = h + self.bias
+        if self.limited:
+            h = torch.clamp(h, -self.limit, self.limit)
         fired = h >= self.v_threshold
         s = fired.to(h.dtype)
         out = s

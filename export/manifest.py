@@ -7,7 +7,7 @@ The same fields stand in the ``metadata_props`` of an ONNX file (each value a st
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from revedge.errors import ExportError
@@ -43,7 +43,8 @@ class Manifest:
         num_classes, class_names: of the logits ``[B, num_classes]``.
         states: in the order of the inputs; empty names of a stream file are still listed.
         grid_bits: residual streams are multiples of ``2**-grid_bits``.
-        numerics: "float": spikes agree up to rounding near thresholds.
+        numerics: "float": spikes agree up to rounding near thresholds; "exact": they are equal everywhere.
+        certificate: of exact files, see `revedge.export.exact_ranges.Certificate`; empty of others.
         model: what `revedge.models.create` was called with.
         versions: of revedge, torch, onnx and the exporter.
         opset: of ONNX files, None otherwise.
@@ -71,6 +72,7 @@ class Manifest:
     target: str = "ort"
     weights: str = "float32"
     numerics: str = "float"
+    certificate: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @property
@@ -102,6 +104,7 @@ class Manifest:
             "target": self.target,
             "weights": self.weights,
             "numerics": self.numerics,
+            "certificate": dict(self.certificate),
             "data": self.data,
             "model": dict(self.model),
             "versions": dict(self.versions),
@@ -163,6 +166,7 @@ class Manifest:
                 target=str(values["target"]),
                 weights=str(values["weights"]),
                 numerics=str(values["numerics"]),
+                certificate=dict(values.get("certificate", {})),
             )
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             raise _damaged(source) from None

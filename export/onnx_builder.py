@@ -80,7 +80,8 @@ class Graph:
         from onnx import helper
 
         output = self.name(label or kind.lower())
-        self.nodes.append(helper.make_node(kind, inputs, [output], output, **attributes))
+        # No name of its own: its output has one, and names are a tenth of a small file with 8-bit weights.
+        self.nodes.append(helper.make_node(kind, inputs, [output], **attributes))
         self.ranks[output] = self.ranks[inputs[0]] if rank is None else rank
         return output
 
@@ -137,6 +138,5 @@ class Graph:
                 for position, name in enumerate(field):
                     if name in names:
                         field[position] = names[name]
-            node.name = node.output[0]
         for old, new in names.items():
             self.ranks[new] = self.ranks.pop(old)

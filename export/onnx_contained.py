@@ -111,7 +111,6 @@ def _renamed(
         for field in (copy.input, copy.output):
             for position, name in enumerate(field):
                 field[position] = names.get(name, name.removeprefix(prefix))
-        copy.name = copy.output[0]
         copies.append(copy)
     return copies
 

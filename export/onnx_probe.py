@@ -131,9 +131,7 @@ def _points_of(model: "onnx.ModelProto") -> list[_Point]:
             if one.op_type == "Cast" and one.input[0] == fired and _casts_to(one) == _FLOAT
         ]
         if len(casts) != 1:
-            raise ExportError(
-                f"the comparison {node.name!r} has {len(casts)} casts behind it, not 1"
-            )
+            raise ExportError(f"the comparison {fired!r} has {len(casts)} casts behind it, not 1")
         points.append(_Point(node.input[0], fired, casts[0]))
     return points
 

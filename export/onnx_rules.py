@@ -27,6 +27,7 @@ from revedge.export.blocks import (
     Votes,
 )
 from revedge.export.cells import Cell, NoCell, ReversibleCell
+from revedge.export.exact_layers import InputLevels, Scaled, Snap, SumOf
 from revedge.export.fork_steps import ForksStep, ForkStep
 from revedge.export.int8_weights import as_int8
 from revedge.export.onnx_builder import Graph
@@ -173,13 +174,18 @@ def _in_turn(g: StepGraph, module: nn.Sequential, x: str) -> str:
 @rule(Cell)
 def _cell(g: StepGraph, module: Cell, x: str) -> str:
     h = g.take()
-    if module.leaky:
+    if module.rounded:
+        h = g.op("Round", [g.op("Mul", [h, g.scalar(module.leak_up)], "leak")])
+        h = g.op("Mul", [h, g.scalar(module.leak_down)], "leaked")
+    elif module.leaky:
         h = g.op("Mul", [h, g.scalar(module.decay)], "leak")
     if module.scaled:
         x = g.op("Mul", [x, g.scalar(module.gain)], "input")
     h = g.op("Add", [x, h], "membrane")
     if module.biased:
         h = g.op("Add", [h, g.scalar(module.bias)], "membrane")
+    if module.limited:
+        h = g.op("Clip", [h, g.scalar(-module.limit), g.scalar(module.limit)], "limited")
     s = _fire(g, h, module.v_threshold)
     if module.hard:  # h - h s is exactly h or 0, in two passes; Where needs four in onnxruntime
         v = g.op("Sub", [h, g.op("Mul", [h, s], "lost")], "state")
@@ -234,6 +240,33 @@ def _affine(g: StepGraph, module: Affine, x: str) -> str:
 def _grid(g: StepGraph, module: Grid, x: str) -> str:
     up = g.op("Mul", [x, g.scalar(module.up)], "up")
     return g.op("Mul", [g.op("Round", [up]), g.scalar(module.down)], "grid")
+
+
+@rule(InputLevels)
+def _input_levels(g: StepGraph, module: InputLevels, x: str) -> str:
+    if module.scaled:
+        x = g.op("Mul", [x, g.scalar(module.inverse)], "unscaled")
+    return g.op("Clip", [g.op("Round", [x]), g.scalar(0.0), g.scalar(module.top)], "levels")
+
+
+@rule(SumOf)
+def _sum_of(g: StepGraph, module: SumOf, x: str) -> str:
+    mean = g.apply(module.pool, x, "pool")
+    x = g.op("Round", [g.op("Mul", [mean, g.scalar(module.up)], "count")], "sum")
+    return g.op("Mul", [x, g.scalar(module.down)], "sum") if module.fine else x
+
+
+@rule(Snap)
+def _snap(g: StepGraph, module: Snap, x: str) -> str:
+    scale = g.weight("scale", module.scale.reshape([-1] + [1] * (g.ranks[x] - 2)))
+    if module.fine:
+        x = g.op("Mul", [x, g.scalar(module.up)], "up")
+    return g.op("Mul", [g.op("Round", [x]), scale], "value")
+
+
+@rule(Scaled)
+def _scaled(g: StepGraph, module: Scaled, x: str) -> str:
+    return g.op("Mul", [x, g.scalar(module.factor)], "scaled")
 
 
 @rule(SpaceMean)

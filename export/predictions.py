@@ -11,10 +11,9 @@ import torch
 
 from revedge.export.manifest import Manifest
 from revedge.export.parity import repeat_frames
-from revedge.export.probes import Array
+from revedge.export.probes import Array, TrainedProbe
 from revedge.export.runner import StreamRunner
 from revedge.export.torchscript import read_torchscript
-from revedge.models import SpikingNet
 
 # Of the test split: at most so many samples, and time steps * height * width.
 _BATCH, _BATCH_PIXELS = 32, 1 << 20
@@ -50,19 +49,20 @@ def scaled(raw: npt.NDArray[np.uint8], scale: float) -> Array:
 def predictions(
     path: Path,
     manifest: Manifest,
-    net: SpikingNet,
+    trained: TrainedProbe,
     frames: Frames,
     tell: Callable[[str], None],
 ) -> Iterator[tuple[npt.NDArray[np.int64], Array, Array]]:
-    """Labels, mean logits of the network's own forward, and of the file, over the test split.
+    """Labels, mean logits of the network's own forward (`TrainedProbe.answer`), and of the file, over the test split.
 
     Args:
         path: an ONNX file, or a TorchScript stream.
         manifest: of the file. A file of a fixed number of steps gets recordings of that length.
-        net: the trained network, in eval mode.
+        trained: the trained network.
         frames: its data.
         tell: gets a line of progress from time to time.
     """
+    net = trained.net
     answer = _onnx_answer(path) if path.suffix == ".onnx" else _torchscript_answer(path)
     pixels = net.timesteps * net.in_shape[1] * net.in_shape[2]
     size = manifest.batch or max(1, min(_BATCH, _BATCH_PIXELS // pixels))
@@ -72,9 +72,7 @@ def predictions(
         x = scaled(raw, frames.scale)
         if manifest.steps is not None and not net.static:
             x = repeat_frames(x, manifest.steps, False)
-        with torch.no_grad():
-            expected: Array = net(torch.from_numpy(x)).numpy()
-        yield labels, expected, _filled(answer, x, len(labels), manifest)
+        yield labels, trained.answer(x), _filled(answer, x, len(labels), manifest)
         if time.monotonic() - told > _TELL_EVERY_S:
             told = time.monotonic()
             tell(f"{path.name}: {begin + len(labels)} of {total} test samples compared")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from revedge.errors import ExportError
 from revedge.export.cells import FORCE, WATCH, Cell, ReversibleCell
-from revedge.export.inference import cell_of, inference_form
+from revedge.export.inference import InferenceNet, cell_of, inference_form
 from revedge.export.torchscript import compile_script, read_torchscript
 from revedge.models import SpikingNet, spiking_units
 
@@ -66,6 +66,17 @@ class TrainedProbe:
 
         return watched
 
+    def rest(self, batch: int) -> list[Array]:
+        """States at rest."""
+        specs = self.net.state_spec()
+        return [np.full((batch, *spec.shape), spec.init, np.float32) for spec in specs]
+
+    def answer(self, x: Array) -> Array:
+        """Mean logits ``[B, K]`` of a recording (or of images), by the network's own multi-step forward."""
+        with torch.no_grad():
+            logits: Array = self.net(torch.from_numpy(x)).numpy()
+        return logits
+
     def step(self, x: Array, states: list[Array]) -> Seen:
         """One time step."""
         self._seen.clear()
@@ -96,8 +107,12 @@ class TorchScriptProbe(FileProbe):
 
     def __init__(self, path: Path, net: SpikingNet) -> None:
         self._file = read_torchscript(path)[0]
-        self._watch = compile_script(inference_form(net, WATCH))
-        self._force = compile_script(inference_form(net, FORCE))
+        self._watch = compile_script(self.twin(net, WATCH))
+        self._force = compile_script(self.twin(net, FORCE))
+
+    def twin(self, net: SpikingNet, mode: int) -> InferenceNet:
+        """The form that shows, or takes, spikes."""
+        return inference_form(net, mode)
 
     def shipped(self, x: Array, states: list[Array]) -> tuple[Array, list[Array]]:
         """See `FileProbe`."""

@@ -15,6 +15,7 @@ _STEP = frozenset(
         "Add",
         "AveragePool",
         "Cast",
+        "Clip",
         "Concat",
         "Conv",
         "Flatten",

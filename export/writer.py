@@ -8,6 +8,14 @@ from pathlib import Path
 
 from revedge.engine.unit import GRID_BITS
 from revedge.errors import ExportError, UsageError
+from revedge.export.exact_check import (
+    ExactProbe,
+    ExactTorchScriptProbe,
+    compare_exactly,
+    demand_equal_answers,
+)
+from revedge.export.exact_form import exact_form
+from revedge.export.exact_ranges import Certificate
 from revedge.export.formats import (
     DEFAULT_FORMATS,
     FILES,
@@ -28,7 +36,7 @@ from revedge.export.parity import (
     compare_steps,
 )
 from revedge.export.predictions import Frames, predictions, sample
-from revedge.export.probes import TorchScriptProbe, TrainedProbe
+from revedge.export.probes import FileProbe, TorchScriptProbe, TrainedProbe
 from revedge.export.sequence_check import compare_with_step
 from revedge.export.torchscript import check_python, write_torchscript
 from revedge.models import SpikingNet
@@ -52,6 +60,7 @@ def export_network(
     formats: Sequence[str] = DEFAULT_FORMATS,
     *,
     choices: Choices | None = None,
+    numerics: str = "float",
     data_name: str = "",
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[ExportedFile]:
@@ -63,6 +72,7 @@ def export_network(
         out: folder; made if missing. Files: see `revedge.export.formats.FILES`, and model.export.json.
         formats: of `revedge.export.formats.FORMATS`.
         choices: opset, batch, target and so on, from `revedge.export.formats.choices`.
+        numerics: "float", or "exact": integer sums, and equality of every bit instead of bounds.
         data_name: of the data set, for the metadata.
         tell: gets a line of progress from time to time.
 
@@ -82,8 +92,15 @@ def export_network(
         raise UsageError(
             f"-o {out} cannot be made ({error.strerror}); name a folder that you can write"
         ) from None
-    form = inference_form(net)
-    trained = TrainedProbe(net)
+    trained: TrainedProbe
+    if numerics == "exact":
+        exact = exact_form(net, frames.scale)
+        form, trained = exact.net, ExactProbe(net, frames.scale)
+        manifests = {
+            name: exact_manifest(each, exact.certificate) for name, each in manifests.items()
+        }
+    else:
+        form, trained = inference_form(net), TrainedProbe(net)
     done: list[ExportedFile] = []
     failures: list[ExportError] = []
     for name, manifest in manifests.items():
@@ -163,6 +180,16 @@ def manifest_of(
     )
 
 
+def exact_manifest(manifest: Manifest, certificate: Certificate) -> Manifest:
+    """Return the metadata of an exact file."""
+    return dataclasses.replace(
+        manifest,
+        numerics="exact",
+        certificate=certificate.to_dict(),
+        grid_bits=certificate.stream_bits,
+    )
+
+
 def _write_and_compare(
     form: InferenceNet,
     trained: TrainedProbe,
@@ -175,7 +202,11 @@ def _write_and_compare(
     static = trained.net.static
     if manifest.opset is None:
         write_torchscript(form, manifest, paths[0], paths[1])
-        probe: TorchScriptProbe | OnnxProbe = TorchScriptProbe(paths[0], trained.net)
+        probe: FileProbe = (
+            ExactTorchScriptProbe(paths[0], trained.net, trained.input_scale)
+            if isinstance(trained, ExactProbe)
+            else TorchScriptProbe(paths[0], trained.net)
+        )
     else:
         write_onnx(form, manifest, paths[0])
         model = check_onnx(paths[0], manifest)
@@ -192,8 +223,14 @@ def _write_and_compare(
         f"{paths[0].name}: comparing {parity.steps} steps, then {len(frames.test_indices)} test samples"
     )
     for batch in parity.batches:
-        compare_steps(trained, probe, sample(frames, batch, parity.steps, static=static), parity)
-    compare_predictions(predictions(paths[-1], manifest, trained.net, frames, tell), parity)
+        x = sample(frames, batch, parity.steps, static=static)
+        if isinstance(trained, ExactProbe):
+            compare_exactly(trained, probe, x, parity)
+        else:
+            compare_steps(trained, probe, x, parity)
+    compare_predictions(predictions(paths[-1], manifest, trained, frames, tell), parity)
+    if isinstance(trained, ExactProbe):
+        demand_equal_answers(parity)
 
 
 def _reject(error: ExportError, paths: tuple[Path, ...]) -> ExportError:

@@ -64,6 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
+        "--numerics",
+        choices=("float", "exact"),
+        default="float",
+        help="exact: 8-bit weights and integer sums, so that every runtime gives the same bits; "
+        "finishes the training for it inside its budget if that was not done (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--finish-epochs", metavar="N", type=int, help="of that finish (default: a fifth)"
+    )
+    parser.add_argument(
         "--data-dir", metavar="DIR", type=Path, help="where the recordings are, if they have moved"
     )
 
@@ -84,6 +94,8 @@ def run(args: argparse.Namespace) -> int:
     )
     from revedge.export.writer import export_network
 
+    args.run = _exact_run(args) if args.numerics == "exact" else args.run
+
     description = _read_description(args.run)
     net = _load_network(args.run, description)
     frames = _open_frames(args.run, description, args.data_dir)
@@ -93,10 +105,11 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         formats,
         choices=chosen,
+        numerics=args.numerics,
         data_name=description["data"]["name"],
         tell=lambda line: print(f"revedge export: {line}", file=sys.stderr, flush=True),
     )
-    emit(args, _report(files), _payload(files))
+    emit(args, _report(files, args.numerics), _payload(files))
     return 0
 
 
@@ -108,6 +121,27 @@ def _require_folder(path: Path) -> None:
             f"RUN {path} holds no finished training (no model.json and model.safetensors); end it with: "
             f"revedge train --resume {path}"
         )
+
+
+def _exact_run(args: argparse.Namespace) -> Path:
+    """Return the folder of the run's finish, which is made or continued if it is not there."""
+    from revedge.devices.finish import exact_folder, finish
+    from revedge.devices.run_folder import RunFolder
+    from revedge.errors import RevedgeError
+
+    if args.finish_epochs is not None and args.finish_epochs < 1:
+        raise UsageError(
+            f"--finish-epochs {args.finish_epochs} is not a number of epochs; use 1 or more"
+        )
+    run = RunFolder(args.run)
+    if _read_description(args.run).get("numerics") == "exact":
+        return run.path  # it is a finish itself
+    outcome = finish(run, args.finish_epochs)
+    if outcome is not None and outcome.done is None:
+        raise RevedgeError(
+            f"the finish was stopped at step {outcome.step}; the same command goes on from there"
+        )
+    return exact_folder(run).path
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -148,6 +182,10 @@ def _load_network(folder: Path, description: dict[str, Any]) -> "SpikingNet":
         raise CheckpointError(
             f"{folder / 'model.json'} describes a network that this revedge cannot build"
         ) from None
+    if description.get("numerics") == "exact":
+        from revedge.models.folded import fold_network
+
+        net = fold_network(net)
     read_tensors(path, net.state_dict())
     return net.eval()
 
@@ -164,7 +202,7 @@ def _open_frames(folder: Path, description: dict[str, Any], data_dir: Path | Non
     return FrameCache.open(prepare(data["name"], data_dir, data["timesteps"]))
 
 
-def _report(files: "list[ExportedFile]") -> str:
+def _report(files: "list[ExportedFile]", numerics: str) -> str:
     rows = [
         (
             file.format,
@@ -190,6 +228,11 @@ def _report(files: "list[ExportedFile]") -> str:
     lines = [table(header, rows)]
     for file in files:
         parity = file.parity
+        if numerics == "exact":
+            lines.append(
+                f"{file.format}: every spike, state and logit is that of the exact form, bit for bit"
+            )
+            continue
         lines.append(
             f"{file.format}: given the network's states and spikes for {parity.steps} steps at batch "
             f"{' and '.join(map(str, parity.batches))}, every value agrees within its rounding bound (the closest "

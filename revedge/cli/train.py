@@ -24,7 +24,7 @@ _RESERVE_BYTES = 128 * 10**6
 _DEFAULT_EPOCHS = 10
 _FIXED_ON_RESUME = ("data", "data_dir", "model", "timesteps", "epochs", "seed", "budget", "plan", "out",
                     "batch", "micro_batch", "strategy", "slab", "update_in_backward", "optimizer", "lr",
-                    "device", "threads", "prefer", "checkpoint_every_s")  # fmt: skip
+                    "device", "threads", "prefer", "checkpoint_every_s", "finish")  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=_count, metavar="N", help="CPU threads")
     add("--prefer", metavar="WHAT", help="what to maximize: depth, timesteps or speed")
     add("--checkpoint-every-s", type=_seconds, metavar="S", help="seconds between checkpoints (5)")
+    add(
+        "--finish",
+        choices=("exact",),
+        help="exact: end with some epochs on a grid of 8-bit weights, for revedge export --numerics exact",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,6 +81,8 @@ def run(args: argparse.Namespace) -> int:
         lock = folder.lock()
         result = folder.read_result()
         if result is not None:
+            if folder.settings().finish:
+                return _finish(args, folder, lock, result)
             return _print(args, result, f"{folder.path} is trained already; nothing to do")
         plan = _resumed_plan(folder)
     else:
@@ -125,7 +132,8 @@ def _begin(args: argparse.Namespace, folder: "RunFolder") -> "Plan":
     )
     _admit(plan)
     every_s = 5.0 if args.checkpoint_every_s is None else args.checkpoint_every_s
-    folder.begin(plan.to_toml(), RunSettings(prepared.cache, args.seed or 0, every_s))
+    settings = RunSettings(prepared.cache, args.seed or 0, every_s, finish=args.finish or "")
+    folder.begin(plan.to_toml(), settings)
     return plan
 
 
@@ -233,6 +241,8 @@ def _train(args: argparse.Namespace, folder: "RunFolder", lock: int, plan: "Plan
         replace_text(folder.result, json.dumps(result, indent=1) + "\n")
     except OSError as error:
         progress.say(f"warning: {folder.result} cannot be written ({error.strerror})")
+    if folder.settings().finish:
+        return _finish(args, folder, lock, result)
     share = 100 * outcome.measured_peak_bytes / plan.budget_bytes
     return _print(
         args,
@@ -241,6 +251,29 @@ def _train(args: argparse.Namespace, folder: "RunFolder", lock: int, plan: "Plan
         f"({share:.0f} % of {format_bytes(plan.budget_bytes)}, predicted "
         f"{format_bytes(plan.predicted_peak_bytes)})  {outcome.wall_s:.0f} s\n{folder.path}",
     )
+
+
+def _finish(
+    args: argparse.Namespace, folder: "RunFolder", lock: int, result: dict[str, Any]
+) -> int:
+    """Put the trained network on its exact grid, or go on with that; the training's lock is still held."""
+    from revedge.devices.finish import exact_folder, finish
+
+    del lock
+    outcome = finish(folder)
+    exact = exact_folder(folder).read_result()
+    if exact is None:
+        assert outcome is not None
+        number = outcome.stopped_by or signal.SIGTERM
+        text = f"stopped in the finish, at step {outcome.step}; continue with: revedge train --resume {folder.path}"
+        _print(args, {**result, "stopped": True, "step": outcome.step}, text)
+        return 128 + number
+    text = (
+        f"test accuracy {100 * exact['test_accuracy']:.2f} % on the exact grid, {100 * result['test_accuracy']:.2f} % "
+        f"before  peak {format_bytes(max(exact['measured_peak_bytes'], result['measured_peak_bytes']))} of "
+        f"{format_bytes(exact['budget_bytes'])}\n{folder.path}"
+    )
+    return _print(args, {**result, "exact": exact}, text)
 
 
 def _payload(outcome: "Outcome", folder: "RunFolder") -> dict[str, Any]:

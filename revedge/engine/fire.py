@@ -146,6 +146,9 @@ def norm_backward_(
         g_weight, g_bias = kernels.norm_backward_(y_flat, g_flat, stats.mean, inv_std, norm.weight)
     else:  # constants: no gradient flows through the statistics
         shape, axes = _channel_shape(y_flat), [d for d in range(y_flat.dim()) if d != 1]
+        if not norm.weight.requires_grad:  # a norm that is fixed altogether
+            g_flat.mul_((norm.weight * inv_std).view(shape))
+            return g
         g_bias = g_flat.sum(axes)
         g_weight = (g_flat * ((y_flat - stats.mean.view(shape)) * inv_std.view(shape))).sum(axes)
         g_flat.mul_((norm.weight * inv_std).view(shape))

@@ -16,6 +16,7 @@ FROZEN: dict[str, set[str]] = {
         "--data-dir",
         "--device",
         "--epochs",
+        "--finish",
         "--lr",
         "--micro-batch",
         "--model",
@@ -68,7 +69,9 @@ FROZEN: dict[str, set[str]] = {
     "export": {
         "--batch",
         "--data-dir",
+        "--finish-epochs",
         "--format",
+        "--numerics",
         "--opset",
         "--out",
         "--steps",

@@ -1,0 +1,210 @@
+"""Are exact exports exact? Counts spikes that differ between runtimes, batches, threads and layouts; 20 million each.
+
+    OMP_NUM_THREADS=1 python benchmarks/exact_numerics.py RUN [--spikes 20e6] [--float]
+
+RUN is a run folder; with --numerics exact it must hold a finish (revedge train --finish exact). Every row is compared,
+step by step and each running on its own states, with eager PyTorch at batch 24 and one thread: spikes that differ, and
+values of states and logits whose bits differ. --float does the same with the float form, for comparison.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from revedge.cli.export import _load_network, _open_frames, _read_description
+from revedge.export.cells import PLAIN, WATCH
+from revedge.export.exact_form import exact_form
+from revedge.export.formats import Choices
+from revedge.export.inference import inference_form
+from revedge.export.onnx_probe import _points_of, _show
+from revedge.export.torchscript import compile_script
+
+BATCH, STEPS = 24, 16
+Step = Callable[
+    [Any, list[Any]], tuple[Any, list[Any], list[Any]]
+]  # x, states -> logits, states, spikes
+
+
+def eager(
+    form: Any, dtype: torch.dtype = torch.float32, batch: int = BATCH, nhwc: bool = False
+) -> Step:
+    """The WATCH form in pieces of ``batch`` samples."""
+
+    def piece(x: Any, states: list[Any]) -> tuple[Any, list[Any], list[Any]]:
+        x_t, v = torch.from_numpy(x).to(dtype), [torch.from_numpy(s).to(dtype) for s in states]
+        if nhwc:
+            x_t = x_t.to(memory_format=torch.channels_last)
+            v = [s.to(memory_format=torch.channels_last) if s.dim() == 4 else s for s in v]
+        with torch.no_grad():
+            logits, given = form(x_t, v)
+        arrays = [g.float().contiguous().numpy() for g in given]
+        return logits.float().numpy(), arrays[0::3], arrays[2::3]
+
+    def step(x: Any, states: list[Any]) -> tuple[Any, list[Any], list[Any]]:
+        found = [
+            piece(x[i : i + batch].copy(), [s[i : i + batch].copy() for s in states])
+            for i in range(0, len(x), batch)
+        ]
+        join = [np.concatenate([f[0] for f in found])]
+        for part in (1, 2):
+            join.append(
+                [np.concatenate(group) for group in zip(*(f[part] for f in found), strict=True)]
+            )
+        return join[0], join[1], join[2]
+
+    return step
+
+
+def without_onednn(form: Any) -> Step:
+    """Eager with oneDNN off: NNPACK's Winograd convolution where torch has it, else its own."""
+    inner = eager(form)
+
+    def step(x: Any, states: list[Any]) -> tuple[Any, list[Any], list[Any]]:
+        with torch.backends.mkldnn.flags(enabled=False):
+            return inner(x, states)
+
+    return step
+
+
+def threads(form: Any, count: int) -> Step:
+    """Eager with ``count`` threads."""
+    inner = eager(form)
+
+    def step(x: Any, states: list[Any]) -> tuple[Any, list[Any], list[Any]]:
+        torch.set_num_threads(count)
+        try:
+            return inner(x, states)
+        finally:
+            torch.set_num_threads(1)
+
+    return step
+
+
+def shown_model(path: Path, names: list[str]) -> tuple[Any, list[str]]:
+    """The ONNX file with its spikes as outputs, and the names of all outputs."""
+    import onnx
+
+    model = onnx.load(str(path))
+    spikes = [point.spikes for point in _points_of(model)]
+    _show(model, spikes)
+    return model, ["logits", *names, *spikes]
+
+
+def session_step(
+    run: Callable[[list[str], dict[str, Any]], list[Any]], inputs: list[str], outputs: list[str]
+) -> Step:
+    """A step through onnxruntime or the reference evaluator."""
+
+    def step(x: Any, states: list[Any]) -> tuple[Any, list[Any], list[Any]]:
+        found = run(outputs, {"x": x, **dict(zip(inputs, states, strict=True))})
+        count = 1 + len(states)
+        return found[0], list(found[1:count]), list(found[count:])
+
+    return step
+
+
+def rows(net: Any, scale: float, numerics: str, folder: Path, frames: Any) -> dict[str, Step]:
+    """Every way to run the network."""
+    import onnx
+    import onnxruntime as ort
+
+    from revedge.export.writer import export_network
+
+    def form(mode: int) -> Any:
+        return (
+            exact_form(net, scale, mode).net if numerics == "exact" else inference_form(net, mode)
+        )
+
+    watch = form(WATCH)
+    found: dict[str, Step] = {
+        "eager, batch 1": eager(watch, batch=1),
+        "eager, batch 5": eager(watch, batch=5),
+        "eager, 2 threads": threads(watch, 2),
+        "eager, channels_last": eager(form(WATCH).to(memory_format=torch.channels_last), nhwc=True),
+        "eager, float64": eager(form(WATCH).double(), torch.float64),
+        "eager, oneDNN off": without_onednn(watch),
+        "TorchScript, frozen": eager(compile_script(form(WATCH))),
+    }
+    chosen = Choices(weights="int8" if numerics == "exact" else "float32")
+    export_network(net, frames, folder, ["onnx"], choices=chosen, numerics=numerics)
+    states = net.state_spec()
+    inputs = [f"state_{i}" for i in range(len(states))]
+    model, outputs = shown_model(folder / "model.onnx", [f"next_{name}" for name in inputs])
+    levels = ort.GraphOptimizationLevel
+    for name in ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_ALL"):
+        options = ort.SessionOptions()
+        options.graph_optimization_level = getattr(levels, name)
+        options.intra_op_num_threads = 1
+        session = ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        found[f"onnxruntime, {name[4:].lower()}"] = session_step(session.run, inputs, outputs)
+    evaluator = onnx.reference.ReferenceEvaluator(model)
+    found["ONNX reference evaluator"] = session_step(evaluator.run, inputs, outputs)
+    assert form(PLAIN) is not None
+    return found
+
+
+def compare(reference: Step, other: Step, net: Any, recordings: list[Any]) -> tuple[int, int, int]:
+    """Return spikes compared, spikes that differ, and values of states and logits whose bits differ."""
+    compared = flips = bits = 0
+    for x in recordings:
+        ours = theirs = [
+            np.full((x.shape[1], *s.shape), s.init, np.float32) for s in net.state_spec()
+        ]
+        for frame in x:
+            logits, ours, spikes = reference(frame, ours)
+            logits_2, theirs, spikes_2 = other(frame, theirs)
+            for a, b in zip(spikes, spikes_2, strict=True):
+                compared += a.size
+                flips += int(np.count_nonzero(a != b))
+            for a, b in zip([logits, *ours], [logits_2, *theirs], strict=True):
+                bits += int(np.count_nonzero(a != b))
+    return compared, flips, bits
+
+
+def main() -> None:
+    """Print one line per row."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--spikes", type=float, default=20e6)
+    parser.add_argument("--float", action="store_true")
+    args = parser.parse_args()
+    numerics = "float" if args.float else "exact"
+    folder = args.run if args.float else args.run / "exact"
+    torch.set_num_threads(1)
+    description = _read_description(folder)
+    net = _load_network(folder, description)
+    frames = _open_frames(args.run, description, None)
+    form = (
+        exact_form(net, frames.scale, WATCH).net
+        if numerics == "exact"
+        else inference_form(net, WATCH)
+    )
+    per_recording = STEPS * BATCH * sum(int(np.prod(s.shape)) for s in net.state_spec())
+    recordings = []
+    while len(recordings) * per_recording < args.spikes:
+        first = len(recordings) * BATCH
+        raw, _ = frames.batch(
+            np.take(frames.test_indices, range(first, first + BATCH), mode="wrap")
+        )
+        x = (raw[None] if net.static else raw).astype(np.float32) * np.float32(frames.scale)
+        recordings.append(np.ascontiguousarray(x[np.arange(STEPS) % len(x)]))
+    with tempfile.TemporaryDirectory() as where:
+        for name, step in rows(net, frames.scale, numerics, Path(where), frames).items():
+            began = time.monotonic()
+            compared, flips, bits = compare(eager(form), step, net, recordings)
+            print(
+                f"{name:28s} {flips:8d} of {compared} spikes  {bits:8d} other values  {time.monotonic() - began:.0f} s",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
