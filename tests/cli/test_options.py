@@ -62,6 +62,7 @@ FROZEN: dict[str, set[str]] = {
         "--in-shape",
         "--model",
         "--neuron",
+        "--slab",
         "--static",
         "--threads",
         "--timesteps",
