@@ -111,8 +111,8 @@ def session_step(
 
 def rows(net: Any, scale: float, numerics: str, folder: Path, frames: Any) -> dict[str, Step]:
     """Every way to run the network."""
-    import onnx
     import onnxruntime as ort
+    from onnx.reference import ReferenceEvaluator
 
     from revedge.export.writer import export_network
 
@@ -145,7 +145,7 @@ def rows(net: Any, scale: float, numerics: str, folder: Path, frames: Any) -> di
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
         found[f"onnxruntime, {name[4:].lower()}"] = session_step(session.run, inputs, outputs)
-    evaluator = onnx.reference.ReferenceEvaluator(model)
+    evaluator = ReferenceEvaluator(model)
     found["ONNX reference evaluator"] = session_step(evaluator.run, inputs, outputs)
     assert form(PLAIN) is not None
     return found

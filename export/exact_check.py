@@ -32,6 +32,10 @@ class ExactProbe(TrainedProbe):
         self.input_scale = input_scale
         self._form = exact_form(self.net, input_scale, WATCH).net
 
+    def form(self, mode: int) -> InferenceNet:
+        """See `TrainedProbe`."""
+        return exact_form(self.net, self.input_scale, mode).net
+
     def step(self, x: Array, states: list[Array]) -> Seen:
         """One time step."""
         with torch.no_grad():

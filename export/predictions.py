@@ -12,6 +12,7 @@ import torch
 from revedge.export.manifest import Manifest
 from revedge.export.parity import repeat_frames
 from revedge.export.probes import Array, TrainedProbe
+from revedge.export.pt2 import call_step, read_pt2
 from revedge.export.runner import StreamRunner
 from revedge.export.torchscript import read_torchscript
 
@@ -63,7 +64,8 @@ def predictions(
         tell: gets a line of progress from time to time.
     """
     net = trained.net
-    answer = _onnx_answer(path) if path.suffix == ".onnx" else _torchscript_answer(path)
+    answers = {".onnx": _onnx_answer, ".pt": _torchscript_answer}
+    answer = answers[path.suffix](path) if path.suffix in answers else _pt2_answer(path, trained)
     pixels = net.timesteps * net.in_shape[1] * net.in_shape[2]
     size = manifest.batch or max(1, min(_BATCH, _BATCH_PIXELS // pixels))
     told, total = time.monotonic(), len(frames.test_indices)
@@ -92,6 +94,22 @@ def _onnx_answer(path: Path) -> _Answer:
     def answer(x: Array) -> Array:
         runner.reset(x.shape[-4])
         return runner.sequence(x)
+
+    return answer
+
+
+def _pt2_answer(path: Path, trained: TrainedProbe) -> _Answer:
+    step = read_pt2(path)[0]
+
+    def answer(x: Array) -> Array:
+        frames: Any = [x] * trained.net.timesteps if trained.net.static else x
+        states = trained.rest(x.shape[-4])
+        total: Any = None
+        for frame in frames:
+            logits, states = call_step(step, np.ascontiguousarray(frame), states)
+            total = logits if total is None else total + logits
+        mean: Array = total / np.float32(len(frames))
+        return mean
 
     return answer
 

@@ -66,6 +66,10 @@ class TrainedProbe:
 
         return watched
 
+    def form(self, mode: int) -> InferenceNet:
+        """The form that files are written from; see `revedge.export.cells` for the modes."""
+        return inference_form(self.net, mode)
+
     def rest(self, batch: int) -> list[Array]:
         """States at rest."""
         specs = self.net.state_spec()

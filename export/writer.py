@@ -37,6 +37,7 @@ from revedge.export.parity import (
 )
 from revedge.export.predictions import Frames, predictions, sample
 from revedge.export.probes import FileProbe, TorchScriptProbe, TrainedProbe
+from revedge.export.pt2 import Pt2Probe, write_pt2
 from revedge.export.sequence_check import compare_with_step
 from revedge.export.torchscript import check_python, write_torchscript
 from revedge.models import SpikingNet
@@ -200,9 +201,13 @@ def _write_and_compare(
     tell: Callable[[str], None],
 ) -> None:
     static = trained.net.static
-    if manifest.opset is None:
+    probe: FileProbe
+    if paths[0].suffix == ".pt2":
+        write_pt2(form, manifest, paths[0])
+        probe = Pt2Probe(paths[0], trained)
+    elif manifest.opset is None:
         write_torchscript(form, manifest, paths[0], paths[1])
-        probe: FileProbe = (
+        probe = (
             ExactTorchScriptProbe(paths[0], trained.net, trained.input_scale)
             if isinstance(trained, ExactProbe)
             else TorchScriptProbe(paths[0], trained.net)

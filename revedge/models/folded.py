@@ -79,8 +79,9 @@ class _Fold:
 
     def run(self, run: Run) -> None:
         if isinstance(run, Forks):
-            for fork in run.fork_list():
-                self.previous = None  # a head reads a sum
+            for index, fork in enumerate(run.fork_list()):
+                # An operator straight before the first fork has no other reader; before the others stands a sum.
+                self.previous = None if index else self.previous
                 if fork.head is not None:
                     self.unit(fork.head)
                 for arm in fork.arm_list():
