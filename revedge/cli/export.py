@@ -74,6 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--finish-epochs", metavar="N", type=int, help="of that finish (default: a fifth)"
     )
     parser.add_argument(
+        "--cost",
+        action="store_true",
+        help="measure what a sample costs: operations at the firing rates of test samples, weights and states",
+    )
+    parser.add_argument(
         "--data-dir", metavar="DIR", type=Path, help="where the recordings are, if they have moved"
     )
 
@@ -109,7 +114,14 @@ def run(args: argparse.Namespace) -> int:
         data_name=description["data"]["name"],
         tell=lambda line: print(f"revedge export: {line}", file=sys.stderr, flush=True),
     )
-    emit(args, _report(files, args.numerics), _payload(files))
+    text, payload = _report(files, args.numerics), _payload(files)
+    if args.cost:
+        from revedge.cli.cost import cost_of
+
+        lines, payload["cost"] = cost_of(net, frames, 1 if args.weights == "int8" else 4)
+        (args.out / "model.cost.json").write_text(json.dumps(payload["cost"], indent=1) + "\n")
+        text = f"{text}\n{lines}"
+    emit(args, text, payload)
     return 0
 
 

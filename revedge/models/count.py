@@ -22,7 +22,7 @@ def macs(net: SpikingNet) -> int:
 
     def count(module: nn.Module, args: Any, out: torch.Tensor) -> None:
         nonlocal total
-        total += _macs_of(module, args[0].shape, out.shape)
+        total += macs_of(module, args[0].shape, out.shape)
 
     kinds = (nn.Conv2d, nn.Linear, SpikeAttention)
     hooks = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, kinds)]
@@ -34,9 +34,9 @@ def macs(net: SpikingNet) -> int:
     return total * net.timesteps
 
 
-def _macs_of(module: nn.Module, given: torch.Size, out: torch.Size) -> int:
-    """Of one plane: shapes come without their first axis, which is empty here."""
-    if isinstance(module, nn.Conv2d):
+def macs_of(module: nn.Module, given: torch.Size, out: torch.Size) -> int:
+    """Multiply-adds of one plane: the first axis of both shapes is left out."""
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
         per_value = module.weight[0].numel()  # channels in (of a group) * kernel
         return out[1:].numel() * per_value
     if isinstance(module, nn.Linear):

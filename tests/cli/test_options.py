@@ -70,6 +70,7 @@ FROZEN: dict[str, set[str]] = {
     "export": {
         "--batch",
         "--data-dir",
+        "--cost",
         "--finish-epochs",
         "--format",
         "--numerics",
