@@ -1,15 +1,21 @@
-"""progress.png: accuracy and memory over time. A child process draws it after training, so matplotlib costs no budget.
+"""progress.png: accuracy and memory over time; report.html: the plan, and what happened, on one page.
+
+A child process draws them after training, so matplotlib costs no budget.
 
 `python -m revedge.devices.picture RUN_DIR BUDGET_BYTES`
 """
 
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from revedge import child
+from revedge.devices.atomic import replace_text
 from revedge.devices.metrics_log import read_metrics
+from revedge.devices.run_folder import RunFolder
+from revedge.planner.plan import Plan
 
 _TIMEOUT_S = 120.0
 _MISSING = 3
@@ -68,11 +74,38 @@ def draw(run_dir: Path, budget_bytes: int) -> None:
     temporary.replace(run_dir / "progress.png")
 
 
+def write_report(run_dir: Path) -> None:
+    """Write report.html of a run that has ended."""
+    from revedge.planner import explain, report
+
+    run = RunFolder(run_dir)
+    result = json.loads(run.result.read_text())
+    lines = read_metrics(run.metrics)
+    try:
+        found = json.loads(run.planning.read_text())
+    except (OSError, ValueError):  # the plan was given
+        found = explain.payload_of_plan(Plan.load(run.plan))
+    chosen = Plan.load(run.plan)  # after restarts it may be another than the one searched
+    found |= {
+        "config": explain.config(chosen),
+        "budget_bytes": chosen.budget_bytes,
+        "predicted_peak_bytes": chosen.predicted_peak_bytes,
+    }
+    happened = {
+        "result": result,
+        "epochs": [line for line in lines if line.get("event") == "epoch"],
+        "memory": [line for line in lines if line.get("event") == "memory"],
+    }
+    replace_text(run.report, report.page(found, happened))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw one run folder's picture."""
     run_dir, budget = sys.argv[1:] if argv is None else argv
     try:
         draw(Path(run_dir), int(budget))
+        if RunFolder(run_dir).read_result() is not None:
+            write_report(Path(run_dir))
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "matplotlib":
             raise

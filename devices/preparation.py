@@ -17,10 +17,11 @@ from revedge.planner.plan import Plan
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan and the folder of the frames that it trains on."""
+    """A plan, the folder of the frames that it trains on, and what the search found, as JSON, if there was one."""
 
     plan: Plan
     cache: str
+    planning: str | None = None
 
 
 def prepare(wanted: dict[str, Any]) -> Prepared:
@@ -87,16 +88,14 @@ def main() -> int:
 
 
 def _prepared(answer: dict[str, Any]) -> Prepared:
-    return Prepared(Plan.from_toml(answer["plan"]), answer["cache"])
+    return Prepared(Plan.from_toml(answer["plan"]), answer["cache"], answer.get("planning"))
 
 
 def _search(wanted: dict[str, Any]) -> dict[str, Any]:
     from revedge import data
-    from revedge.planner import base
-    from revedge.planner.cost import predict
+    from revedge.planner import explain
+    from revedge.planner.choose import choose
     from revedge.planner.request import Request
-    from revedge.planner.search import search
-    from revedge.planner.trace_client import TraceClient
 
     info = data.describe(wanted["data"], wanted["data_dir"])
     if wanted.get("timesteps") is None and info.timesteps is not None:
@@ -104,11 +103,10 @@ def _search(wanted: dict[str, Any]) -> dict[str, Any]:
     request = Request(
         **wanted, in_shape=info.in_shape, num_classes=info.num_classes, static=info.static
     )
-    bare = base.measure(request.threads)
-    with TraceClient() as tracer:
-        found = search(request, tracer.families(), lambda each: predict(each, bare, tracer))
+    found = choose(request, timeline=True)
     plan = found.require()
-    return {"plan": plan.to_toml(), "cache": _cache(plan)}
+    planning = json.dumps(explain.payload(found, request.budget_bytes))
+    return {"plan": plan.to_toml(), "cache": _cache(plan), "planning": planning}
 
 
 def _given(text: str) -> dict[str, Any]:

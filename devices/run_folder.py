@@ -1,6 +1,7 @@
 """The folder of one training, and the lock that keeps it to one training at a time.
 
 plan.toml           what is trained and why it fits
+planning.json       what else was possible, for the report (where the planner chose)
 config.json         seed and the other settings of the run
 metrics.jsonl       one JSON object a line: steps, epochs, memory, restarts
 checkpoints/        see checkpoint.py
@@ -8,6 +9,7 @@ trainer.log         what the trainer wrote to stderr
 model.safetensors   the trained network, model.json its description (written at the end)
 result.json         the outcome, as `revedge train --json` prints it
 progress.png        accuracy and memory over time
+report.html         the plan, the alternatives, and what happened
 exact/              the finish, a run folder of its own (finish.py)
 """
 
@@ -81,6 +83,8 @@ class RunFolder:
         self.model_config = self.path / "model.json"
         self.result = self.path / "result.json"
         self.picture = self.path / "progress.png"
+        self.planning = self.path / "planning.json"
+        self.report = self.path / "report.html"
         self._lock_file = self.path / "lock"
 
     @property
@@ -119,9 +123,13 @@ class RunFolder:
         except OSError as error:
             raise RevedgeError(f"{self.config} cannot be read ({error.strerror})") from None
 
-    def begin(self, plan_text: str, settings: RunSettings) -> None:
+    def begin(
+        self, plan_text: str, settings: RunSettings, planning_text: str | None = None
+    ) -> None:
         """Write plan and settings; from now on the run can be resumed."""
         try:
+            if planning_text is not None:
+                replace_text(self.planning, planning_text)
             replace_text(self.plan, plan_text)
             replace_text(self.config, settings.to_json())
         except OSError as error:

@@ -66,6 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run two real steps and refuse a plan that was too low",
     )
+    add(
+        "--report",
+        metavar="FILE",
+        help="write an HTML page: parts, timeline, alternatives (needs matplotlib)",
+    )
     add("--out", metavar="FILE", help="write the plan here, for revedge train --plan FILE")
 
 
@@ -110,9 +115,13 @@ def run(args: argparse.Namespace) -> int:
     notes: list[str] = []
     request = _request(args, notes)
     progress = _Progress()
-    result = choose(request, progress)
+    result = choose(request, progress, timeline=args.report is not None)
     progress.end()
     payload: dict[str, Any] = explain.payload(result, request.budget_bytes)
+    if args.report is not None:
+        _write_report(payload, args.report)
+        payload["report"] = args.report
+        del payload["timeline"]
     payload["notes"] = notes
     text = "\n".join([explain.text(result), *(f"note: {note}" for note in notes)]).strip()
     if result.plan is None:
@@ -241,6 +250,19 @@ def _budget_bytes(args: argparse.Namespace, notes: list[str]) -> int:
             f"the budget is more than is free now beside the system ({format_bytes(max(0, free - reserve))})"
         )
     return budget
+
+
+def _write_report(payload: dict[str, Any], path: str) -> None:
+    from revedge.planner import report
+
+    text = report.page(payload)
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise RevedgeError(
+            f"--report {path} cannot be written ({error.strerror}); choose a folder that you can write"
+        ) from None
 
 
 def _save(plan: Any, path: str) -> None:

@@ -12,6 +12,7 @@ from revedge.errors import BudgetError, UsageError
 from revedge.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
+    from revedge.devices.progress import Progress
     from revedge.devices.run_folder import RunFolder
     from revedge.devices.supervisor import Outcome
     from revedge.planner.plan import Plan
@@ -133,7 +134,7 @@ def _begin(args: argparse.Namespace, folder: "RunFolder") -> "Plan":
     _admit(plan)
     every_s = 5.0 if args.checkpoint_every_s is None else args.checkpoint_every_s
     settings = RunSettings(prepared.cache, args.seed or 0, every_s, finish=args.finish or "")
-    folder.begin(plan.to_toml(), settings)
+    folder.begin(plan.to_toml(), settings, prepared.planning)
     return plan
 
 
@@ -218,17 +219,14 @@ def _budget(text: str) -> int:
 def _train(args: argparse.Namespace, folder: "RunFolder", lock: int, plan: "Plan") -> int:
     import json
 
-    from revedge.devices import picture
     from revedge.devices.atomic import replace_text
     from revedge.devices.progress import Progress
     from revedge.devices.supervisor import Supervisor
 
     progress = Progress(plan.budget_bytes)
     outcome = Supervisor(folder, lock, progress).train()
-    problem = picture.draw_in_child(folder.path, plan.budget_bytes)
-    if problem:
-        progress.say(problem)
     if outcome.done is None:
+        _draw(folder, plan, progress)
         number = outcome.stopped_by or signal.SIGTERM
         text = (
             f"stopped at step {outcome.step}; continue with: revedge train --resume {folder.path}"
@@ -241,6 +239,7 @@ def _train(args: argparse.Namespace, folder: "RunFolder", lock: int, plan: "Plan
         replace_text(folder.result, json.dumps(result, indent=1) + "\n")
     except OSError as error:
         progress.say(f"warning: {folder.result} cannot be written ({error.strerror})")
+    _draw(folder, plan, progress)
     if folder.settings().finish:
         return _finish(args, folder, lock, result)
     share = 100 * outcome.measured_peak_bytes / plan.budget_bytes
@@ -251,6 +250,14 @@ def _train(args: argparse.Namespace, folder: "RunFolder", lock: int, plan: "Plan
         f"({share:.0f} % of {format_bytes(plan.budget_bytes)}, predicted "
         f"{format_bytes(plan.predicted_peak_bytes)})  {outcome.wall_s:.0f} s\n{folder.path}",
     )
+
+
+def _draw(folder: "RunFolder", plan: "Plan", progress: "Progress") -> None:
+    from revedge.devices import picture
+
+    problem = picture.draw_in_child(folder.path, plan.budget_bytes)
+    if problem:
+        progress.say(problem)
 
 
 def _finish(

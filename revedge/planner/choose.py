@@ -1,14 +1,21 @@
 """The planner as one call: measure the base, ask the tracing process, search. Free of torch."""
 
+import dataclasses
+
 from revedge.planner import base
 from revedge.planner.cost import predict
 from revedge.planner.request import Request
 from revedge.planner.search import Progress, SearchResult, search
+from revedge.planner.setting import Setting
 from revedge.planner.trace_client import TraceClient
 
 
-def choose(request: Request, progress: Progress = lambda tried: None) -> SearchResult:
+def choose(
+    request: Request, progress: Progress = lambda tried: None, *, timeline: bool = False
+) -> SearchResult:
     """Return the best plan for ``request``, or the floor where nothing fits.
+
+    ``timeline`` adds the live bytes over a step of what was chosen (of the floor where nothing fits), for a report.
 
     The first call on a machine takes some 10 s (two measuring processes); later ones 1 to 10 s, or
     nothing where everything is remembered.
@@ -20,9 +27,13 @@ def choose(request: Request, progress: Progress = lambda tried: None) -> SearchR
     progress(0)
     measured = base.measure(request.threads, request.device)
     with TraceClient() as tracer:
-        return search(
+        found = search(
             request,
             tracer.families(),
             lambda setting: predict(setting, measured, tracer),
             progress,
         )
+        setting = found.floor_setting if found.plan is None else Setting.of(found.plan)
+        if timeline and setting is not None:
+            found = dataclasses.replace(found, timeline=tracer.timeline(setting))
+        return found

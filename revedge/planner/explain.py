@@ -28,9 +28,23 @@ def payload(result: SearchResult, budget_bytes: int) -> dict[str, Any]:
         "floor_bytes": result.floor_bytes,
         "rejected": [_rejected(each) for each in result.rejected],
         "alternatives": [_alternative(each) for each in result.alternatives],
+        **({} if result.timeline is None else {"timeline": result.timeline}),
         "tried": result.tried,
         "space": result.space,
         **({} if plan is not None else {"reason": result.reason, "way_out": result.way_out}),
+    }
+
+
+def payload_of_plan(plan: Plan) -> dict[str, Any]:
+    """Return such an object for a plan whose search is not known."""
+    return {
+        "feasible": True,
+        "budget_bytes": plan.budget_bytes,
+        "config": config(plan),
+        "predicted_peak_bytes": plan.predicted_peak_bytes,
+        "floor_bytes": None,
+        "rejected": [],
+        "alternatives": [],
     }
 
 

@@ -9,6 +9,7 @@ configuration that is accepted or called rejected was itself predicted, none is 
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from revedge.errors import BudgetError, UsageError
 from revedge.planner.cost import Prediction
@@ -54,6 +55,7 @@ class SearchResult:
     space: int = 0  # configurations among which it was chosen
     rejected: tuple[Rejected, ...] = ()
     alternatives: tuple[Alternative, ...] = ()  # the fastest first
+    timeline: Mapping[str, Any] | None = None  # see timeline.py; for a report
     reason: str = ""
     way_out: str = ""
     floor_setting: Setting | None = None

@@ -2,10 +2,13 @@
 
 ``{"do": "families"}`` -> ``{"families": {family: [model, ...]}}``
 ``{"do": "trace", "setting": {...}}`` -> the bytes of two training steps and an evaluation, see
-`trace`. A mistake in a request -> ``{"error": text, "kind": class name}``. Ends when stdin does.
+`trace`. ``{"do": "timeline", "setting": {...}}`` -> see `revedge.planner.timeline`. A mistake in a
+request -> ``{"error": text, "kind": class name}``. Ends when stdin does.
 """
 
 import contextlib
+import dataclasses
+import functools
 import json
 import os
 import signal
@@ -22,7 +25,9 @@ from revedge.errors import RevedgeError
 from revedge.kernels import native_status
 from revedge.planner.setting import Setting
 from revedge.planner.step import Rehearsal
+from revedge.planner.timeline import timeline
 from revedge.planner.tracer import StorageTracker, allocated_bytes
+from revedge.planner.work import Work
 
 
 def trace(setting: Setting, *, thorough: bool = False) -> dict[str, int]:
@@ -32,24 +37,12 @@ def trace(setting: Setting, *, thorough: bool = False) -> dict[str, int]:
     first has left anything behind. Of the chunks that a tail reads, the first two and the last are run: those between
     take what the second takes (``thorough``: all, and no other short cut either). Keys: ``peak_bytes``, its parts
     ``weights_bytes, gradients_bytes, optimizer_bytes, data_bytes, activations_bytes,
-    workspace_bytes`` as they stand at the peak, ``sgd_bytes`` (the optimizer's, were it SGD), and the counts
-    ``parameters, convolutions, operations``.
+    workspace_bytes`` as they stand at the peak, ``sgd_bytes`` (the optimizer's, were it SGD), the counts
+    ``parameters, runs, convolutions, operations``, and the work of one micro-batch: ``multiplications,
+    moved_bytes, calls``.
     """
-    rehearsal = Rehearsal(setting, "meta")
-    tracker = StorageTracker(
-        page_bytes=page_bytes(),
-        native_kernels=bool(native_status()["loaded"]) and setting.device == "cpu",
-        short_cuts=not thorough,
-    )
-    tracker.add(rehearsal.weights(), "weights")
-    tracker.add(rehearsal.optimizer_state(), "optimizer")
-    before = tracker.live_bytes
-    few = mock.patch.object(tail, "chunks", chunks if thorough else _few_chunks)
-    with tracker, few:
-        rehearsal.train_step(tracker.name)
-        if tracker.live_bytes != before:
-            rehearsal.train_step(tracker.name)
-        rehearsal.evaluate(tracker.name)
+    rehearsal, tracker, work = _follow(setting, thorough=thorough)
+    rounds = 1 if setting.micro_batch_size == setting.batch_size else 2
     parts = tracker.bytes_at_peak()
     kinds = ("weights", "gradients", "optimizer", "data", "activations")
     return {
@@ -61,14 +54,50 @@ def trace(setting: Setting, *, thorough: bool = False) -> dict[str, int]:
             for p in rehearsal.parameters
         ),
         "parameters": sum(p.numel() for p in rehearsal.parameters),
+        "runs": len(rehearsal.net.runs()),
         "convolutions": len(tracker.convolutions),
         "operations": tracker.operations,
+        "multiplications": work.multiplications // rounds,
+        "moved_bytes": work.moved_bytes // rounds,
+        "calls": work.calls // rounds,
     }
 
 
-def _few_chunks(signal: Signal, *, whole: bool) -> Iterator[tuple[int, int]]:
+def _follow(setting: Setting, *, thorough: bool) -> tuple[Rehearsal, StorageTracker, Work]:
+    """Rehearse on meta tensors; the work is that of the first step."""
+    rehearsal = Rehearsal(setting, "meta")
+    tracker = StorageTracker(
+        page_bytes=page_bytes(),
+        native_kernels=bool(native_status()["loaded"]) and setting.device == "cpu",
+        short_cuts=not thorough,
+    )
+    tracker.add(rehearsal.weights(), "weights")
+    tracker.add(rehearsal.optimizer_state(), "optimizer")
+    before = tracker.live_bytes
+    few_chunks = functools.partial(_few_chunks, tracker.work)
+    few = mock.patch.object(tail, "chunks", chunks if thorough else few_chunks)
+    with tracker, few:
+        rehearsal.train_step(tracker.name)
+        work = dataclasses.replace(tracker.work)
+        if tracker.live_bytes != before:
+            rehearsal.train_step(tracker.name)
+        rehearsal.evaluate(tracker.name)
+    return rehearsal, tracker, work
+
+
+def _few_chunks(work: Work, signal: Signal, *, whole: bool) -> Iterator[tuple[int, int]]:
+    """As `chunks`, but the second stands for all up to the last."""
     every = list(chunks(signal, whole=whole))
-    yield from every if len(every) <= 3 else (*every[:2], every[-1])
+    if len(every) <= 3:
+        yield from every
+        return
+    yield every[0]
+    work.repeat = len(every) - 2
+    try:
+        yield every[1]
+    finally:
+        work.repeat = 1
+    yield every[-1]
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -78,7 +107,11 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             return {
                 "families": {family: list(members) for family, members in models.families().items()}
             }
-        return dict(trace(Setting.from_json(request["setting"])))
+        setting = Setting.from_json(request["setting"])
+        if request["do"] == "timeline":
+            _, tracker, _ = _follow(setting, thorough=False)
+            return timeline(tracker.storages, tracker.operations)
+        return dict(trace(setting))
     except RevedgeError as error:
         return {"error": str(error), "kind": type(error).__name__}
     except (TypeError, ValueError, RuntimeError, KeyError, ArithmeticError) as error:

@@ -49,6 +49,18 @@ class TraceClient:
             known["optimizer_bytes"] = sgd_bytes
         return known
 
+    def timeline(self, setting: Setting) -> dict[str, Any]:
+        """Return what `revedge.planner.timeline.timeline` does; not remembered.
+
+        Raises:
+            UsageError, TraceError: as `trace`.
+        """
+        found = self._exchange({"do": "timeline", "setting": setting.to_json()})
+        if "error" in found:
+            kind = TraceError if found["kind"] == "failure" else UsageError
+            raise kind(found["error"])
+        return found
+
     def close(self) -> None:
         """End the process and write the cache."""
         self._memory.save()

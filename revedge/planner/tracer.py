@@ -5,6 +5,7 @@ counted, in any strategy, without a formula that could be forgotten. Runs in a c
 (importing torch's dispatch mode costs 72 MB) and knows nothing of spiking networks.
 """
 
+import functools
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from revedge.allocator import MMAP_THRESHOLD_BYTES
+from revedge.planner.work import Work
 
 _CONVOLUTIONS = ("aten::convolution", "aten::convolution_backward", "aten::_convolution")
 _CHANNEL_BLOCK = 16  # oneDNN copies operands into blocks of up to 16 channels
@@ -87,13 +89,13 @@ class _Made:
 
 _MOST_REMEMBERED = 100_000
 _MADE: dict[Any, _Made] = {}  # operator and kinds of arguments -> what it makes
-_NATURES: dict[Any, str] = {}
 
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
 
 
+@functools.cache
 def _nature(func: Any) -> str:
     """Whether an operator works "in place" and returns its first argument, makes "new" ones, or else."""
     schema = func._schema
@@ -140,6 +142,7 @@ class StorageTracker(TorchDispatchMode):
         self.peak_workspace_bytes = 0
         self.peak_operation = 0
         self.convolutions: set[tuple[Any, ...]] = set()
+        self.work = Work()
 
     def add(self, tensors: Iterable[Tensor], kind: str = "activations") -> None:
         """Count the storages of ``tensors`` that are not counted yet."""
@@ -196,6 +199,9 @@ class StorageTracker(TorchDispatchMode):
         out = self._run(func, args, kwargs or {})
         self.operations += 1
         made = [each for each in tree_iter(out) if isinstance(each, Tensor)]
+        if _nature(func) != "view":
+            given = [each for each in args if isinstance(each, Tensor)]
+            self.work.count(name, args, given + [each for each in made if each is not args[0]])
         self.add(made)
         workspace = self._workspace(name, args, made)
         if workspace:
@@ -204,9 +210,7 @@ class StorageTracker(TorchDispatchMode):
         return out
 
     def _quickly(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        nature = _NATURES.get(func)
-        if nature is None:
-            nature = _NATURES[func] = _nature(func)
+        nature = _nature(func)
         if nature == "in place":
             return args[0]
         if nature == "view":

@@ -165,7 +165,8 @@ def drawn(count: int) -> list[Setting]:
 def test_short_cuts_change_no_byte(each: Setting) -> None:
     """Chunks and operators that are not run again take what those took that were."""
     short, thorough = trace(each), trace(each, thorough=True)
-    assert {**short, "operations": 0} == {**thorough, "operations": 0}
+    del short["operations"], thorough["operations"]
+    assert short == thorough
 
 
 def test_trace_parts_sum_to_the_peak() -> None:
