@@ -3,6 +3,7 @@
 import html
 import io
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ th.setAttribute('aria-sort',up?'ascending':'descending');
 const value=row=>{const v=row.cells[at].dataset.value??row.cells[at].textContent;return isNaN(v)?v:+v};
 [...body.rows].sort((a,b)=>{const x=value(a),y=value(b);return (x<y?-1:x>y?1:0)*(up?1:-1)}).forEach(r=>body.append(r))};
 th.onclick=sort;th.onkeydown=e=>{if(e.key==='Enter')sort()}});
-document.querySelectorAll('figure').forEach(f=>f.onclick=e=>{const g=e.target.closest('g[id^=tip]');
+document.querySelectorAll('figure').forEach(f=>f.onclick=e=>{const g=e.target.closest('g[id*=-tip-]');
 if(g)f.querySelector('.tip').textContent=g.querySelector('title').textContent});
 """
 Cell = str | tuple[str, float]  # HTML, or a text with the value that it is sorted by
@@ -77,8 +78,8 @@ def figure(caption: str, draw: Callable[[Any, Tip], None], *, height: float = 3.
     for name, text in tips.items():
         svg = svg.replace(f'<g id="{name}">', f'<g id="{name}"><title>{esc(text)}</title>', 1)
     # Every picture has its own names, or one would draw with the clip paths of another.
-    own = re.sub(r"\W+", "-", caption.lower())
-    svg = re.sub(r'(id="|href="#|url\(#)(?!tip)', rf"\1{own}-", svg)
+    own = f"f{zlib.crc32(caption.encode()):08x}"
+    svg = re.sub(r'( id="|href="#|url\(#)', rf"\1{own}-", svg.replace("xlink:href", "href"))
     return f"<figure><figcaption>{esc(caption)}</figcaption>{svg}<div class=tip></div></figure>"
 
 
