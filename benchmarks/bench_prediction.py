@@ -97,6 +97,7 @@ def plan_of(setting: Setting, bare: base.Base, client: TraceClient) -> Plan:
         **values,
         data="random",
         epochs=1,
+        learning_rate=0.0,  # weights that random frames have trained may leave the range of the grid
         budget_bytes=2 * sum(parts.values()),
         predicted_peak_bytes=sum(parts.values()),
         parts=parts,

@@ -14,6 +14,7 @@ from revedge.planner.setting import Setting
 from revedge.units import format_bytes
 
 _MIB = 2**20
+_FAR = 8  # peaks further apart are drawn on a logarithmic scale
 # Okabe and Ito's colours, which most colour-blind people tell apart; kinds of memory have one colour on all pictures.
 COLOURS = {
     "base": "#999999",
@@ -149,6 +150,9 @@ def _front(found: Mapping[str, Any]) -> str:
         axes.set(
             xlabel="time of a step, in those of the fastest kind", ylabel="predicted peak, MiB"
         )
+        peaks = [each["predicted_peak_bytes"] for each in found["alternatives"]]
+        if max(peaks) > _FAR * min(peaks):
+            axes.set_yscale("log")
         axes.legend(frameon=False)
 
     return figure("Memory against time of every way to train this network", draw)

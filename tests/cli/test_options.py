@@ -47,6 +47,7 @@ FROZEN: dict[str, set[str]] = {
         "--optimizer",
         "--out",
         "--prefer",
+        "--report",
         "--slab",
         "--static",
         "--strategy",

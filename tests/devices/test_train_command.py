@@ -210,6 +210,9 @@ def test_a_plan_with_all_savings_trains(make_run: MakeRun, start: Start) -> None
     for run in runs:
         result = _finish(start("train", "--resume", str(run.path), "--json"))
         assert math.isfinite(result["test_accuracy"])
+    page = runs[1].report.read_text("utf-8")
+    assert "Measured peak" in page
+    assert "Resident memory over the training" in page
     digests = [_digest(run) for run in runs]
     assert digests[0] == digests[1]  # slabs may round otherwise
 
