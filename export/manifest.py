@@ -45,6 +45,7 @@ class Manifest:
         grid_bits: residual streams are multiples of ``2**-grid_bits``.
         numerics: "float": spikes agree up to rounding near thresholds; "exact": they are equal everywhere.
         certificate: of exact files, see `revedge.export.exact_ranges.Certificate`; empty of others.
+        network: SHA-256 over configuration and values of the trained network.
         model: what `revedge.models.create` was called with.
         versions: of revedge, torch, onnx and the exporter.
         opset: of ONNX files, None otherwise.
@@ -65,6 +66,7 @@ class Manifest:
     grid_bits: int
     model: Mapping[str, Any]
     versions: Mapping[str, str]
+    network: str = ""
     data: str = ""
     opset: int | None = None
     batch: int | None = None
@@ -106,6 +108,7 @@ class Manifest:
             "numerics": self.numerics,
             "certificate": dict(self.certificate),
             "data": self.data,
+            "network": self.network,
             "model": dict(self.model),
             "versions": dict(self.versions),
         }
@@ -126,7 +129,7 @@ class Manifest:
         """
         if "schema" not in strings or "states" not in strings:
             raise ExportError(f"{source} carries no revedge metadata; write it with revedge export")
-        plain = {"graph", "numerics", "data", "target", "weights"}
+        plain = {"graph", "numerics", "data", "network", "target", "weights"}
         try:
             return cls.from_dict(
                 {k: v if k in plain else json.loads(v) for k, v in strings.items()}, source
@@ -160,6 +163,7 @@ class Manifest:
                 model=dict(values["model"]),
                 versions=dict(values["versions"]),
                 data=str(values["data"]),
+                network=str(values["network"]),
                 opset=_optional(values["opset"]),
                 batch=_optional(values["batch"]),
                 steps=_optional(values["steps"]),

@@ -9,6 +9,7 @@ from revedge.export.inference import InferenceNet
 from revedge.export.manifest import Manifest
 from revedge.export.onnx_builder import OPSETS
 from revedge.export.onnx_graph import Dims, build_model, input_dims, output_dims
+from revedge.export.onnx_operators import graphs, operators
 from revedge.export.targets import TARGETS
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def check_onnx(path: Path, manifest: Manifest) -> "onnx.ModelProto":
     found = {entry.domain: entry.version for entry in model.opset_import}
     if found != {"": manifest.opset}:
         raise ExportError(f"opset {manifest.opset} was asked for, {path.name} has {found}")
-    for graph in _graphs(model.graph):
+    for graph in graphs(model.graph):
         for one in graph.initializer:
             if one.data_location == onnx.TensorProto.EXTERNAL:
                 raise ExportError(f"{path.name} keeps {one.name} outside the file")
@@ -95,25 +96,6 @@ def check_onnx(path: Path, manifest: Manifest) -> "onnx.ModelProto":
     if Manifest.from_strings(stored, path.name) != manifest:
         raise ExportError(f"{path.name} does not carry the metadata that were asked for")
     return model
-
-
-def operators(model: "onnx.ModelProto") -> dict[str, int]:
-    """How many nodes of each operator a model has, bodies of Scan included, most frequent first."""
-    counts: dict[str, int] = {}
-    for graph in _graphs(model.graph):
-        for node in graph.node:
-            counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _graphs(graph: "onnx.GraphProto") -> "list[onnx.GraphProto]":
-    inner = [
-        attribute.g
-        for node in graph.node
-        for attribute in node.attribute
-        if attribute.HasField("g")
-    ]
-    return [graph, *(found for one in inner for found in _graphs(one))]
 
 
 def _dims(value: "onnx.ValueInfoProto") -> Dims:

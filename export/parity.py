@@ -24,6 +24,7 @@ from revedge.export.probes import Array, FileProbe, Seen, TrainedProbe
 from revedge.export.rounding import step_bounds
 
 STEPS = 16
+FORCED_FLIPS_PER_MILLION = 20
 BATCHES = (1, 8)
 SHORT = 4  # steps of the shorter of two sequences
 
@@ -157,6 +158,20 @@ def _judge(
                 f"step {step}: {name} fires differently from the trained network at a membrane {away[wrong].max():.3g} "
                 "away from its threshold; the file is rejected, use another --format or --opset"
             )
+
+
+def check_forced_flips(report: ParityReport) -> None:
+    """Spikes that differ although states and spikes are given must be as rare as values that close to a threshold.
+
+    Raises:
+        ExportError: more than 20 in a million (and more than two).
+    """
+    allowed = max(2.0, FORCED_FLIPS_PER_MILLION * report.compared_spikes / 1e6)
+    if report.forced_flips > allowed:
+        raise ExportError(
+            f"{report.forced_flips} of {report.compared_spikes} spikes differ although states and spikes are given, "
+            f"at most {allowed:.0f} can be rounding; the file is rejected, use another --format or --opset"
+        )
 
 
 def repeat_frames(frames: Array, steps: int, static: bool) -> Array:

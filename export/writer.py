@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from revedge.engine.unit import GRID_BITS
 from revedge.errors import ExportError, UsageError
@@ -23,8 +24,11 @@ from revedge.export.formats import (
     Choices,
     check_format,
 )
+from revedge.export.golden import GOLDEN_FILE, network_sha256, write_golden
+from revedge.export.golden_check import GoldenReport, check_golden
 from revedge.export.inference import InferenceNet, inference_form
 from revedge.export.manifest import Manifest, StateEntry
+from revedge.export.measure import MEASURED, measure
 from revedge.export.onnx_file import check_onnx, write_onnx
 from revedge.export.onnx_probe import OnnxProbe
 from revedge.export.parity import (
@@ -32,6 +36,7 @@ from revedge.export.parity import (
     SHORT,
     STEPS,
     ParityReport,
+    check_forced_flips,
     compare_predictions,
     compare_steps,
 )
@@ -45,13 +50,25 @@ from revedge.models import SpikingNet
 REPORT_FILE = "model.export.json"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class ExportedFile:
-    """One format: its files, and what the comparison found."""
+    """One format: its files, and what was found.
+
+    Attributes:
+        format: of `revedge.export.formats.FORMATS`.
+        paths: of the files.
+        manifest: of the files.
+        parity: the comparison with the network.
+        golden: the check that will be made on the target, made here; None for TorchScript.
+        measured: file name -> bytes, time and memory, see `revedge.export.measure.measure`.
+    """
 
     format: str
     paths: tuple[Path, ...]
+    manifest: Manifest
     parity: ParityReport
+    golden: GoldenReport | None = None
+    measured: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
 def export_network(
@@ -63,6 +80,7 @@ def export_network(
     choices: Choices | None = None,
     numerics: str = "float",
     data_name: str = "",
+    measured: bool = True,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[ExportedFile]:
     """Write ``net`` to ``out`` in every format and compare each file with it.
@@ -70,11 +88,13 @@ def export_network(
     Args:
         net: a trained network; not changed.
         frames: its data set; the comparison uses the test split.
-        out: folder; made if missing. Files: see `revedge.export.formats.FILES`, and model.export.json.
+        out: folder; made if missing. Files: see `revedge.export.formats.FILES`, golden.npz and
+            model.export.json.
         formats: of `revedge.export.formats.FORMATS`.
         choices: opset, batch, target and so on, from `revedge.export.formats.choices`.
         numerics: "float", or "exact": integer sums, and equality of every bit instead of bounds.
         data_name: of the data set, for the metadata.
+        measured: also measure time and memory of each file, in a process of its own.
         tell: gets a line of progress from time to time.
 
     Time: seconds, plus two passes over the test split per format.
@@ -102,6 +122,16 @@ def export_network(
         }
     else:
         form, trained = inference_form(net), TrainedProbe(net)
+    golden = out / GOLDEN_FILE
+    write_golden(
+        golden,
+        trained,
+        frames,
+        network_sha256(net),
+        batch=next((m.batch for m in manifests.values() if m.batch), None),
+        steps=next((m.steps for m in manifests.values() if m.steps), net.timesteps),
+        exact=numerics == "exact",
+    )
     done: list[ExportedFile] = []
     failures: list[ExportError] = []
     for name, manifest in manifests.items():
@@ -113,7 +143,17 @@ def export_network(
         )
         try:
             _write_and_compare(form, trained, frames, manifest, paths, parity, tell)
-            done.append(ExportedFile(name, paths, parity))
+            file = ExportedFile(name, paths, manifest, parity)
+            if manifest.opset is not None:
+                file.golden = check_golden(paths[0], golden)
+            if measured:
+                tell(f"measuring {', '.join(path.name for path in paths)}")
+                file.measured = {
+                    path.name: measure(path, manifest.batch or 1)
+                    for path in paths
+                    if path.suffix in MEASURED
+                }
+            done.append(file)
         except ExportError as error:
             failures.append(_reject(error, paths))
     _write_report(out / REPORT_FILE, done, failures)
@@ -173,6 +213,7 @@ def manifest_of(
         model=json.loads(json.dumps(net.config)),
         versions={key: _version(package) for key, package in packages.items()},
         data=data_name,
+        network=network_sha256(net),
         opset=chosen.opset if onnx else None,
         batch=chosen.batch if onnx else None,
         steps=steps,
@@ -233,6 +274,7 @@ def _write_and_compare(
             compare_exactly(trained, probe, x, parity)
         else:
             compare_steps(trained, probe, x, parity)
+    check_forced_flips(parity)
     compare_predictions(predictions(paths[-1], manifest, trained, frames, tell), parity)
     if isinstance(trained, ExactProbe):
         demand_equal_answers(parity)
@@ -250,6 +292,8 @@ def _write_report(path: Path, done: list[ExportedFile], failures: list[ExportErr
     report = {
         "files": {file.format: [one.name for one in file.paths] for file in done},
         "parity": {file.format: dataclasses.asdict(file.parity) for file in done},
+        "golden": {f.format: dataclasses.asdict(f.golden) for f in done if f.golden},
+        "measured": {file.format: file.measured for file in done},
         "errors": [str(error) for error in failures],
     }
     path.write_text(json.dumps(report, indent=1) + "\n")

@@ -28,6 +28,7 @@ _OPTIONAL = {
     "scikit-learn": ("data", "the data set digits"),
     "onnx": ("export", "revedge export --format onnx"),
     "onnxruntime": ("runtime", "revedge run, and the check after revedge export"),
+    "aedat": ("aedat4", "revedge run --input FILE.aedat4"),
     "matplotlib": ("report", "the picture in a run folder"),
 }
 _ASK_KERNELS = """

@@ -25,8 +25,9 @@ onnx-blocks (several steps, states in and out); onnx-unrolled (a recording of fi
 targets: ort (onnxruntime); jetpack5 and jetpack6 (TensorRT); generic (basic operators only).
 
 Every file is compared with the trained network: step by step with the network's own states and spikes,
-free running at two batch sizes, and on the whole test split. A file that differs is renamed to *.rejected
-and the command ends with exit code 1."""
+free running at two batch sizes, and on the whole test split; a golden file for the check on the
+target is written (revedge verify-export); time and memory of one stream are measured. A file that
+differs is renamed to *.rejected and the command ends with exit code 1."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -220,6 +221,8 @@ def _report(files: "list[ExportedFile]", numerics: str) -> str:
             file.format,
             path.name,
             format_bytes(path.stat().st_size),
+            f"{file.measured[path.name]['step_ms']:.2f}",
+            format_bytes(file.measured[path.name]["measured_peak_bytes"]),
             f"{file.parity.spike_flips} of {file.parity.compared_spikes}",
             f"{file.parity.max_logit_difference:.2g}",
             f"{file.parity.argmax_changed} of {file.parity.test_samples}",
@@ -232,6 +235,8 @@ def _report(files: "list[ExportedFile]", numerics: str) -> str:
         "format",
         "file",
         "size",
+        "ms per step",
+        "memory",
         "spikes changed",
         "logits",
         "predictions changed",
@@ -250,9 +255,15 @@ def _report(files: "list[ExportedFile]", numerics: str) -> str:
             f"{' and '.join(map(str, parity.batches))}, every value agrees within its rounding bound (the closest "
             f"comes to {100 * parity.largest_share_of_bound:.0f} % of it)"
         )
+    for file in files:
+        if file.golden is not None and not file.parity.sequence_identical:
+            lines.append(
+                f"{file.format}: optimized, its bits differ from those of its step in a loop"
+            )
     model = next((path for f in files for path in f.paths if path.suffix == ".onnx"), None)
     if model is not None:
         lines.append(f"run it without torch: revedge run {model} --data NAME")
+        lines.append(f"check it on the board: revedge verify-export {model}")
     return "\n".join(lines)
 
 
@@ -271,6 +282,8 @@ def _payload(files: "list[ExportedFile]") -> dict[str, Any]:
             file.format: {
                 **asdict(file.parity),
                 "file_bytes": [path.stat().st_size for path in file.paths],
+                "measured": file.measured,
+                "golden": None if file.golden is None else asdict(file.golden),
             }
             for file in files
         },

@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from revedge.errors import RevedgeError
 
@@ -20,6 +21,8 @@ COMMANDS = {
     "verify": "compare every memory strategy with stored back-propagation through time",
     "export": "write TorchScript and ONNX files and check them against the trained network",
     "run": "run an exported ONNX file, without torch",
+    "inspect": "show what an exported ONNX file says about itself",
+    "verify-export": "check on the target that an exported ONNX file does what it should",
     "bench": "measure memory and time of strategies, each in a fresh process",
     "devices": "list boards, or probe this one",
     "doctor": "say what this machine can do, and what is missing",
@@ -44,12 +47,16 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
             name, help=text, description=text, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         if name == command:
-            importlib.import_module(f"revedge.cli.{name}").add_arguments(sub)
+            _module(name).add_arguments(sub)
         sub.add_argument(
             "--json", action="store_true", help="print one JSON object as the last line of stdout"
         )
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
+
+
+def _module(command: str) -> Any:
+    return importlib.import_module(f"revedge.cli.{command.replace('-', '_')}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        code: int = importlib.import_module(f"revedge.cli.{args.command}").run(args)
+        code: int = _module(args.command).run(args)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader, `head` for example, has seen enough

@@ -1,4 +1,4 @@
-"""`revedge run`: an exported ONNX model on a test split, as on a board: no torch, one frame at a time."""
+"""`revedge run`: an exported ONNX model as on a board, without torch: on a test split, a recording, or a stream."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from revedge import allocator
 from revedge.cli.output import emit
 from revedge.errors import UsageError
 from revedge.units import format_bytes
@@ -16,38 +17,74 @@ if TYPE_CHECKING:
 
 _EPILOG = """examples:
   revedge run out/model.onnx --data digits
-  revedge run out/model.onnx --data nmnist --data-dir recordings --batch 8 --json"""
+  revedge run out/model.onnx --data nmnist --data-dir recordings --batch 8 --json
+  revedge run out/model.scan.onnx --input recording.aedat4
+  revedge run out/model.onnx --input long.npz --window-us 300000
+  camera | revedge run out/model.onnx --stream --window-us 300000
+
+recordings: .npz with t [us], x, y, p; .bin of N-MNIST; .aedat4 (needs pip install 'revedge[aedat4]').
+--stream reads lines t x y p from standard input and prints one line per window with events:
+its begin in us, the predicted class, the events in it. A window is cut into the model's time steps,
+and every window begins at rest. A file exported with a fixed batch needs --batch 1."""
 _TELL_EVERY_S = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command."""
     parser.epilog = _EPILOG
-    parser.add_argument("model", metavar="MODEL", type=Path, help="model.onnx of revedge export")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="an ONNX file of revedge export")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", metavar="NAME", help="the test split of a data set, as in train")
+    what.add_argument("--input", metavar="FILE", type=Path, help="one recording of events")
+    what.add_argument("--stream", action="store_true", help="events from standard input")
     parser.add_argument(
-        "--data", metavar="NAME", required=True, help="data set, as in revedge train"
+        "--data-dir", metavar="DIR", type=Path, help="where the files of --data are"
     )
-    parser.add_argument("--data-dir", metavar="DIR", type=Path, help="where its files are")
     parser.add_argument(
-        "--batch", type=int, default=1, help="recordings at a time (default: %(default)s)"
+        "--window-us",
+        metavar="US",
+        type=int,
+        help="length of a window: needed by --stream; cuts --input into windows (default: one, all of it)",
+    )
+    parser.add_argument(
+        "--batch", type=int, default=1, help="recordings of --data at a time (default: %(default)s)"
     )
     parser.add_argument(
         "--threads", type=int, default=1, help="of onnxruntime (default: %(default)s)"
     )
+    parser.add_argument(
+        "--low-memory", action="store_true", help="slower, with a tenth less memory"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the test split and report accuracy, time per step and peak memory of this process."""
+    """Run what was asked for."""
     if not args.model.is_file():
         raise UsageError(
             f"MODEL {args.model} does not exist; write it with: revedge export RUN -o DIR"
         )
     if args.batch < 1:
         raise UsageError(f"--batch {args.batch} is not a number of recordings; use 1 or more")
-    from revedge.data import FrameCache, prepare
+    if args.data is None and (args.batch != 1 or args.data_dir is not None):
+        raise UsageError("--batch and --data-dir go with --data; leave them out")
+    allocator.return_freed_memory()  # before the first large allocation: loading a file frees many
     from revedge.export.runner import StreamRunner
 
-    runner = StreamRunner(args.model, threads=args.threads)
+    runner = StreamRunner(args.model, threads=args.threads, low_memory=args.low_memory)
+    if args.data is None:
+        from revedge.cli.run_events import run_input, run_stream
+
+        return run_stream(args, runner) if args.stream else run_input(args, runner)
+    if args.window_us is not None:
+        raise UsageError("--window-us goes with --input and --stream; leave it out")
+    return _run_data(args, runner)
+
+
+def _run_data(args: argparse.Namespace, runner: "StreamRunner") -> int:
+    """Run the test split and report accuracy, time per step and peak memory of this process."""
+    from revedge.data import FrameCache, prepare
+    from revedge.export.measure import peak_rss_bytes
+
     frames = FrameCache.open(prepare(args.data, args.data_dir, runner.manifest.timesteps))
     _check_fit(runner, frames, args)
     correct, step_s = _run_test_split(runner, frames, args.batch)
@@ -109,16 +146,3 @@ def _check_fit(runner: "StreamRunner", frames: "FrameCache", args: argparse.Name
                 f"{args.model} was trained for {what} {model}, --data {args.data} has {data}; "
                 f"use the data of its training{f', {wanted.data}' if wanted.data else ''}"
             )
-
-
-def peak_rss_bytes() -> int:
-    """Largest resident set that this process ever had.
-
-    From VmHWM, which begins with the process; ru_maxrss may be that of the parent before exec.
-    """
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -36,5 +36,8 @@ def exported(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Expo
     )
     frames, folder = FakeFrames(net), tmp_path_factory.mktemp("exported")
     return Export(
-        net, frames, folder, export_network(net, frames, folder, FORMATS, data_name="fake")
+        net,
+        frames,
+        folder,
+        export_network(net, frames, folder, FORMATS, data_name="fake", measured=False),
     )

@@ -34,7 +34,7 @@ def test_member_exports_and_agrees(member: str, tmp_path: Path) -> None:
     torch.manual_seed(6)
     net = settle(models.create(member.split()[0], **options))  # type: ignore[arg-type]
     before = digest(net)
-    files = export_network(net, FakeFrames(net), tmp_path)
+    files = export_network(net, FakeFrames(net), tmp_path, measured=False)
     assert [file.format for file in files] == ["torchscript", "onnx"]
     for file in files:
         assert file.parity.argmax_changed == 0
@@ -109,7 +109,9 @@ def test_opset_out_of_range_is_refused() -> None:
 def test_older_opsets_are_what_they_say(exported: Export, opset: int, tmp_path: Path) -> None:
     """Asked equals got, and the comparison passes."""
     chosen = choices(["onnx"], opset=opset)
-    files = export_network(exported.net, exported.frames, tmp_path, ["onnx"], choices=chosen)
+    files = export_network(
+        exported.net, exported.frames, tmp_path, ["onnx"], choices=chosen, measured=False
+    )
     model = onnx.load(str(tmp_path / "model.onnx"))
     assert [entry.version for entry in model.opset_import] == [opset]
     assert files[0].parity.argmax_changed == 0
@@ -124,6 +126,7 @@ def test_changed_prediction_rejects_the_file(
     with pytest.raises(ExportError, match=r"24 of 24 predictions .* kept as model\.onnx\.rejected"):
         export_network(exported.net, exported.frames, tmp_path, ["onnx"])
     assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "golden.npz",
         "model.export.json",
         "model.onnx.rejected",
     ]

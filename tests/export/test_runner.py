@@ -163,3 +163,57 @@ def test_runner_imports_nothing_heavy(exported: Export, run_python) -> None:  # 
     done = run_python("-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "(2, 5)"
+
+
+@pytest.mark.parametrize("graph", ["blocks", "scan", "unrolled"])
+def test_sequence_graphs_give_the_loop(runner: StreamRunner, exported: Export, graph: str) -> None:
+    """The same mean logits, bit for bit."""
+    x = _frames(3, seed=4)
+    runner.reset(3)
+    other = StreamRunner(exported.folder / f"model.{graph}.onnx")
+    other.reset(3)
+    assert np.array_equal(other.sequence(x), runner.sequence(x))
+    assert other.steps_done == 4
+
+
+def test_blocks_and_steps_share_one_stream(runner: StreamRunner, exported: Export) -> None:
+    """A snapshot of one goes on in the other; single steps work in blocks, too."""
+    x = _frames(2, seed=5)
+    runner.reset(2)
+    expected = [runner.step(frame) for frame in x]
+    blocks = StreamRunner(exported.folder / "model.blocks.onnx")
+    blocks.reset(2)
+    assert np.array_equal(blocks.step(x[0]), expected[0])
+    runner.load_state_dict(blocks.state_dict())
+    assert np.array_equal(runner.step(x[1]), expected[1])
+    blocks.load_state_dict(runner.state_dict())
+    mean = (expected[2] + expected[3]) / np.float32(2)
+    assert np.array_equal(blocks.sequence(x[2:]), mean)
+
+
+@pytest.mark.parametrize("graph", ["scan", "unrolled"])
+def test_whole_recordings_begin_at_rest(exported: Export, graph: str) -> None:
+    """No steps, no states, and a reset between recordings: each is said."""
+    whole = StreamRunner(exported.folder / f"model.{graph}.onnx")
+    x = _frames(1)
+    with pytest.raises(UsageError, match="call reset"):
+        whole.sequence(x)
+    whole.reset(1)
+    with pytest.raises(UsageError, match="whole recordings only"):
+        whole.step(x[0])
+    with pytest.raises(UsageError, match="shows no states"):
+        whole.state_dict()
+    first = whole.sequence(x)
+    with pytest.raises(UsageError, match="always begins at rest"):
+        whole.sequence(x)
+    whole.reset(1)
+    assert np.array_equal(whole.sequence(x), first)
+
+
+def test_low_memory_gives_the_same_answers(runner: StreamRunner, exported: Export) -> None:
+    """Convolutions in another layout may round otherwise; 0.02 is far below what a wrong state would cost."""
+    x = _frames(2)
+    lean = StreamRunner(exported.folder / "model.onnx", low_memory=True)
+    for one in (runner, lean):
+        one.reset(2)
+    assert np.allclose(lean.sequence(x), runner.sequence(x), atol=0.02)

@@ -30,6 +30,8 @@ MAIN = (
         ["verify", "--help"],
         ["export", "--help"],
         ["run", "--help"],
+        ["inspect", "--help"],
+        ["verify-export", "--help"],
         ["bench", "--help"],
     ],
     ids=" ".join,

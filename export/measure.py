@@ -1,0 +1,118 @@
+"""Time and memory of an exported file, in a process of its own: ``python -m revedge.export.measure FILE BATCH``.
+
+An ONNX file is run as on a board, with numpy and onnxruntime only; a TorchScript file needs torch.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from revedge import allocator, child
+from revedge.errors import ExportError
+
+MEASURED = (".onnx", ".pt")  # a .pt2 file is for interchange, and slower than the network itself
+_CALLS, _WARM_UP = 20, 3
+_LIMIT_S = 300.0
+
+
+def measure(path: Path, batch: int) -> dict[str, Any]:
+    """Measure a file in a child process.
+
+    Returns:
+        ``file_bytes``, ``load_ms``, ``step_ms`` (CPU time of one time step, median), ``measured_peak_bytes``.
+
+    Raises:
+        ExportError: the child failed.
+    """
+    words = child.command("revedge.export.measure", str(path), str(batch))
+    env = child.environment(OMP_NUM_THREADS="1")
+    try:
+        done = subprocess.run(
+            words, env=env, capture_output=True, text=True, timeout=_LIMIT_S, check=True
+        )
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (subprocess.SubprocessError, ValueError, IndexError) as error:
+        told = getattr(error, "stderr", None) or str(error)
+        last = (str(told).strip().splitlines() or ["no reason given"])[-1]
+        raise ExportError(f"{path.name} could not be measured: {last[:200]}") from None
+    return found
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident set that this process ever had.
+
+    From VmHWM, which begins with the process; ru_maxrss may be that of the parent before exec.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _onnx(path: Path, batch: int) -> tuple[Any, int]:
+    """Return a call, and how many time steps it makes."""
+    from revedge.export.runner import StreamRunner
+
+    runner = StreamRunner(path)
+    told = runner.manifest
+    frame = np.zeros((batch, *told.in_shape), np.float32)
+    if told.graph == "step":
+        runner.reset(batch)
+        return lambda: runner.step(frame), 1
+    steps = told.steps or told.timesteps
+    x = frame if told.static else np.zeros((steps, *frame.shape), np.float32)
+
+    def whole() -> None:
+        runner.reset(batch)
+        runner.sequence(x)
+
+    return whole, steps
+
+
+def _torchscript(path: Path, batch: int) -> tuple[Any, int]:
+    import torch
+
+    from revedge.export.torchscript import read_torchscript
+
+    torch.set_num_threads(1)
+    module: Any
+    module, told = read_torchscript(path)
+    x = torch.zeros(batch, *told["input"]["shape"])
+    if told["graph"] == "stream":
+        module.reset(batch)
+        return lambda: module(x), 1
+    states = [torch.full([batch, *state["shape"]], state["init"]) for state in told["states"]]
+    return lambda: module(x, states), 1
+
+
+def main() -> None:
+    """Measure the file that was named."""
+    allocator.return_freed_memory()
+    path, batch = Path(sys.argv[1]), int(sys.argv[2])
+    begin = time.process_time()
+    call, steps = (_onnx if path.suffix == ".onnx" else _torchscript)(path, batch)
+    load_ms = 1e3 * (time.process_time() - begin)
+    spent = []
+    for _ in range(_WARM_UP + _CALLS):
+        begin = time.process_time()
+        call()
+        spent.append(1e3 * (time.process_time() - begin) / steps)
+    found = {
+        "file_bytes": path.stat().st_size,
+        "load_ms": load_ms,
+        "step_ms": statistics.median(spent[_WARM_UP:]),
+        "measured_peak_bytes": peak_rss_bytes(),
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""What stands in an ONNX model. Needs onnx, but no torch."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+
+def operators(model: "onnx.ModelProto") -> dict[str, int]:
+    """How many nodes of each operator a model has, bodies of Scan included, most frequent first."""
+    counts: dict[str, int] = {}
+    for graph in graphs(model.graph):
+        for node in graph.node:
+            counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def graphs(graph: "onnx.GraphProto") -> "list[onnx.GraphProto]":
+    """A graph and the graphs inside its nodes."""
+    inner = [
+        attribute.g
+        for node in graph.node
+        for attribute in node.attribute
+        if attribute.HasField("g")
+    ]
+    return [graph, *(found for one in inner for found in graphs(one))]

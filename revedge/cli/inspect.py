@@ -1,0 +1,89 @@
+"""`revedge inspect`: what an exported file says about itself. Without torch; operators only where onnx is installed."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from revedge.cli.output import emit, table
+from revedge.errors import UsageError
+from revedge.units import format_bytes
+
+_EPILOG = """example:
+  revedge inspect out/model.onnx"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command."""
+    parser.epilog = _EPILOG
+    parser.add_argument("model", metavar="MODEL", type=Path, help="an ONNX file of revedge export")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read and report."""
+    if not args.model.is_file():
+        raise UsageError(
+            f"MODEL {args.model} does not exist; write it with: revedge export RUN -o DIR"
+        )
+    from revedge.export.runner import StreamRunner
+
+    told = StreamRunner(args.model).manifest
+    sizes = [4 * _count(state.shape) for state in told.states]
+    counts = _operators(args.model)
+    head = {
+        "graph": told.graph,
+        "target": told.target,
+        "opset": told.opset,
+        "batch": told.batch or "free",
+        "time steps": told.steps or (1 if told.graph == "step" else "free"),
+        "trained with": f"T = {told.timesteps}, data {told.data or 'unknown'}",
+        "input": f"x, {told.to_dict()['input']['layout']} with C,H,W = {_text(told.in_shape)}, "
+        f"float32, 8-bit frames times {told.input_scale:g}",
+        "classes": f"{told.num_classes}: {', '.join(told.class_names)}",
+        "weights": told.weights,
+        "numerics": told.numerics,
+        "file": format_bytes(args.model.stat().st_size),
+        "states": f"{len(told.states)}, {format_bytes(sum(sizes))} per stream",
+        "network": told.network,
+        "versions": ", ".join(f"{name} {value}" for name, value in told.versions.items()),
+        "operators": ", ".join(f"{count} {name}" for name, count in counts.items())
+        or "not read; they need the package onnx",
+    }
+    rows = [
+        (state.name, _text(state.shape), f"{state.init:g}", format_bytes(size), state.path)
+        for state, size in zip(told.states, sizes, strict=True)
+    ]
+    width = max(map(len, head))
+    lines = [f"{key.ljust(width)}  {value}" for key, value in head.items()]
+    lines += ["", table(("state", "shape", "rest", "size", "neuron"), rows)] if rows else []
+    emit(
+        args,
+        "\n".join(lines),
+        {
+            "metadata": told.to_dict(),
+            "file_bytes": args.model.stat().st_size,
+            "state_bytes": sum(sizes),
+            "operators": counts,
+        },
+    )
+    return 0
+
+
+def _operators(path: Path) -> dict[str, int]:
+    try:
+        import onnx
+    except ModuleNotFoundError:
+        return {}
+    from revedge.export.onnx_operators import operators
+
+    return operators(onnx.load(str(path), load_external_data=False))
+
+
+def _text(shape: Any) -> str:
+    return "x".join(map(str, shape))
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

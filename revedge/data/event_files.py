@@ -1,0 +1,116 @@
+"""Reads single event recordings with numpy alone: .npz, .bin (N-MNIST) and, with the package aedat, .aedat4.
+
+.npz      arrays t [us], x, y, p of one length, or one structured array `events` with these fields
+.bin      N-MNIST: 40 bits an event (x, y, polarity and 23 bits of time); y = 240 marks 2^13 us more
+.aedat4   the first stream of events
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from revedge.errors import DataError, UsageError
+
+Events = npt.NDArray[np.void]
+EVENT_DTYPE = np.dtype([("t", "<i8"), ("x", "<i4"), ("y", "<i4"), ("p", "i1")])
+FORMATS = (".npz", ".bin", ".aedat4")
+_FIELDS = ("t", "x", "y", "p")
+_LARGEST_BYTES = 1 << 31
+_NMNIST_BYTES, _NMNIST_OVERFLOW_Y, _NMNIST_OVERFLOW_US = 5, 240, 1 << 13
+
+
+def read_events(path: Path) -> Events:
+    """Return the events of a recording in order of time, `EVENT_DTYPE`: t in us, x and y in pixels, p 0 or 1.
+
+    Raises:
+        UsageError: no such file, a name that ends in something else than `FORMATS`, or aedat is not installed.
+        DataError: damaged, empty, or larger than 2 GiB.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} does not exist; name a recording ({', '.join(FORMATS)})")
+    readers = {".npz": _read_npz, ".bin": _read_nmnist, ".aedat4": _read_aedat4}
+    if path.suffix not in readers:
+        raise UsageError(f"{path} is none of {', '.join(FORMATS)}; convert it first")
+    if path.stat().st_size > _LARGEST_BYTES:
+        raise DataError(f"{path} is larger than 2 GiB; cut it, or send its events to --stream")
+    try:
+        events = readers[path.suffix](path)
+    except UsageError:
+        raise
+    except Exception as error:  # zipfile, zlib, numpy: many ways to say that bytes make no sense
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise DataError(f"{path} is damaged, or not a recording of events ({reason})") from None
+    if not len(events):
+        raise DataError(f"{path} holds no events")
+    t = events["t"]
+    return events[np.argsort(t, kind="stable")] if np.any(np.diff(t) < 0) else events
+
+
+def events_of(t: Any, x: Any, y: Any, p: Any) -> Events:
+    """Return columns as `EVENT_DTYPE`.
+
+    Raises:
+        ValueError: they are not whole numbers of one length, or a polarity is neither 0 nor 1.
+    """
+    columns = [np.asarray(column) for column in (t, x, y, p)]
+    if any(one.ndim != 1 or len(one) != len(columns[0]) for one in columns):
+        raise ValueError("t, x, y and p are not columns of one length")
+    if any(one.dtype.kind not in "iub" for one in columns):
+        raise ValueError("t, x, y and p are not whole numbers")
+    events = np.empty(len(columns[0]), EVENT_DTYPE)
+    for name, column in zip(_FIELDS, columns, strict=True):
+        limits = np.iinfo(EVENT_DTYPE[name])
+        if len(column) and not limits.min <= int(column.min()) <= int(column.max()) <= limits.max:
+            raise ValueError(f"{name} is out of range")
+        events[name] = column
+    if len(events) and not (events["p"].min() >= 0 and events["p"].max() <= 1):
+        raise ValueError("p is neither 0 nor 1")
+    return events
+
+
+def _read_npz(path: Path) -> Events:
+    with np.load(path, allow_pickle=False) as archive:
+        if "events" in archive:
+            table = archive["events"]
+            return events_of(*(table[name] for name in _FIELDS))
+        missing = [name for name in _FIELDS if name not in archive]
+        if missing:
+            raise ValueError(f"no array {missing[0]}; t, x, y, p or events are needed")
+        return events_of(*(archive[name] for name in _FIELDS))
+
+
+def _read_nmnist(path: Path) -> Events:
+    content = np.fromfile(path, np.uint8)
+    if len(content) == 0 or len(content) % _NMNIST_BYTES:
+        raise ValueError(f"{len(content)} bytes are not a whole number of 5-byte events, or none")
+    x, y, high, middle, low = content.reshape(-1, _NMNIST_BYTES).T.astype(np.int64)
+    overflow = y == _NMNIST_OVERFLOW_Y
+    t = ((high & 127) << 16 | middle << 8 | low) + np.cumsum(overflow) * _NMNIST_OVERFLOW_US
+    kept = ~overflow
+    return events_of(t[kept], x[kept], y[kept], (high >> 7)[kept])
+
+
+def _read_aedat4(path: Path) -> Events:
+    try:
+        aedat = import_module("aedat")
+    except ModuleNotFoundError:
+        raise UsageError(
+            f"{path} needs the package aedat; install it with: pip install 'revedge[aedat4]'"
+        ) from None
+    try:
+        decoder = aedat.Decoder(str(path))
+        streams = [n for n, one in decoder.id_to_stream().items() if one["type"] == "events"]
+        if not streams:
+            raise ValueError("no stream of events")
+        parts = [packet["events"] for packet in decoder if packet["stream_id"] == min(streams)]
+    except BaseException as error:  # panics of aedat are no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        raise ValueError(str(error)) from None
+    if not parts:
+        return np.empty(0, EVENT_DTYPE)
+    table = np.concatenate(parts)
+    return events_of(table["t"].astype(np.int64), table["x"], table["y"], table["on"])

@@ -1,0 +1,187 @@
+"""The check on the target: passes on what was exported, finds what a runtime may get wrong, survives damaged files."""
+
+import dataclasses
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from zoo import Export
+
+from revedge.errors import ExportError, UsageError
+from revedge.export.golden_check import GoldenReport, check_golden
+
+_FILES = ("model.onnx", "model.blocks.onnx", "model.scan.onnx", "model.unrolled.onnx")
+
+
+@pytest.mark.parametrize("file", _FILES)
+def test_exported_file_passes(exported: Export, file: str) -> None:
+    """Step by step where states are shown, as a whole always."""
+    report = check_golden(exported.folder / file, exported.folder / "golden.npz")
+    shown = file in _FILES[:2]
+    assert report.compared_steps == (8 if shown else 0)
+    assert (report.compared_values > 50_000) == shown
+    assert report.flipped_steps <= 1
+    assert report.largest_share_of_bound <= 1
+    assert report.argmax_changed == 0
+
+
+def _spoiled(exported: Export, folder: Path, spoil: Callable[[onnx.ModelProto], None]) -> Path:
+    model = onnx.load(str(exported.folder / "model.onnx"))
+    spoil(model)
+    onnx.save(model, str(folder / "model.onnx"))
+    return folder / "model.onnx"
+
+
+def _scaled(rank: int, factor: float) -> Callable[[onnx.ModelProto], None]:
+    def spoil(model: onnx.ModelProto) -> None:
+        tensor = [one for one in model.graph.initializer if len(one.dims) == rank][1]
+        values = numpy_helper.to_array(tensor) * np.float32(factor)
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+    return spoil
+
+
+def _threshold(model: onnx.ModelProto) -> None:
+    fire = next(node for node in model.graph.node if node.op_type == "GreaterOrEqual")
+    model.graph.initializer.append(
+        numpy_helper.from_array(np.array(1.05, np.float32), "another_threshold")
+    )
+    fire.input[1] = "another_threshold"
+
+
+def _half_precision(model: onnx.ModelProto) -> None:
+    """Weights in half precision: what a runtime does that was told to hurry."""
+    for tensor in model.graph.initializer:
+        if len(tensor.dims) == 4:
+            values = numpy_helper.to_array(tensor).astype(np.float16).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+
+@pytest.mark.parametrize("spoil", [_scaled(4, 1.01), _threshold, _half_precision])
+def test_another_computation_is_found(
+    exported: Export, spoil: Callable[[onnx.ModelProto], None], tmp_path: Path
+) -> None:
+    """Weights off by 1 %, a threshold off by 5 %, half precision."""
+    model = _spoiled(exported, tmp_path, spoil)
+    with pytest.raises(ExportError, match="something else than the file says"):
+        check_golden(model, exported.folder / "golden.npz")
+
+
+def test_decision_that_differs_is_found(exported: Export, tmp_path: Path) -> None:
+    """In a file that shows no states."""
+    model = onnx.load(str(exported.folder / "model.scan.onnx"))
+    mean = next(node for node in model.graph.node if node.output[0] == "mean_logits")
+    mean.output[0] = "mean"
+    model.graph.node.append(onnx.helper.make_node("Neg", ["mean"], ["mean_logits"]))
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    with pytest.raises(ExportError, match="2 of 2 decisions"):
+        check_golden(tmp_path / "model.onnx", exported.folder / "golden.npz")
+
+
+def _rewritten(exported: Export, path: Path, **changed: object) -> Path:
+    with np.load(exported.folder / "golden.npz") as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    about = json.loads(bytes(arrays["about"]))
+    for name, value in changed.items():
+        if name in about:
+            about[name] = value
+        else:
+            arrays[name] = value
+    arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"version": 9}, "golden version 9"),
+        ({"network": "0"}, "another network"),
+        ({"steps": 10**9}, "damaged"),
+        ({"batch": -1}, "damaged"),
+        ({"state_steps": 0}, "damaged"),
+        ({"steps": "four"}, "damaged"),
+        ({"logits": None}, "damaged"),
+        ({"logits": np.zeros((4, 2, 5))}, "damaged"),
+        ({"bounds": np.full(11, -1, np.float32)}, "damaged"),
+        ({"state_0": np.zeros(3, np.float32)}, "damaged"),
+        ({"x": np.array([None], object)}, "damaged"),
+    ],
+)
+def test_golden_file_that_lies_is_refused(
+    exported: Export, changed: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    """Another version, network or shape; nothing is unpickled."""
+    golden = _rewritten(exported, tmp_path / "golden.npz", **changed)
+    with pytest.raises(ExportError, match=words):
+        check_golden(exported.folder / "model.onnx", golden)
+
+
+def test_untouched_rewrite_still_passes(exported: Export, tmp_path: Path) -> None:
+    """So that the test above fails for its reason."""
+    golden = _rewritten(exported, tmp_path / "golden.npz")
+    check_golden(exported.folder / "model.onnx", golden)
+
+
+def test_mutated_golden_files_are_errors_or_pass(exported: Export, tmp_path: Path) -> None:
+    """200 copies, cut or with changed bytes: an error of ours, or a pass where nothing that counts was hit."""
+    content = (exported.folder / "golden.npz").read_bytes()
+    rng = np.random.default_rng(0)
+    path = tmp_path / "golden.npz"
+    ends = {"passed": 0, "refused": 0}
+    for trial in range(200):
+        mutant = bytearray(content)
+        if trial % 4 == 0:
+            mutant = mutant[: int(rng.integers(0, len(mutant)))]
+        else:
+            # Every other one is hit in the directory of the archive or in the first headers.
+            last = len(mutant) if trial % 2 else 400
+            for place in rng.integers(0 if trial % 2 else -400, last, 3):
+                mutant[place] = int(rng.integers(0, 256))
+        path.write_bytes(mutant)
+        try:
+            check_golden(exported.folder / "model.onnx", path)
+        except ExportError:
+            ends["refused"] += 1
+        else:
+            ends["passed"] += 1
+    assert ends["refused"] > 100
+
+
+def test_missing_golden_file_is_a_usage_error(exported: Export, tmp_path: Path) -> None:
+    """With the name of the file."""
+    with pytest.raises(UsageError, match=r"no\.npz does not exist"):
+        check_golden(exported.folder / "model.onnx", tmp_path / "no.npz")
+
+
+def test_large_claim_is_not_believed(exported: Export, tmp_path: Path) -> None:
+    """Frames that claim 4 GB, in agreement with the description, over 8 bytes: refused before memory is taken."""
+    golden = _rewritten(exported, tmp_path / "golden.npz", steps=10**6)
+    header = io.BytesIO()
+    claim = {"descr": "<f4", "fortran_order": False, "shape": (10**6, 2, 2, 16, 16)}
+    np.lib.format.write_array_header_1_0(header, claim)
+    with zipfile.ZipFile(golden) as old, zipfile.ZipFile(tmp_path / "big.npz", "w") as new:
+        for name in old.namelist():
+            big = name == "x.npy"
+            new.writestr(name, header.getvalue() + bytes(8) if big else old.read(name))
+    with pytest.raises(ExportError, match="damaged"):
+        check_golden(exported.folder / "model.onnx", tmp_path / "big.npz")
+
+
+def test_report_names_everything() -> None:
+    """The keys that `verify-export --json` prints."""
+    assert set(dataclasses.asdict(GoldenReport())) == {
+        "compared_values",
+        "compared_steps",
+        "flipped_steps",
+        "spike_flips",
+        "largest_share_of_bound",
+        "argmax_changed",
+        "max_logit_difference",
+    }
