@@ -80,7 +80,7 @@ def export_network(
     choices: Choices | None = None,
     numerics: str = "float",
     data_name: str = "",
-    measured: bool = True,
+    measured: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[ExportedFile]:
     """Write ``net`` to ``out`` in every format and compare each file with it.

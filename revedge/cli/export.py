@@ -113,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
         choices=chosen,
         numerics=args.numerics,
         data_name=description["data"]["name"],
+        measured=True,
         tell=lambda line: print(f"revedge export: {line}", file=sys.stderr, flush=True),
     )
     text, payload = _report(files, args.numerics), _payload(files)
@@ -221,8 +222,7 @@ def _report(files: "list[ExportedFile]", numerics: str) -> str:
             file.format,
             path.name,
             format_bytes(path.stat().st_size),
-            f"{file.measured[path.name]['step_ms']:.2f}",
-            format_bytes(file.measured[path.name]["measured_peak_bytes"]),
+            *_measured(file.measured.get(path.name)),
             f"{file.parity.spike_flips} of {file.parity.compared_spikes}",
             f"{file.parity.max_logit_difference:.2g}",
             f"{file.parity.argmax_changed} of {file.parity.test_samples}",
@@ -265,6 +265,12 @@ def _report(files: "list[ExportedFile]", numerics: str) -> str:
         lines.append(f"run it without torch: revedge run {model} --data NAME")
         lines.append(f"check it on the board: revedge verify-export {model}")
     return "\n".join(lines)
+
+
+def _measured(found: dict[str, Any] | None) -> tuple[str, str]:
+    if found is None:
+        return "-", "-"
+    return f"{found['step_ms']:.2f}", format_bytes(found["measured_peak_bytes"])
 
 
 def _payload(files: "list[ExportedFile]") -> dict[str, Any]:

@@ -79,7 +79,7 @@ def test_npz_in_both_forms(structured: bool, tmp_path: Path) -> None:
     if structured:
         np.savez(path, events=shuffled)
     else:
-        np.savez(path, **{name: shuffled[name] for name in ("t", "x", "y", "p")})
+        np.savez(path, t=shuffled["t"], x=shuffled["x"], y=shuffled["y"], p=shuffled["p"])
     found = read_events(path)
     assert found.dtype == EVENT_DTYPE
     assert np.array_equal(np.sort(found), np.sort(events))

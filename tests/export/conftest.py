@@ -39,5 +39,5 @@ def exported(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Expo
         net,
         frames,
         folder,
-        export_network(net, frames, folder, FORMATS, data_name="fake", measured=False),
+        export_network(net, frames, folder, FORMATS, data_name="fake"),
     )

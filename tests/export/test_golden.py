@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from zoo import Export
+from zoo import KINDS, Export, FakeFrames
 
 from revedge.errors import ExportError, UsageError
 from revedge.export.golden_check import GoldenReport, check_golden
+from revedge.export.writer import export_network
 
 _FILES = ("model.onnx", "model.blocks.onnx", "model.scan.onnx", "model.unrolled.onnx")
 
@@ -185,3 +186,26 @@ def test_report_names_everything() -> None:
         "argmax_changed",
         "max_logit_difference",
     }
+
+
+def test_exact_numerics_demand_every_bit(tmp_path: Path) -> None:
+    """Bounds are 0: the files pass, and one weight of the readout off by 2 % does not."""
+    net = KINDS["coupling, two blocks"]()
+    formats = ["onnx", "onnx-scan"]
+    export_network(net, FakeFrames(net), tmp_path, formats, numerics="exact")
+    golden = tmp_path / "golden.npz"
+    report = check_golden(tmp_path / "model.onnx", golden)
+    assert report.compared_values > 10_000
+    assert report.largest_share_of_bound == 0
+    assert check_golden(tmp_path / "model.scan.onnx", golden).max_logit_difference == 0
+    for file in ("model.onnx", "model.scan.onnx"):
+        model = onnx.load(str(tmp_path / file))
+        graphs = [model.graph, *(a.g for n in model.graph.node for a in n.attribute)]
+        tensor = [one for g in graphs for one in g.initializer if len(one.dims) == 2][-1]
+        values = numpy_helper.to_array(tensor).copy()
+        place = np.unravel_index(np.abs(values).argmax(), values.shape)
+        values[place] *= np.float32(0.98)  # a few of 127 levels; less is rounded away again
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        onnx.save(model, str(tmp_path / file))
+        with pytest.raises(ExportError, match="trained network"):
+            check_golden(tmp_path / file, golden)

@@ -34,7 +34,7 @@ def test_member_exports_and_agrees(member: str, tmp_path: Path) -> None:
     torch.manual_seed(6)
     net = settle(models.create(member.split()[0], **options))  # type: ignore[arg-type]
     before = digest(net)
-    files = export_network(net, FakeFrames(net), tmp_path, measured=False)
+    files = export_network(net, FakeFrames(net), tmp_path)
     assert [file.format for file in files] == ["torchscript", "onnx"]
     for file in files:
         assert file.parity.argmax_changed == 0
@@ -94,7 +94,7 @@ def test_mistyped_format_names_the_close_one() -> None:
         parse_formats("onyx")
     with pytest.raises(UsageError, match="did you mean torchscript"):
         parse_formats("onnx,torchscrpt")
-    with pytest.raises(UsageError, match="choose from torchscript, onnx, onnx-scan"):
+    with pytest.raises(UsageError, match="choose from torchscript, pt2, onnx, onnx-scan"):
         parse_formats("zzzzzz")
     assert parse_formats(" ONNX , onnx") == ("onnx",)
 
@@ -109,9 +109,7 @@ def test_opset_out_of_range_is_refused() -> None:
 def test_older_opsets_are_what_they_say(exported: Export, opset: int, tmp_path: Path) -> None:
     """Asked equals got, and the comparison passes."""
     chosen = choices(["onnx"], opset=opset)
-    files = export_network(
-        exported.net, exported.frames, tmp_path, ["onnx"], choices=chosen, measured=False
-    )
+    files = export_network(exported.net, exported.frames, tmp_path, ["onnx"], choices=chosen)
     model = onnx.load(str(tmp_path / "model.onnx"))
     assert [entry.version for entry in model.opset_import] == [opset]
     assert files[0].parity.argmax_changed == 0

@@ -36,9 +36,7 @@ def test_preset_gives_what_its_runtime_reads(exported: Export, target: str, tmp_
     preset = TARGETS[target]
     formats = [_FORMAT_OF[graph] for graph in preset.graphs]
     chosen = choices(formats, target=target)
-    files = export_network(
-        exported.net, exported.frames, tmp_path, formats, choices=chosen, measured=False
-    )
+    files = export_network(exported.net, exported.frames, tmp_path, formats, choices=chosen)
     assert len(files) == len(formats)
     for file in files:
         model = onnx.load(str(file.paths[0]))
@@ -92,7 +90,7 @@ def test_operator_outside_of_the_list_is_refused(
     fewer = dataclasses.replace(TARGETS["ort"], operators=TARGETS["ort"].operators - {"Round"})
     monkeypatch.setattr(onnx_file, "TARGETS", {**TARGETS, "ort": fewer})
     with pytest.raises(ExportError, match="needs Round, which --target ort does not run"):
-        export_network(exported.net, exported.frames, tmp_path, ["onnx"], measured=False)
+        export_network(exported.net, exported.frames, tmp_path, ["onnx"])
     assert not list(tmp_path.glob("model.*onnx"))
 
 
@@ -105,7 +103,6 @@ def test_fixed_batch_is_kept(exported: Export, tmp_path: Path) -> None:
         tmp_path,
         ["onnx", "onnx-unrolled"],
         choices=chosen,
-        measured=False,
     )
     assert [file.parity.test_samples for file in files] == [24, 24]
     assert [file.parity.batches for file in files] == [(5,), (5,)]
@@ -154,9 +151,7 @@ def test_8_bit_weights_are_the_same_network(tmp_path: Path) -> None:
     for weights in ("float32", "int8"):
         chosen = choices(["onnx", "onnx-scan"], weights=weights)
         out = tmp_path / weights
-        files = export_network(
-            net, frames, out, ["onnx", "onnx-scan"], choices=chosen, measured=False
-        )
+        files = export_network(net, frames, out, ["onnx", "onnx-scan"], choices=chosen)
         runner = StreamRunner(files[1].paths[0])
         runner.reset(3)
         found.append((runner.sequence(events(4, 3, 0, (2, 16, 16))), files[0].paths[0]))
@@ -186,7 +181,8 @@ def test_as_int8_gives_the_weight_back(seed: int) -> None:
     levels = rng.integers(-127, 128, (6, 3, 3)).astype(np.float32)
     levels[0] = 0
     levels[1] *= rng.random((3, 3)) < 0.2
-    weight = levels * np.float32(2.0) ** rng.integers(-20, 4, (6, 1, 1)).astype(np.float32)
+    scales = 2.0 ** rng.integers(-20, 4, (6, 1, 1))
+    weight = (levels * scales).astype(np.float32)
     found, scale = as_int8(weight, "w")
     shape = (-1, 1, 1) if scale.ndim else ()
     assert np.array_equal(found.astype(np.float32) * scale.reshape(shape), weight)
