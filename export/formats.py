@@ -11,11 +11,12 @@ from revedge.export.targets import TARGETS, Target, target_named
 # format -> the files it writes
 FILES = {
     "torchscript": ("model.step.pt", "model.stream.pt"),
-    "pt2": ("model.pt2",),
     "onnx": ("model.onnx",),
     "onnx-scan": ("model.scan.onnx",),
     "onnx-blocks": ("model.blocks.onnx",),
     "onnx-unrolled": ("model.unrolled.onnx",),
+    "pt2": ("model.pt2",),
+    "nir": ("model.nir",),
 }
 FORMATS = tuple(FILES)
 DEFAULT_FORMATS = ("torchscript", "onnx")

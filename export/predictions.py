@@ -10,9 +10,10 @@ import numpy.typing as npt
 import torch
 
 from revedge.export.manifest import Manifest
+from revedge.export.nir_probe import NirProbe
 from revedge.export.parity import repeat_frames
 from revedge.export.probes import Array, TrainedProbe
-from revedge.export.pt2 import call_step, read_pt2
+from revedge.export.pt2 import Pt2Probe
 from revedge.export.runner import StreamRunner
 from revedge.export.torchscript import read_torchscript
 
@@ -65,7 +66,7 @@ def predictions(
     """
     net = trained.net
     answers = {".onnx": _onnx_answer, ".pt": _torchscript_answer}
-    answer = answers[path.suffix](path) if path.suffix in answers else _pt2_answer(path, trained)
+    answer = answers[path.suffix](path) if path.suffix in answers else _step_answer(path, trained)
     pixels = net.timesteps * net.in_shape[1] * net.in_shape[2]
     size = manifest.batch or max(1, min(_BATCH, _BATCH_PIXELS // pixels))
     told, total = time.monotonic(), len(frames.test_indices)
@@ -98,15 +99,16 @@ def _onnx_answer(path: Path) -> _Answer:
     return answer
 
 
-def _pt2_answer(path: Path, trained: TrainedProbe) -> _Answer:
-    step = read_pt2(path)[0]
+def _step_answer(path: Path, trained: TrainedProbe) -> _Answer:
+    """Of a file that is a step and nothing else."""
+    probe = Pt2Probe(path, trained) if path.suffix == ".pt2" else NirProbe(path, trained)
 
     def answer(x: Array) -> Array:
         frames: Any = [x] * trained.net.timesteps if trained.net.static else x
         states = trained.rest(x.shape[-4])
         total: Any = None
         for frame in frames:
-            logits, states = call_step(step, np.ascontiguousarray(frame), states)
+            logits, states = probe.shipped(np.ascontiguousarray(frame), states)
             total = logits if total is None else total + logits
         mean: Array = total / np.float32(len(frames))
         return mean

@@ -29,6 +29,8 @@ from revedge.export.golden_check import GoldenReport, check_golden
 from revedge.export.inference import InferenceNet, inference_form
 from revedge.export.manifest import Manifest, StateEntry
 from revedge.export.measure import MEASURED, measure
+from revedge.export.nir_graph import write_nir
+from revedge.export.nir_probe import NirProbe
 from revedge.export.onnx_file import check_onnx, write_onnx
 from revedge.export.onnx_probe import OnnxProbe
 from revedge.export.parity import (
@@ -246,6 +248,11 @@ def _write_and_compare(
     if paths[0].suffix == ".pt2":
         write_pt2(form, manifest, paths[0])
         probe = Pt2Probe(paths[0], trained)
+    elif paths[0].suffix == ".nir":
+        if isinstance(trained, ExactProbe):
+            raise ExportError("NIR has no rounding, so no exact numerics; use --numerics float")
+        write_nir(trained.net, paths[0])
+        probe = NirProbe(paths[0], trained)
     elif manifest.opset is None:
         write_torchscript(form, manifest, paths[0], paths[1])
         probe = (

@@ -20,7 +20,7 @@ _EPILOG = """examples:
   revedge export runs/first --format onnx,onnx-scan --opset 17 -o out --json
   revedge export runs/first --format onnx,onnx-unrolled --target jetpack6 --batch 1 -o out
 
-formats: torchscript; pt2 (torch.export); onnx (one time step); onnx-scan (a whole recording of any length);
+formats: torchscript; pt2 (torch.export); nir; onnx (one time step); onnx-scan (a whole recording of any length);
 onnx-blocks (several steps, states in and out); onnx-unrolled (a recording of fixed length).
 targets: ort (onnxruntime); jetpack5 and jetpack6 (TensorRT); generic (basic operators only).
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         default="torchscript,onnx",
-        help="one or several of torchscript, pt2, onnx, onnx-scan, onnx-blocks, onnx-unrolled, with commas "
+        help="one or several of torchscript, pt2, nir, onnx, onnx-scan, onnx-blocks, onnx-unrolled, with commas "
         "(default: %(default)s)",
     )
     parser.add_argument(

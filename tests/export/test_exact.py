@@ -250,7 +250,9 @@ def test_file_is_equal_at_every_level_and_says_so(tmp_path: Path) -> None:
     """All formats through the writer; onnxruntime at three levels and ONNX's own evaluator; the certificate inside."""
     net = _net("coupling, two blocks")
     frames = FakeFrames(net)
-    files = export_network(net, frames, tmp_path, FORMATS, numerics="exact")
+    files = export_network(
+        net, frames, tmp_path, [f for f in FORMATS if f != "nir"], numerics="exact"
+    )
     for file in files:
         assert (file.parity.spike_flips, file.parity.max_logit_difference) == (0, 0.0)
         assert file.parity.compared_spikes > 10_000
