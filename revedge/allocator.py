@@ -74,6 +74,19 @@ def trim() -> bool:
     return True
 
 
+def hold_back(size_bytes: int) -> bool:
+    """Hold a part of what RLIMIT_DATA leaves for small blocks and generated code; returns whether it could.
+
+    Address space only, no memory. Once a part of it was needed no large block gets new pages, so that the
+    next one fails as torch expects it (kernels/csrc/arena.c). False without the arena, or where the
+    limit does not leave so much.
+    """
+    try:
+        return bool(ctypes.CDLL(None).revedge_arena_reserve(ctypes.c_size_t(size_bytes)) == 1)
+    except (AttributeError, OSError):
+        return False
+
+
 def page_bytes() -> int:
     """Return the size of a memory page (4 KiB on most machines, 16 KiB on a Raspberry Pi 5)."""
     return os.sysconf("SC_PAGE_SIZE")

@@ -156,6 +156,65 @@ assert os.waitpid(pid, 0)[1] == 0
     )
 
 
+def test_what_is_held_back_is_for_small_blocks_and_code(run_python):
+    """At a limit the large block fails first; 2 MiB of small ones and mappings of code still come, then none."""
+    _run(
+        run_python,
+        """
+import mmap
+from revedge.allocator import hold_back
+MIB = 1 << 20
+kept = C.malloc(8 * MIB); fill(kept, 8 * MIB, 1)
+def data():
+    rows = open("/proc/self/status").read().splitlines()
+    return next(int(row.split()[1]) for row in rows if row.startswith("VmData")) * KIB
+limit = data() + 5 * MIB
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+before = rss()
+assert hold_back(2 * MIB)
+assert not hold_back(1 << 40) and hold_back(2 * MIB)
+assert rss() - before < MIB // 2  # address space, not memory
+assert not C.malloc(4 * MIB)  # 3 MiB are left to it
+taken = [C.malloc(MIB) for _ in range(2)]
+assert all(taken)
+code, small = [], 0
+try:
+    while len(code) < 100:
+        code.append(mmap.mmap(-1, 256 * KIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+except OSError:
+    pass
+assert 6 <= len(code) <= 14, len(code)  # of about 1 MiB that was left, and 2 MiB held back
+assert data() <= limit
+del code
+assert not C.malloc(128 * KIB)  # there is room now, but the reserve was broken into
+C.free(kept)
+again = C.malloc(8 * MIB)  # what is kept can be used again: it takes nothing new
+assert again and intact(again, 8, 1)
+assert hold_back(MIB)
+assert C.malloc(128 * KIB)
+""",
+    )
+
+
+def test_without_anything_held_back_kept_blocks_make_room_for_code(run_python):
+    """A mapping that meets the limit gets what freed blocks hold."""
+    _run(
+        run_python,
+        """
+import mmap
+C.free(C.malloc(4 << 20))
+live, kept, peak = arena_bytes()
+assert kept
+resource.setrlimit(resource.RLIMIT_DATA, (1, 1))  # below what there is: nothing new at all
+try:
+    mmap.mmap(-1, 256 * KIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+except OSError:
+    pass
+assert arena_bytes()[1] == 0
+""",
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("REVEDGE_NO_ARENA", "1"), ("LD_PRELOAD", "libtcmalloc.so")]
 )

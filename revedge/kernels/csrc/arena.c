@@ -12,6 +12,13 @@
  *
  * Blocks are whole pages inside one reserved range of addresses, so that `free` can tell ours from
  * the C library's by the address. glibc only: it names the functions that are replaced here.
+ *
+ * Where a limit on memory stands (RLIMIT_DATA), a large block that does not fit fails cleanly: torch
+ * checks it. A small one does not: oneDNN ignores that there was no room for the code of a kernel,
+ * and calls address 0 (seen in its brgemm convolutions). So a part of what the limit allows can be
+ * held back, as address space without pages, for small blocks and for such code. Once that is
+ * touched, no large block gets new pages any more: the next one fails, and the failure is a clean
+ * one.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -21,6 +28,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #ifndef __GLIBC__
@@ -30,6 +38,8 @@
 #define API __attribute__((visibility("default")))
 #define LARGE ((size_t)64 * 1024)
 #define MAX_EXTENTS 65535 /* above that, blocks go to the C library */
+#define SLICE ((size_t)512 * 1024)   /* of the reserve, given to one small block */
+#define CODE ((size_t)1024 * 1024)   /* largest mapping taken for generated code (oneDNN's: 256 KiB) */
 
 extern void *__libc_malloc(size_t);
 extern void *__libc_calloc(size_t, size_t);
@@ -55,13 +65,21 @@ static char *base;
 static size_t page_size, region_pages;
 static size_t live, kept, peak; /* pages */
 static int ready; /* 0 not tried, 1 yes, -1 no */
+static char *reserved; /* address space that counts against the limit, and holds no page */
+static size_t reserved_bytes;
+static int broken; /* a part of the reserve was needed */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void before_fork(void) { pthread_mutex_lock(&lock); }
 static void after_fork(void) { pthread_mutex_unlock(&lock); }
 
+/* The kernel's mmap: the one below is ours. */
+static void *map(void *at, size_t bytes, int protection, int flags, int file, off_t offset) {
+    return (void *)syscall(SYS_mmap, at, bytes, protection, flags, file, offset);
+}
+
 static void *reserve(size_t bytes, int protection) {
-    void *found = mmap(NULL, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *found = map(NULL, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return found == MAP_FAILED ? NULL : found;
 }
 
@@ -117,8 +135,8 @@ static int cut(struct extent *e, uint32_t pages) {
 
 /* Give the pages of a kept extent back to the system. */
 static void give_back(struct extent *e) {
-    mmap(address(e), (size_t)e->pages * page_size, PROT_NONE,
-         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    map(address(e), (size_t)e->pages * page_size, PROT_NONE,
+        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     kept -= e->pages;
     e->state = EMPTY;
     if (e->after && extents[e->after].state == EMPTY) swallow(e, e->after);
@@ -170,6 +188,7 @@ static void *take_kept(struct extent *e, uint32_t pages) {
 }
 
 static void *take_new(uint32_t pages) {
+    if (broken) return NULL;
     struct extent *e = smallest(EMPTY, pages);
     if (!e || !cut(e, pages)) return NULL;
     size_t bytes = (size_t)pages * page_size;
@@ -185,11 +204,19 @@ static void *take_new(uint32_t pages) {
     return address(e);
 }
 
-/* Give back all that is kept, to whom a limit on memory left none; returns whether there was any. */
-static int keep_nothing(void) {
+/* Make room for a small block that a limit on memory left none: what is kept goes first, then a
+ * slice of the reserve. Returns whether there was any. */
+static int make_room(void) {
     pthread_mutex_lock(&lock);
-    const int any = kept > 0;
-    shrink(0);
+    const int any = kept > 0 || reserved_bytes > 0;
+    if (kept) {
+        shrink(0);
+    } else if (reserved_bytes) {
+        const size_t bytes = reserved_bytes < SLICE ? reserved_bytes : SLICE;
+        reserved_bytes -= bytes;
+        munmap(reserved + reserved_bytes, bytes);
+        broken = 1;
+    }
     pthread_mutex_unlock(&lock);
     return any;
 }
@@ -247,7 +274,8 @@ static void *large(size_t bytes) {
 API void *malloc(size_t bytes) {
     if (bytes >= LARGE) return large(bytes);
     void *found = __libc_malloc(bytes);
-    return found || !keep_nothing() ? found : __libc_malloc(bytes);
+    while (!found && make_room()) found = __libc_malloc(bytes);
+    return found;
 }
 
 API void free(void *p) {
@@ -261,16 +289,21 @@ API void *calloc(size_t count, size_t size) {
         errno = ENOMEM;
         return NULL;
     }
-    void *found = bytes < LARGE ? __libc_calloc(count, size) : large(bytes);
-    if (found) return bytes < LARGE ? found : memset(found, 0, bytes);
-    return bytes < LARGE && keep_nothing() ? __libc_calloc(count, size) : NULL;
+    if (bytes >= LARGE) {
+        void *zeroed = large(bytes);
+        return zeroed ? memset(zeroed, 0, bytes) : NULL;
+    }
+    void *found = __libc_calloc(count, size);
+    while (!found && make_room()) found = __libc_calloc(count, size);
+    return found;
 }
 
 API void *realloc(void *p, size_t bytes) {
     if (!p) return malloc(bytes);
     if (!is_ours(p)) {
         void *moved = __libc_realloc(p, bytes);
-        return moved || !bytes || !keep_nothing() ? moved : __libc_realloc(p, bytes);
+        while (!moved && bytes && bytes < LARGE && make_room()) moved = __libc_realloc(p, bytes);
+        return moved;
     }
     size_t old = size_of(p);
     if (bytes == 0) {
@@ -287,7 +320,12 @@ API void *realloc(void *p, size_t bytes) {
 }
 
 static void *aligned(size_t alignment, size_t bytes) {
-    if (bytes < LARGE || alignment > (size_t)sysconf(_SC_PAGESIZE)) return __libc_memalign(alignment, bytes);
+    if (bytes < LARGE) {
+        void *small = __libc_memalign(alignment, bytes);
+        while (!small && make_room()) small = __libc_memalign(alignment, bytes);
+        return small;
+    }
+    if (alignment > (size_t)sysconf(_SC_PAGESIZE)) return __libc_memalign(alignment, bytes);
     int tried;
     void *found = take(bytes, &tried);
     return tried ? found : __libc_memalign(alignment, bytes);
@@ -321,10 +359,35 @@ API void revedge_arena_bytes(size_t out[3]) {
     pthread_mutex_unlock(&lock);
 }
 
+/* Replaces the C library's for everyone but the C library, for the sake of generated code. */
+API void *mmap(void *at, size_t bytes, int protection, int flags, int file, off_t offset) {
+    void *found = map(at, bytes, protection, flags, file, offset);
+    const int code = (flags & MAP_ANONYMOUS) && (flags & MAP_PRIVATE) && bytes <= CODE;
+    while (found == MAP_FAILED && errno == ENOMEM && code && make_room())
+        found = map(at, bytes, protection, flags, file, offset);
+    return found;
+}
+
+API void *mmap64(void *at, size_t bytes, int protection, int flags, int file, off_t offset) {
+    return mmap(at, bytes, protection, flags, file, offset);
+}
+
+/* Hold `bytes` back for small blocks (0: nothing) and forget that there was need. Returns 1, or 0 if
+ * the limit does not leave so much. */
+API int revedge_arena_reserve(size_t bytes) {
+    pthread_mutex_lock(&lock);
+    if (reserved_bytes) munmap(reserved, reserved_bytes);
+    reserved = bytes ? reserve(bytes, PROT_READ | PROT_WRITE) : NULL;
+    reserved_bytes = reserved ? bytes : 0;
+    broken = 0;
+    pthread_mutex_unlock(&lock);
+    return !bytes || reserved;
+}
+
 /* Keep nothing, and count the peak from here. */
 API void revedge_arena_reset(void) {
-    keep_nothing();
     pthread_mutex_lock(&lock);
+    shrink(0);
     peak = live;
     pthread_mutex_unlock(&lock);
 }
