@@ -4,6 +4,7 @@ import dataclasses
 
 from revedge.planner import base
 from revedge.planner.cost import predict
+from revedge.planner.descent import descend
 from revedge.planner.request import Request
 from revedge.planner.search import Progress, SearchResult, search
 from revedge.planner.setting import Setting
@@ -11,11 +12,16 @@ from revedge.planner.trace_client import TraceClient
 
 
 def choose(
-    request: Request, progress: Progress = lambda tried: None, *, timeline: bool = False
+    request: Request,
+    progress: Progress = lambda tried: None,
+    *,
+    timeline: bool = False,
+    rungs: bool = False,
 ) -> SearchResult:
     """Return the best plan for ``request``, or the floor where nothing fits.
 
     ``timeline`` adds the live bytes over a step of what was chosen (of the floor where nothing fits), for a report.
+    ``rungs`` adds what lies below the plan, should its memory not be enough after all (`descend`).
 
     The first call on a machine takes some 10 s (two measuring processes); later ones 1 to 10 s, or
     nothing where everything is remembered.
@@ -36,4 +42,7 @@ def choose(
         setting = found.floor_setting if found.plan is None else Setting.of(found.plan)
         if timeline and setting is not None:
             found = dataclasses.replace(found, timeline=tracer.timeline(setting))
+        if rungs and found.plan is not None:
+            below = descend(found.plan, lambda each: predict(each, measured, tracer))
+            found = dataclasses.replace(found, rungs=tuple(below))
         return found

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from revedge.errors import BudgetError, UsageError
+from revedge.planner import descent
 from revedge.planner.cost import Prediction
 from revedge.planner.ladder import Ladder, Rung, build
 from revedge.planner.plan import Plan
@@ -56,6 +57,7 @@ class SearchResult:
     rejected: tuple[Rejected, ...] = ()
     alternatives: tuple[Alternative, ...] = ()  # the fastest first
     timeline: Mapping[str, Any] | None = None  # see timeline.py; for a report
+    rungs: tuple[descent.Rung, ...] = ()  # the plan, and what lies below it
     reason: str = ""
     way_out: str = ""
     floor_setting: Setting | None = None
