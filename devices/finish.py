@@ -12,8 +12,9 @@ import math
 from revedge.devices.atomic import replace_text
 from revedge.devices.progress import Progress
 from revedge.devices.run_folder import RunFolder
-from revedge.devices.supervisor import Outcome, Supervisor, smaller_micro_batch
+from revedge.devices.supervisor import Outcome, Supervisor
 from revedge.errors import UsageError
+from revedge.planner.descent import smaller_micro_batch
 from revedge.planner.plan import Plan
 
 FOLDER = "exact"

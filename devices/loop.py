@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from revedge import allocator
 from revedge.devices.augment import draw_shifts, epoch_order, seed_step, shift_frames
 from revedge.devices.checkpoint import CheckpointStore
 from revedge.devices.optimizer import Optimizer
 from revedge.engine import update_in_backward
 from revedge.errors import RevedgeError
+
+_PAUSE_S = 0.05  # between two looks whether a pause is over
 
 Event = dict[str, Any]
 Indices = npt.NDArray[np.int64]
@@ -98,6 +101,7 @@ class TrainingLoop:
         should_stop: asked after every step and every evaluation batch.
         watch: called between micro-batches; may raise MemoryError.
         before_step: called with the number of each step before it is taken.
+        paused: asked where the loop holds no activations; while true it does nothing, with a checkpoint written.
     """
 
     def __init__(
@@ -112,11 +116,12 @@ class TrainingLoop:
         should_stop: Callable[[], bool] = lambda: False,
         watch: Callable[[], None] = lambda: None,
         before_step: Callable[[int], None] = lambda step: None,
+        paused: Callable[[], bool] = lambda: False,
     ) -> None:
         self.model, self.optimizer, self.frames = model, optimizer, frames
         self.settings, self.store = settings, store
         self.report, self.should_stop, self.watch = report, should_stop, watch
-        self.before_step = before_step
+        self.before_step, self.paused = before_step, paused
         count = len(frames.train_indices)
         if count == 0:
             raise RevedgeError(
@@ -183,6 +188,7 @@ class TrainingLoop:
                 continue
             self._train_step()
             position.evaluate_next = position.step % self.steps_per_epoch == 0
+            self._pause()
             if self.should_stop():
                 self._stop()
             due = time.monotonic() - self._saved_s >= self.settings.checkpoint_every_s
@@ -234,6 +240,7 @@ class TrainingLoop:
             del inputs, labels, logits
             self.frames.drop_pages()
             self.watch()
+            self._pause()
             if self.should_stop():
                 self._stop()
         return loss / max(1, len(indices)), correct / max(1, len(indices))
@@ -331,6 +338,20 @@ class TrainingLoop:
         """Return whether no weight is NaN or infinite (their sum is finite then); takes no memory."""
         floats = (t for t in self.model.state_dict().values() if t.is_floating_point())
         return all(math.isfinite(float(t.sum())) for t in floats)
+
+    def _pause(self) -> None:
+        """Hold still while asked to; what is kept meanwhile is the network, its optimizer, and a checkpoint."""
+        if not self.paused():
+            return
+        if self._saved_step != self.position.step:
+            self.save()
+        self.frames.drop_pages()
+        allocator.trim()
+        self.report({"event": "paused", "step": self.position.step})
+        while self.paused() and not self.should_stop():
+            self.watch()
+            time.sleep(_PAUSE_S)
+        self.report({"event": "resumed", "step": self.position.step})
 
     def _stop(self) -> None:
         self.save(must=True)

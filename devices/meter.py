@@ -7,6 +7,8 @@ the process started is `VmHWM` of `/proc/PID/status` (about 50 us). Neither need
 import os
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_NO_LIMIT_BYTES = 1 << 60  # cgroup 1 writes about 2^63 where there is no limit
+_SWAP_EVERY = 3  # samples; it changes no faster than a disk writes
 
 
 class ProcessMeter:
@@ -66,6 +68,11 @@ def rss_peak_bytes(pid: int | None = None) -> int:
     return status_bytes(pid).get("VmHWM", 0)
 
 
+def swap_bytes(pid: int | None = None) -> int:
+    """Return the bytes of a process that stand in swap (0 once it has ended); about 50 us."""
+    return status_bytes(pid).get("VmSwap", 0)
+
+
 def available_bytes() -> int:
     """Return what this process tree may still take: MemAvailable, or less under a cgroup limit.
 
@@ -74,9 +81,22 @@ def available_bytes() -> int:
     free = _meminfo_bytes().get("MemAvailable", 0)
     for limit_file, used_file in _cgroup_files():
         limit, used = _read_int(limit_file), _read_int(used_file)
-        if limit is not None and used is not None:
-            free = min(free, max(0, limit - used))
+        if limit is not None and used is not None and limit < _NO_LIMIT_BYTES:
+            reclaimable = _idle_cache_bytes(os.path.dirname(used_file))
+            free = min(free, max(0, limit - max(0, used - reclaimable)))
     return free
+
+
+def stalled_percent() -> float:
+    """Return the share of the last 10 s in which every task waited for memory (PSI); 0 where it is not told."""
+    try:
+        with open("/proc/pressure/memory", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("full avg10="):
+                    return float(line[len("full avg10=") :].split()[0])
+    except (OSError, ValueError):
+        pass
+    return 0.0
 
 
 def total_bytes() -> int:
@@ -99,6 +119,7 @@ def oom_kills() -> int:
 class PeakMeter:
     """The largest sum of resident and swapped bytes over a supervisor (this process) and one trainer.
 
+    Swapped bytes count as resident ones: a budget is not kept by what only makes the training slow.
     `sample` catches what it sees; `add_trainer_peak` takes the kernel's own high-water mark of the trainer into
     account, which also holds the moments between two samples. The result is never below the true sum by more than the
     kernel's counter batches (some 100 KiB).
@@ -108,7 +129,7 @@ class PeakMeter:
         self._own = ProcessMeter()
         self._trainer: ProcessMeter | None = None
         self._own_peak_bytes = self._own.rss_bytes()
-        self._swap_bytes = 0
+        self.swap_bytes = 0  # of both, in the sum
         self._samples = 0
         self.now_bytes = self._own_peak_bytes
         self.peak_bytes = self._own_peak_bytes
@@ -126,7 +147,7 @@ class PeakMeter:
         if self._trainer is not None:
             self._trainer.close()
         self._trainer = None
-        self.device_bytes = self._swap_bytes = 0
+        self.device_bytes = self.swap_bytes = 0
 
     def sample(self) -> int:
         """Take one sample of both processes and return their sum in bytes."""
@@ -135,13 +156,15 @@ class PeakMeter:
         trainer = 0
         if self._trainer is not None:
             trainer = self._trainer.rss_bytes()
+            if self._samples % _SWAP_EVERY == 0:
+                self.swap_bytes = swap_bytes() + swap_bytes(self._trainer.pid)
             if self._samples % 25 == 0:
-                status = status_bytes(self._trainer.pid)
-                self._swap_bytes = status.get("VmSwap", 0)
-                self.add_trainer_peak(status.get("VmHWM", 0))
+                self.add_trainer_peak(rss_peak_bytes(self._trainer.pid))
         self._samples += 1
-        self.now_bytes = own + trainer + self._swap_bytes + self.device_bytes
+        self.now_bytes = own + trainer + self.swap_bytes + self.device_bytes
         self.peak_bytes = max(self.peak_bytes, self.now_bytes)
+        if self._trainer is not None:
+            self.session_peak_bytes = max(self.session_peak_bytes, self.now_bytes)
         return self.now_bytes
 
     def add_trainer_peak(self, rss_bytes: int) -> None:
@@ -188,6 +211,16 @@ def _cgroup_files() -> list[tuple[str, str]]:
                 break
             folder = folder.rpartition("/")[0]
     return files
+
+
+def _idle_cache_bytes(folder: str) -> int:
+    """Return the file pages of a cgroup that nobody has used for a while: they count as used, and are free to take."""
+    try:
+        with open(f"{folder}/memory.stat", encoding="ascii") as file:
+            found = dict(line.split() for line in file)
+        return int(found.get("total_inactive_file", found.get("inactive_file", 0)))
+    except (OSError, ValueError):
+        return 0
 
 
 def _read_int(path: str) -> int | None:

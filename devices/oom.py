@@ -13,9 +13,8 @@ _TEXTS = (
     r"OutOfMemoryError",
     r"MemoryError",
     r"can't allocate memory",
-    r"Cannot allocate memory",
     r"DefaultCPUAllocator",
-    r"could not create a primitive",  # oneDNN without memory for its code
+    r"could not (create|execute) a primitive",  # oneDNN without memory for its code
     r"could not create a memory object",
     r"std::bad_alloc",
     r"NVML_SUCCESS == r.{0,20}INTERNAL ASSERT",
@@ -26,6 +25,16 @@ _TEXTS = (
     r"CUDA driver error: operation not supported",  # expandable segments on Tegra
     r"NvMapMemAllocInternalTagged",
     r"Unable to allocate .{1,40} for an array",  # numpy
+    r"cannot allocate memory|failed to allocate|could not allocate",
+    r"\[Errno 12\]",
+    r"failed to map segment from shared object",  # a library that is loaded late
+    r"can't start new thread",
+    r"libgomp: (Out of memory|Thread creation failed)",  # and then exit code 1
+    r"(CUDA|HIP)(_ERROR| driver error:| runtime error:).{0,20}out[ _]of[ _]memory",
+    r"cudaErrorMemoryAllocation",
+    r"HIP out of memory",
+    r"(CUSOLVER|CUSPARSE|NCCL)\w*ALLOC_FAILED|CUFFT_ALLOC_FAILED",
+    r"NvMapReserveOp|NvRmMem\w+ .{0,40}(failed|error)",  # Tegra
 )
 _PATTERN = re.compile("|".join(_TEXTS), re.IGNORECASE | re.DOTALL)
 

@@ -12,15 +12,17 @@ from typing import Any
 
 from revedge import child, errors
 from revedge.errors import BudgetError, RevedgeError
+from revedge.planner.descent import Rung, descend, dump
 from revedge.planner.plan import Plan
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A plan, the folder of the frames that it trains on, and what the search found, as JSON, if there was one."""
+    """A plan, the rungs below it, the folder of its frames, and what the search found, as JSON, if there was one."""
 
     plan: Plan
     cache: str
+    ladder: str  # the text of ladder.json
     planning: str | None = None
 
 
@@ -41,6 +43,11 @@ def prepare(wanted: dict[str, Any]) -> Prepared:
 def prepare_plan(plan: Plan) -> Prepared:
     """Have a child process prepare the data of a plan that exists, and check that it fits to them."""
     return _prepared(run_child({"do": "given", "plan": plan.to_toml()}))
+
+
+def prepare_ladder(plan: Plan) -> str:
+    """Have a child process predict the rungs below a plan; returns the text of ladder.json."""
+    return str(run_child({"do": "ladder", "plan": plan.to_toml()})["ladder"])
 
 
 def run_child(request: dict[str, Any]) -> dict[str, Any]:
@@ -72,9 +79,12 @@ def main() -> int:
     """Answer one request."""
     request = json.loads(sys.stdin.readline())
     try:
-        answer = (
-            _search(request["wanted"]) if request["do"] == "search" else _given(request["plan"])
-        )
+        if request["do"] == "search":
+            answer = _search(request["wanted"])
+        elif request["do"] == "given":
+            answer = _given(request["plan"])
+        else:
+            answer = {"ladder": dump(_rungs(Plan.from_toml(request["plan"])))}
     except (RevedgeError, ModuleNotFoundError) as error:
         kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__name__ in vars(errors)]
         answer = {
@@ -88,7 +98,9 @@ def main() -> int:
 
 
 def _prepared(answer: dict[str, Any]) -> Prepared:
-    return Prepared(Plan.from_toml(answer["plan"]), answer["cache"], answer.get("planning"))
+    return Prepared(
+        Plan.from_toml(answer["plan"]), answer["cache"], answer["ladder"], answer.get("planning")
+    )
 
 
 def _search(wanted: dict[str, Any]) -> dict[str, Any]:
@@ -103,10 +115,15 @@ def _search(wanted: dict[str, Any]) -> dict[str, Any]:
     request = Request(
         **wanted, in_shape=info.in_shape, num_classes=info.num_classes, static=info.static
     )
-    found = choose(request, timeline=True)
+    found = choose(request, timeline=True, rungs=True)
     plan = found.require()
     planning = json.dumps(explain.payload(found, request.budget_bytes))
-    return {"plan": plan.to_toml(), "cache": _cache(plan), "planning": planning}
+    return {
+        "plan": plan.to_toml(),
+        "cache": _cache(plan),
+        "ladder": dump(found.rungs),
+        "planning": planning,
+    }
 
 
 def _given(text: str) -> dict[str, Any]:
@@ -121,7 +138,20 @@ def _given(text: str) -> dict[str, Any]:
             f"the plan is for frames {wanted[0]} and {wanted[1]} classes, data {plan.data!r} has {found[0]} and "
             f"{found[1]}; make a plan for this data with revedge plan"
         )
-    return {"plan": text, "cache": _cache(plan)}
+    rungs = _rungs(plan)
+    if rungs[0].plan.predicted_peak_bytes > plan.predicted_peak_bytes:
+        text = rungs[0].plan.to_toml()  # it was made on another machine
+    return {"plan": text, "cache": _cache(plan), "ladder": dump(rungs)}
+
+
+def _rungs(plan: Plan) -> list[Rung]:
+    from revedge.planner import base
+    from revedge.planner.cost import predict
+    from revedge.planner.trace_client import TraceClient
+
+    bare = base.measure(plan.threads, plan.device)
+    with TraceClient() as tracer:
+        return descend(plan, lambda each: predict(each, bare, tracer))
 
 
 def _cache(plan: Plan) -> str:

@@ -23,6 +23,8 @@ class Progress:
         self.live = self.stream.isatty()
         self.total_steps = self.step = self.first_step = 0
         self.loss = self.test_accuracy = float("nan")
+        self.rung = ""  # how memory is saved now
+        self.paused = False
         self._began_s = self._drawn_s = 0.0
 
     def event(self, event: dict[str, Any]) -> None:
@@ -31,6 +33,7 @@ class Progress:
         if kind == "start":
             self.total_steps, self.step = event["total_steps"], event["step"]
             self.first_step, self._began_s = self.step, time.monotonic()
+            self.rung, self.paused = event.get("rung", ""), False
             if self.step:
                 self.say(f"resumed at step {self.step} of {self.total_steps}")
         elif kind == "step":
@@ -43,6 +46,15 @@ class Progress:
             )
         elif kind == "warning":
             self.say(f"warning: {event['text']}")
+        elif kind == "rung":
+            self.rung = event["rung"]
+            self.say(
+                f"warning: out of memory ({event['why']}); {event['change']}, predicted peak "
+                f"{format_bytes(event['predicted_peak_bytes'])} of {format_bytes(self.budget_bytes)}, again from the "
+                f"last checkpoint; {event['effect']}"
+            )
+        elif kind in ("paused", "resumed"):
+            self.paused = kind == "paused"
 
     def memory(self, now_bytes: int, peak_bytes: int) -> None:
         """Redraw the changing line (at most ten times a second)."""
@@ -65,7 +77,11 @@ class Progress:
         full = int(share * _BAR_CELLS)
         text = f"[{'#' * full}{'.' * (_BAR_CELLS - full)}] {self.step}/{self.total_steps}"
         done, spent_s = self.step - self.first_step, now_s - self._began_s
-        if done > 0 and spent_s > 0:
+        if self.rung:
+            text += f"  {self.rung}"
+        if self.paused:
+            text += "  paused"
+        elif done > 0 and spent_s > 0:
             left_s = (self.total_steps - self.step) * spent_s / done
             text += f"  {done / spent_s:.2f} steps/s  {_clock(left_s)} left  loss {self.loss:.3f}"
         return f"{text}  {memory}"

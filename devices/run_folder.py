@@ -2,6 +2,7 @@
 
 plan.toml           what is trained and why it fits
 planning.json       what else was possible, for the report (where the planner chose)
+ladder.json         what can be done should it not fit after all (planner/descent.py)
 config.json         seed and the other settings of the run
 metrics.jsonl       one JSON object a line: steps, epochs, memory, restarts
 checkpoints/        see checkpoint.py
@@ -75,6 +76,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.plan = self.path / "plan.toml"
+        self.ladder = self.path / "ladder.json"
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
@@ -124,13 +126,19 @@ class RunFolder:
             raise RevedgeError(f"{self.config} cannot be read ({error.strerror})") from None
 
     def begin(
-        self, plan_text: str, settings: RunSettings, planning_text: str | None = None
+        self,
+        plan_text: str,
+        settings: RunSettings,
+        planning_text: str | None = None,
+        ladder_text: str | None = None,
     ) -> None:
-        """Write plan and settings; from now on the run can be resumed."""
+        """Write plan, ladder (None: leave it) and settings; from now on the run can be resumed."""
         try:
             if planning_text is not None:
                 replace_text(self.planning, planning_text)
             replace_text(self.plan, plan_text)
+            if ladder_text is not None:
+                replace_text(self.ladder, ladder_text)
             replace_text(self.config, settings.to_json())
         except OSError as error:
             raise RevedgeError(

@@ -1,10 +1,10 @@
 """The supervisor: starts the trainer, watches it, writes down what happens, starts it again when it dies.
 
 It imports neither torch nor numpy and stays below 25 MB, because its bytes count against the budget too.
+guard.py watches memory, recovery.py finds what to go on with when there was too little.
 The supervisor keeps nothing that a run needs: when it is killed the trainer ends with it, and `--resume` goes on.
 """
 
-import dataclasses
 import json
 import os
 import select
@@ -17,18 +17,18 @@ from typing import Any
 
 from revedge import allocator, child, errors
 from revedge.devices import oom
-from revedge.devices.atomic import replace_text
-from revedge.devices.meter import PeakMeter, oom_kills
+from revedge.devices.guard import SAMPLE_S, Guard
+from revedge.devices.meter import oom_kills
 from revedge.devices.metrics_log import MetricsLog
 from revedge.devices.progress import Progress
+from revedge.devices.recovery import Recovery
 from revedge.devices.run_folder import RunFolder
-from revedge.errors import BudgetError, RevedgeError
+from revedge.errors import RevedgeError
+from revedge.planner.descent import describe
 from revedge.planner.plan import Plan
-from revedge.units import format_bytes
 
-SAMPLE_S = 0.02
 MEMORY_LINE_S = 1.0
-MAX_RESTARTS = 5
+MAX_RESTARTS = 5  # with the same plan; the ladder's end is the other limit
 _NEAR = 0.85  # of the budget: a crash there is taken for one of memory (libraries crash when malloc fails)
 _EXIT_OUT_OF_MEMORY, _EXIT_STOPPED = 10, 11  # of trainer.py, which must not be imported here
 
@@ -59,9 +59,10 @@ class Supervisor:
     def __init__(self, run: RunFolder, lock: int, progress: Progress) -> None:
         self.run, self.lock, self.progress = run, lock, progress
         self.plan = Plan.load(run.plan)
-        self.meter = PeakMeter()
+        self.guard = Guard(self.plan.budget_bytes, self._say)
+        self.recovery = Recovery(run, self._say, lambda: self._stop_signal is not None)
         self.log = MetricsLog(run.metrics)
-        self.restarts = self.step = 0
+        self.restarts = self.step = self._same_plan = 0
         self._began_s = time.monotonic()
         self._stop_signal: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -88,15 +89,19 @@ class Supervisor:
                 if code == _EXIT_STOPPED or self._stop_signal is not None:
                     return self._outcome(None)
                 self._prepare_restart(code)
+                if self._stop_signal is not None:
+                    return self._outcome(None)
         finally:
             self._kill()
+            self.guard.close()
             self.progress.close()
             for number, handler in old.items():
                 signal.signal(number, handler)
 
     def _outcome(self, done: dict[str, Any] | None) -> Outcome:
-        peak = max(self.meter.peak_bytes, self.log.peak_bytes)
-        self._write({"event": "memory", "now_bytes": self.meter.now_bytes, "peak_bytes": peak})
+        meter = self.guard.meter
+        peak = max(meter.peak_bytes, self.log.peak_bytes)
+        self._write({"event": "memory", "now_bytes": meter.now_bytes, "peak_bytes": peak})
         wall_s = self.log.offset_s + time.monotonic() - self._began_s
         sessions = self.log.sessions + 1
         return Outcome(
@@ -107,7 +112,8 @@ class Supervisor:
         """Start one trainer, follow it to its end, and return its exit code (negative: a signal)."""
         self._final, self._kernel_kills = {}, oom_kills()
         reader, writer = os.pipe()
-        words = ["--events", str(writer), "--parent", str(os.getpid())]
+        orders = self.guard.orders.handle
+        words = ["--events", str(writer), "--orders", str(orders), "--parent", str(os.getpid())]
         command = child.command("revedge.devices.trainer", str(self.run.path.resolve()), *words)
         try:
             with open(self.run.log, "wb") as log:
@@ -116,7 +122,7 @@ class Supervisor:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=(writer, self.lock),
+                    pass_fds=(writer, orders, self.lock),
                     env=child.environment(**allocator.preload()),
                 )
         except OSError as error:
@@ -125,7 +131,7 @@ class Supervisor:
         finally:
             os.close(writer)
         try:
-            self.meter.follow(self._process.pid)
+            self.guard.follow(self._process.pid, self.plan.predicted_peak_bytes)
             if self._stop_signal is not None:  # it came before there was a trainer to tell
                 self._process.send_signal(signal.SIGTERM)
             self._follow(reader)
@@ -153,27 +159,30 @@ class Supervisor:
                 self._sample(now_s)
 
     def _sample(self, now_s: float) -> None:
-        now_bytes = self.meter.sample()
-        self.progress.memory(now_bytes, self.meter.peak_bytes)
+        now_bytes = self.guard.sample()
+        peak = self.guard.meter.peak_bytes
+        self.progress.memory(now_bytes, peak)
         if now_s - self._memory_line_s >= MEMORY_LINE_S:
             self._memory_line_s = now_s
-            peak = self.meter.peak_bytes
             self._write({"event": "memory", "now_bytes": now_bytes, "peak_bytes": peak})
 
     def _reap(self, process: "subprocess.Popen[bytes]") -> int:
         """Wait for the trainer; the kernel tells the true peak of its resident bytes."""
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        self.meter.add_trainer_peak(usage.ru_maxrss * 1024)
-        self.meter.unfollow()
+        self.guard.unfollow(usage.ru_maxrss * 1024)
         self._process = None
         return process.returncode
 
     def _on_event(self, event: dict[str, Any]) -> None:
         kind = event["event"]
-        self.meter.device_bytes = max(event.get("device_bytes", 0), self.meter.device_bytes)
+        meter = self.guard.meter
+        meter.device_bytes = max(event.get("device_bytes", 0), meter.device_bytes)
         if kind == "start":
             self.log.rewind(event["step"], event.pop("last_epoch", None))
+            event["rung"] = describe(self.plan)
+            if self._process is not None:
+                self.guard.started(self._process.pid)
         if kind in ("done", "error", "out_of_memory", "stopped"):
             self._final = event
         self.step = event.get("step", self.step)
@@ -197,12 +206,13 @@ class Supervisor:
             kind = getattr(errors, self._final["kind"], RevedgeError)
             raise kind(self._final["text"])
         # The allocation that failed is not in the peak, and its size is not known.
-        near = self.meter.session_peak_bytes > self.plan.budget_bytes * _NEAR
+        near = self.guard.meter.session_peak_bytes > self.plan.budget_bytes * _NEAR
         tail = log_tail(self.run.log)
-        of_memory = code == _EXIT_OUT_OF_MEMORY or (
-            code < 0
-            and oom.died_of_memory(-code, tail, oom_kills() - self._kernel_kills, near_budget=near)
-        )
+        kills = oom_kills() - self._kernel_kills
+        if code < 0:
+            of_memory = oom.died_of_memory(-code, tail, kills, near_budget=near)
+        else:
+            of_memory = code == _EXIT_OUT_OF_MEMORY or oom.classify(tail)
         if not of_memory and code != -signal.SIGKILL:
             name = f"signal {-code}" if code < 0 else f"exit code {code}"
             last = tail.strip().rpartition("\n")[2][:200]
@@ -210,38 +220,46 @@ class Supervisor:
                 f"the trainer ended unexpectedly ({name}: {last}); see {self.run.log}, then continue with "
                 f"revedge train --resume {self.run.path}"
             )
-        if self.restarts >= MAX_RESTARTS:
-            raise RevedgeError(
-                f"the trainer died {self.restarts + 1} times (last: step {self.step}); free some memory, then "
-                f"continue with revedge train --resume {self.run.path}"
-            )
         self.restarts += 1
         if of_memory:
-            self._step_down(self._final.get("text") or f"ended by signal {-code}")
-        else:
-            self._warn("the trainer was killed; it starts again from its last checkpoint")
+            why = self.guard.reason or self._final.get("text") or f"ended by signal {-code}"
+            self._step_down(why)
+            return
+        self._count_same_plan()
+        self._say("the trainer was killed; it starts again from its last checkpoint")
 
     def _step_down(self, why: str) -> None:
-        """Rewrite the plan with about half the micro-batch."""
-        old = self.plan.micro_batch_size
-        new = smaller_micro_batch(self.plan.batch_size, old)
-        if new is None:
-            raise BudgetError(
-                f"out of memory at a micro-batch of 1 inside {format_bytes(self.plan.budget_bytes)} ({why}); give "
-                "a larger --budget, fewer --timesteps or a smaller --model"
-            )
-        # Gradients are summed over the micro-batches now, so none can be used up in backward.
-        self.plan = dataclasses.replace(self.plan, micro_batch_size=new, update_in_backward=False)
-        try:
-            replace_text(self.run.plan, self.plan.to_toml())
-        except OSError as error:
-            raise RevedgeError(f"{self.run.plan} cannot be written ({error.strerror})") from None
-        self._warn(
-            f"out of memory ({why}); micro-batch {old} -> {new}, again from the last checkpoint. "
-            "Batch statistics are of the micro-batch, so the result differs from the first plan's"
-        )
+        """Go on with the next rung, or with the same one if others had taken the memory and have given it back."""
+        old = self.plan
+        rung = self.recovery.next(old, why, may_stay=self.guard.others)
+        if rung is None:
+            return
+        self.plan = rung.plan
+        if rung.plan == old:
+            self._count_same_plan()
+            self._say(f"memory is back ({why}); training goes on from the last checkpoint")
+            return
+        self._same_plan = 0
+        event = {
+            "event": "rung",
+            "change": f"{describe(old)} -> {describe(rung.plan)}",
+            "effect": rung.effect,
+            "why": why,
+            "rung": describe(rung.plan),
+            "predicted_peak_bytes": rung.plan.predicted_peak_bytes,
+        }
+        self._write(event)
+        self.progress.event(event)
 
-    def _warn(self, text: str) -> None:
+    def _count_same_plan(self) -> None:
+        self._same_plan += 1
+        if self._same_plan > MAX_RESTARTS:
+            raise RevedgeError(
+                f"the trainer died {self._same_plan} times (last: step {self.step}); free some memory, then "
+                f"continue with revedge train --resume {self.run.path}"
+            )
+
+    def _say(self, text: str) -> None:
         event = {"event": "warning", "text": text}
         self._write(event)
         self.progress.event(event)
@@ -257,14 +275,6 @@ class Supervisor:
         if self._process is not None:
             self._process.kill()
             self._reap(self._process)
-
-
-def smaller_micro_batch(batch_size: int, micro_batch_size: int) -> int | None:
-    """Return the largest divisor of `batch_size` that is at most half of `micro_batch_size`; None at 1."""
-    for size in range(micro_batch_size // 2, 0, -1):
-        if batch_size % size == 0:
-            return size
-    return None
 
 
 def log_tail(path: Path, size_bytes: int = 4096) -> str:

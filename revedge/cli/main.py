@@ -94,7 +94,9 @@ def report(error: Exception, *, as_json: bool) -> int:
     text, code = _one_line(error), int(getattr(error, "exit_code", 1))
     print(f"revedge: error: {text}", file=sys.stderr)
     if as_json:
-        print(json.dumps({"error": text, "exit_code": code}))
+        floor = getattr(error, "floor_bytes", None)
+        more = {} if floor is None else {"floor_bytes": floor}
+        print(json.dumps({"error": text, "exit_code": code, **more}))
     return code
 
 

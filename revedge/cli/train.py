@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revedge.cli.plan import add_memory_options, memory_wishes
-from revedge.errors import BudgetError, UsageError
+from revedge.errors import UsageError
 from revedge.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ _EPILOG = """example:
   revedge train --data digits --budget 400MiB --epochs 8 --seed 0 --out runs/digits
   revedge train --resume runs/digits
 """
-_RESERVE_BYTES = 128 * 10**6
 _DEFAULT_EPOCHS = 10
 _FIXED_ON_RESUME = ("data", "data_dir", "model", "timesteps", "epochs", "seed", "budget", "plan", "out",
                     "batch", "micro_batch", "strategy", "slab", "update_in_backward", "optimizer", "lr",
@@ -117,24 +116,25 @@ def _new_folder(args: argparse.Namespace) -> tuple["RunFolder", int]:
 
 def _begin(args: argparse.Namespace, folder: "RunFolder") -> "Plan":
     """Prepare the data, plan, admit; write plan and settings."""
+    from revedge.devices.admission import admit, check_budget
     from revedge.devices.preparation import prepare, prepare_plan
     from revedge.devices.run_folder import RunSettings
 
     if args.plan is not None:
         plan = _given_plan(args)
-        _admit(plan)
+        admit(plan)
         prepared = prepare_plan(plan)
     else:
         budget_bytes = _budget(args.budget)
-        _check_memory(budget_bytes)
+        check_budget(budget_bytes)
         prepared = prepare(_wanted(args, budget_bytes))
     plan = dataclasses.replace(
         prepared.plan, epochs=args.epochs or prepared.plan.epochs or _DEFAULT_EPOCHS
     )
-    _admit(plan)
+    admit(plan)
     every_s = 5.0 if args.checkpoint_every_s is None else args.checkpoint_every_s
     settings = RunSettings(prepared.cache, args.seed or 0, every_s, finish=args.finish or "")
-    folder.begin(plan.to_toml(), settings, prepared.planning)
+    folder.begin(plan.to_toml(), settings, prepared.planning, prepared.ladder)
     return plan
 
 
@@ -172,6 +172,7 @@ def _wanted(args: argparse.Namespace, budget_bytes: int) -> dict[str, Any]:
 
 def _resumed_plan(folder: "RunFolder") -> "Plan":
     """Load the plan of a begun run, and its frames, should they be gone."""
+    from revedge.devices.admission import admit
     from revedge.devices.preparation import prepare_plan
     from revedge.planner.plan import Plan
 
@@ -180,40 +181,14 @@ def _resumed_plan(folder: "RunFolder") -> "Plan":
     if not Path(settings.cache).is_dir():
         prepared = prepare_plan(plan)
         folder.begin(plan.to_toml(), dataclasses.replace(settings, cache=prepared.cache))
-    _admit(plan)
+    admit(plan)
     return plan
 
 
-def _admit(plan: "Plan") -> None:
-    """Refuse before the first step what cannot stay inside the budget."""
-    if plan.predicted_peak_bytes > plan.budget_bytes:
-        raise BudgetError(
-            f"--budget {format_bytes(plan.budget_bytes)} is too small for this plan, whose predicted peak is "
-            f"{format_bytes(plan.predicted_peak_bytes)}; give at least that, or let revedge plan choose",
-            floor_bytes=plan.predicted_peak_bytes,
-        )
-    _check_memory(plan.budget_bytes)
-
-
-def _check_memory(budget_bytes: int) -> None:
-    from revedge.devices.meter import available_bytes, total_bytes
-
-    reserve_bytes = max(_RESERVE_BYTES, total_bytes() // 20)
-    free_bytes = available_bytes() - reserve_bytes
-    if budget_bytes > free_bytes:
-        raise BudgetError(
-            f"--budget {format_bytes(budget_bytes)} is more than this machine has now: "
-            f"{format_bytes(max(0, free_bytes))} are available (beside {format_bytes(reserve_bytes)} left to the "
-            "system); give less, or end other programs"
-        )
-
-
 def _budget(text: str) -> int:
-    if text.strip().lower() != "auto":
-        return parse_bytes(text)
-    from revedge.devices.meter import available_bytes, total_bytes
+    from revedge.devices.admission import automatic_budget
 
-    return max(1, available_bytes() - max(_RESERVE_BYTES, total_bytes() // 20) - (16 << 20))
+    return automatic_budget() if text.strip().lower() == "auto" else parse_bytes(text)
 
 
 def _train(args: argparse.Namespace, folder: "RunFolder", lock: int, plan: "Plan") -> int:
@@ -248,7 +223,7 @@ def _train(args: argparse.Namespace, folder: "RunFolder", lock: int, plan: "Plan
         result,
         f"test accuracy {100 * result['test_accuracy']:.2f} %  peak {format_bytes(outcome.measured_peak_bytes)} "
         f"({share:.0f} % of {format_bytes(plan.budget_bytes)}, predicted "
-        f"{format_bytes(plan.predicted_peak_bytes)})  {outcome.wall_s:.0f} s\n{folder.path}",
+        f"{format_bytes(outcome.plan.predicted_peak_bytes)})  {outcome.wall_s:.0f} s\n{folder.path}",
     )
 
 

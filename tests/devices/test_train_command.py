@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from revedge.devices import supervisor
 from revedge.devices.metrics_log import read_metrics
 from revedge.devices.run_folder import RunFolder
 from revedge.planner.plan import Plan
@@ -227,10 +226,8 @@ def test_a_finished_run_is_not_trained_again(make_run: MakeRun, start: Start) ->
     assert run.picture.is_file()
 
 
-def test_out_of_memory_starts_again_with_a_smaller_micro_batch(
-    make_run: MakeRun, start: Start
-) -> None:
-    """A budget between the network alone and its batch: the step down is logged, planned, and the budget kept."""
+def test_out_of_memory_starts_again_one_rung_lower(make_run: MakeRun, start: Start) -> None:
+    """A budget between the network alone and its batch: each rung is logged, predicted, shown, and the budget kept."""
     sizes = {
         "model": "ms-resnet10",
         "model_options": {"width": 32, "depth": 12},
@@ -249,11 +246,20 @@ def test_out_of_memory_starts_again_with_a_smaller_micro_batch(
     run = make_run("tight", **sizes, **tight)
     process = start("train", "--resume", str(run.path), "--json")
     out, err = process.communicate(timeout=DEADLINE_S)
-    warnings = [line["text"] for line in read_metrics(run.metrics) if line["event"] == "warning"]
-    assert any("out of memory" in text and "micro-batch 48 -> 24" in text for text in warnings), err
-    assert Plan.load(run.plan).micro_batch_size <= 24
     assert process.returncode == 0, err
-    assert json.loads(out.splitlines()[-1])["measured_peak_bytes"] <= budget
+    rungs = [line for line in read_metrics(run.metrics) if line["event"] == "rung"]
+    assert rungs[0]["change"].startswith("store -> keep-")
+    assert "memory" in rungs[0]["why"]
+    assert f"warning: out of memory ({rungs[0]['why']}); store -> keep-" in err
+    peaks = [rung["predicted_peak_bytes"] for rung in rungs]
+    assert peaks == sorted(peaks, reverse=True)
+    found = Plan.load(run.plan)
+    assert found.predicted_peak_bytes == sum(found.parts.values()) == peaks[-1]
+    assert found.budget_bytes == budget >= peaks[0]
+    result = json.loads(out.splitlines()[-1])
+    assert result["measured_peak_bytes"] <= budget
+    assert result["predicted_peak_bytes"] == peaks[-1]
+    assert result["restarts"] == len(rungs)
 
 
 def test_a_truncated_checkpoint_is_named_and_the_one_before_used(
@@ -353,14 +359,6 @@ def test_help_shows_an_example(revedge_command) -> None:
     for option in options.split():
         assert option in text
     assert "revedge train --data digits --budget 400MiB" in text
-
-
-def test_smaller_micro_batches_divide_the_batch() -> None:
-    """Each step down is the largest divisor that is at most half; 1 is the end."""
-    sizes = [24]
-    while (size := supervisor.smaller_micro_batch(24, sizes[-1])) is not None:
-        sizes.append(size)
-    assert sizes == [24, 12, 6, 3, 1]
 
 
 def test_cuda_trains_with_the_same_loop(make_run: MakeRun, start: Start) -> None:

@@ -1,0 +1,105 @@
+"""After a trainer has ended for want of memory: which rung to go on with, once the machine has room for it."""
+
+import time
+from collections.abc import Callable
+
+from revedge.devices import admission, meter
+from revedge.devices.atomic import replace_text
+from revedge.devices.pressure import PAUSE_LIMIT_S
+from revedge.devices.run_folder import RunFolder
+from revedge.errors import BudgetError, PlanFormatError, RevedgeError
+from revedge.planner.descent import Rung, dump, load, rungs_below
+from revedge.planner.plan import Plan
+from revedge.units import format_bytes
+
+_LOOK_S = 0.2
+
+
+class Recovery:
+    """Finds the next rung for one run.
+
+    Args:
+        run: its ladder was written when the run began, so that nothing must be computed when memory is short.
+        say: takes what the user must know.
+        should_stop: asked while waiting.
+        patience_s: how long to wait for room on the machine.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        say: Callable[[str], None],
+        should_stop: Callable[[], bool],
+        patience_s: float = PAUSE_LIMIT_S,
+    ) -> None:
+        self.run, self.patience_s = run, patience_s
+        self._say, self._should_stop = say, should_stop
+
+    def next(self, plan: Plan, why: str, *, may_stay: bool) -> Rung | None:
+        """Return the first rung that budget and machine have room for, and write its plan; None if stopped meanwhile.
+
+        Args:
+            plan: the one that did not do.
+            why: what happened, for the error's text.
+            may_stay: that was for what others took, so ``plan`` itself will do once they give back.
+
+        Raises:
+            BudgetError: there is no such rung; the last good checkpoint stays.
+        """
+        below = self._below(plan)
+        rungs = [each for each in below if each.plan.predicted_peak_bytes <= plan.budget_bytes]
+        if may_stay:
+            rungs.insert(0, Rung(plan=plan))
+        if not rungs:
+            raise BudgetError(
+                f"out of memory inside {format_bytes(plan.budget_bytes)} ({why}), and nothing that takes less is "
+                f"left; give a larger --budget, fewer --timesteps or a smaller --model; the last checkpoint is in "
+                f"{self.run.checkpoints}"
+            )
+        rung = self._wait_for_room(rungs, why)
+        if rung is not None and rung.plan != plan:
+            try:
+                replace_text(self.run.plan, rung.plan.to_toml())
+            except OSError as error:
+                raise RevedgeError(
+                    f"{self.run.plan} cannot be written ({error.strerror})"
+                ) from None
+        return rung
+
+    def _below(self, plan: Plan) -> list[Rung]:
+        try:
+            found = rungs_below(plan, load(self.run.ladder.read_text(encoding="utf-8")))
+        except (OSError, PlanFormatError):
+            found = None
+        if found is not None:
+            return found
+        # A run begun without a ladder, or with another plan: predicted now, in a child.
+        from revedge.devices.preparation import prepare_ladder
+
+        rungs = load(prepare_ladder(plan))
+        replace_text(self.run.ladder, dump(rungs))
+        return [rung.of(plan) for rung in rungs[1:]]
+
+    def _wait_for_room(self, rungs: list[Rung], why: str) -> Rung | None:
+        until, told = time.monotonic() + self.patience_s, False
+        while not self._should_stop():
+            room = max(0, meter.available_bytes() - admission.running_reserve_bytes())
+            for rung in rungs:
+                if rung.plan.predicted_peak_bytes <= room:
+                    return rung
+            least = min(rung.plan.predicted_peak_bytes for rung in rungs)
+            if time.monotonic() >= until:
+                raise BudgetError(
+                    f"the machine has room for {format_bytes(room)}, but the least that this training takes is "
+                    f"{format_bytes(least)} ({why}); end other programs, then continue with revedge train --resume "
+                    f"{self.run.path}",
+                    floor_bytes=least,
+                )
+            if not told:
+                self._say(
+                    f"waiting for memory: the machine has room for {format_bytes(room)}, {format_bytes(least)} are "
+                    f"needed; at most {self.patience_s:.0f} s"
+                )
+                told = True
+            time.sleep(_LOOK_S)
+        return None
