@@ -104,7 +104,7 @@ def _measure(nets: Sequence[str], rounds: int, *, with_peer: bool) -> list[Row]:
             if with_peer:
                 fresh += [spikingjelly(net, mode, TIMESTEPS, BATCH[net]) for mode in MODES]
             fresh += revedge(net, "all+slabs", TIMESTEPS, BATCH[net])
-            if update:
+            if update and any(bar.update for bar in BARS if bar.net == net):
                 try:
                     updated = revedge(net, "all+slabs", TIMESTEPS, BATCH[net], UPDATE)
                     fresh += [{**row, "strategy": f"{row['strategy']}+update"} for row in updated]

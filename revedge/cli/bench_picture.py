@@ -79,6 +79,9 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axis.set_visible(False)
     for axis, panel in zip(axes.flat, panels, strict=False):
         _panel(axis, panel)
+    handles, names = axes.flat[0].get_legend_handles_labels()
+    if len(names) > 1:
+        figure.legend(handles, names, loc="outside upper center", ncols=len(names))
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, format="svg", metadata={"Date": None})
     temporary.replace(path)
@@ -98,15 +101,15 @@ def _panel(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
         axis.step(*zip(*front, strict=True), where="post", color=color, alpha=0.4)
         x, y = [row["cpu_s"] for row in own], [row["anon_peak_bytes"] / _MIB for row in own]
         axis.plot(x, y, marker, color=color, label=library)
-        for (left_s, size_mib), text in _labels(own, 0.05 * widest_s):
-            axis.annotate(
-                text, (left_s, size_mib), xytext=(5, 4), textcoords="offset points", fontsize=8
-            )
+        near = _labels([row for row in own if row["pareto"]], 0.15 * widest_s)
+        for index, (place, text) in enumerate(near):
+            shift = (5, -10 if index % 2 else 4)  # in turn, so that neighbors do not meet
+            axis.annotate(text, place, xytext=shift, textcoords="offset points", fontsize=8)
     first = rows[0]
     axis.set_title(f"{first['net']}  T={first['timesteps']}  batch {first['batch']}")
     axis.set_xlabel("CPU time of a step [s]")
     axis.set_ylabel("anonymous memory [MiB]")
-    axis.set_xlim(left=0, right=1.5 * widest_s)
+    axis.set_xlim(left=0, right=1.6 * widest_s)
     sizes = [row["anon_peak_bytes"] / _MIB for row in rows]
     if max(sizes) > 5 * min(sizes):
         axis.set_yscale("log", base=2)
@@ -115,22 +118,27 @@ def _panel(axis: Any, rows: Sequence[dict[str, Any]]) -> None:
     else:
         axis.set_ylim(0, 1.2 * max(sizes))
     axis.grid(alpha=0.3)
-    if len(libraries) > 1:
-        axis.legend(loc="upper right")
 
 
 def _labels(rows: Sequence[dict[str, Any]], near_s: float) -> list[tuple[tuple[float, float], str]]:
-    """Places and texts; rows that lie on one another share one."""
-    found: list[tuple[tuple[float, float], str]] = []
+    """Places and texts of what is on the front; of rows that lie close together one is named."""
+    found: list[list[dict[str, Any]]] = []
     for row in sorted(rows, key=lambda row: float(row["cpu_s"])):
-        x, y = row["cpu_s"], row["anon_peak_bytes"] / _MIB
-        for index, ((other_x, other_y), text) in enumerate(found):
-            if x - other_x < near_s and abs(y - other_y) < 0.05 * y:
-                found[index] = ((x, y), f"{text}, {row['strategy']}")
+        for near in found:
+            first = near[0]
+            share = row["anon_peak_bytes"] / first["anon_peak_bytes"]
+            if row["cpu_s"] - first["cpu_s"] < near_s and 0.85 < share < 1.15:
+                near.append(row)
                 break
         else:
-            found.append(((x, y), row["strategy"]))
-    return found
+            found.append([row])
+    return [
+        (
+            (near[0]["cpu_s"], near[0]["anon_peak_bytes"] / _MIB),
+            near[0]["strategy"] + (f" and {len(near) - 1} more" if len(near) > 1 else ""),
+        )
+        for near in found
+    ]
 
 
 if __name__ == "__main__":
