@@ -94,7 +94,7 @@ def test_mistyped_format_names_the_close_one() -> None:
         parse_formats("onyx")
     with pytest.raises(UsageError, match="did you mean torchscript"):
         parse_formats("onnx,torchscrpt")
-    with pytest.raises(UsageError, match="choose from torchscript, pt2, onnx, onnx-scan"):
+    with pytest.raises(UsageError, match="choose from torchscript, onnx, onnx-scan"):
         parse_formats("zzzzzz")
     assert parse_formats(" ONNX , onnx") == ("onnx",)
 
