@@ -70,8 +70,8 @@ class Rehearsal:
             del x
             loss = functional.cross_entropy(logits, labels, label_smoothing=0.1) / rounds
             loss.backward()
+            watch([p.grad for p in self.parameters if p.grad is not None], "gradients")
             del labels, logits, loss
-        watch([p.grad for p in self.parameters if p.grad is not None], "gradients")
         self._update([(i, p.grad) for i, p in enumerate(self.parameters) if p.grad is not None])
         for parameter in self.parameters:
             parameter.grad = None

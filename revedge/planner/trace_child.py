@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
+from torch import Tensor
+
 from revedge import models
 from revedge.allocator import page_bytes
 from revedge.engine import tail
@@ -24,9 +26,10 @@ from revedge.engine.signal import Signal, chunks
 from revedge.errors import RevedgeError
 from revedge.kernels import native_status
 from revedge.planner.setting import Setting
+from revedge.planner.stack import LeftOut, shallower
 from revedge.planner.step import Rehearsal
 from revedge.planner.timeline import timeline
-from revedge.planner.tracer import StorageTracker, allocated_bytes
+from revedge.planner.tracer import StorageTracker
 from revedge.planner.work import Work
 
 
@@ -41,7 +44,7 @@ def trace(setting: Setting, *, thorough: bool = False) -> dict[str, int]:
     ``parameters, runs, convolutions, operations``, and the work of one micro-batch: ``multiplications,
     moved_bytes, calls``.
     """
-    rehearsal, tracker, work = _follow(setting, thorough=thorough)
+    rehearsal, tracker, work, left_out = _follow(setting, thorough=thorough)
     rounds = 1 if setting.micro_batch_size == setting.batch_size else 2
     parts = tracker.bytes_at_peak()
     kinds = ("weights", "gradients", "optimizer", "data", "activations")
@@ -49,11 +52,8 @@ def trace(setting: Setting, *, thorough: bool = False) -> dict[str, int]:
         "peak_bytes": tracker.peak_bytes,
         **{f"{kind}_bytes": parts.get(kind, 0) for kind in kinds},
         "workspace_bytes": tracker.peak_workspace_bytes,
-        "sgd_bytes": sum(
-            allocated_bytes(p.numel() * p.element_size(), page_bytes())
-            for p in rehearsal.parameters
-        ),
-        "parameters": sum(p.numel() for p in rehearsal.parameters),
+        "sgd_bytes": left_out.sgd_bytes + sum(map(tracker.taken_bytes, rehearsal.parameters)),
+        "parameters": left_out.parameters + sum(p.numel() for p in rehearsal.parameters),
         "runs": len(rehearsal.net.runs()),
         "convolutions": len(tracker.convolutions),
         "operations": tracker.operations,
@@ -63,26 +63,44 @@ def trace(setting: Setting, *, thorough: bool = False) -> dict[str, int]:
     }
 
 
-def _follow(setting: Setting, *, thorough: bool) -> tuple[Rehearsal, StorageTracker, Work]:
+def _follow(setting: Setting, *, thorough: bool) -> tuple[Rehearsal, StorageTracker, Work, LeftOut]:
     """Rehearse on meta tensors; the work is that of the first step."""
-    rehearsal = Rehearsal(setting, "meta")
+    run, blocks = (setting, 0) if thorough else shallower(setting)
+    rehearsal = Rehearsal(run, "meta")
     tracker = StorageTracker(
         page_bytes=page_bytes(),
         native_kernels=bool(native_status()["loaded"]) and setting.device == "cpu",
         short_cuts=not thorough,
     )
+    left_out = LeftOut(
+        rehearsal.net,
+        blocks,
+        tracker,
+        slots=len(rehearsal.slots),
+        counted=bool(rehearsal.step_counts),
+    )
+
+    def watch(tensors: list[Tensor], kind: str) -> None:
+        tracker.name(tensors, kind)
+        if kind == "gradients" and not setting.update_in_backward:
+            left_out.after_backward()
+
+    def step() -> None:
+        rehearsal.train_step(watch)
+        left_out.after_backward()  # and after the update, which leaves none
+
     tracker.add(rehearsal.weights(), "weights")
     tracker.add(rehearsal.optimizer_state(), "optimizer")
     before = tracker.live_bytes
     few_chunks = functools.partial(_few_chunks, tracker.work)
     few = mock.patch.object(tail, "chunks", chunks if thorough else few_chunks)
-    with tracker, few:
-        rehearsal.train_step(tracker.name)
+    with tracker, few, left_out.followed():
+        step()
         work = dataclasses.replace(tracker.work)
         if tracker.live_bytes != before:
-            rehearsal.train_step(tracker.name)
-        rehearsal.evaluate(tracker.name)
-    return rehearsal, tracker, work
+            step()
+        rehearsal.evaluate(watch)
+    return rehearsal, tracker, work, left_out
 
 
 def _few_chunks(work: Work, signal: Signal, *, whole: bool) -> Iterator[tuple[int, int]]:
@@ -109,7 +127,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             }
         setting = Setting.from_json(request["setting"])
         if request["do"] == "timeline":
-            _, tracker, _ = _follow(setting, thorough=False)
+            _, tracker, _, _ = _follow(setting, thorough=True)
             return timeline(tracker.storages, tracker.operations)
         return dict(trace(setting))
     except RevedgeError as error:

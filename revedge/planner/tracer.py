@@ -143,6 +143,16 @@ class StorageTracker(TorchDispatchMode):
         self.peak_operation = 0
         self.convolutions: set[tuple[Any, ...]] = set()
         self.work = Work()
+        self.extra: dict[str, int] = {}  # bytes by kind beside the storages that are followed
+        self._extra_at_peak: dict[str, int] = {}
+
+    def taken_bytes(self, tensor: Tensor) -> int:
+        """Return what malloc takes for the storage of ``tensor``."""
+        return allocated_bytes(tensor.untyped_storage().nbytes(), self._page_bytes)
+
+    def note(self) -> None:
+        """Look whether this moment is the peak; for who has changed `extra`."""
+        self._note_peak(0)
 
     def add(self, tensors: Iterable[Tensor], kind: str = "activations") -> None:
         """Count the storages of ``tensors`` that are not counted yet."""
@@ -151,7 +161,7 @@ class StorageTracker(TorchDispatchMode):
             key = storage._cdata
             if key in self._live:
                 continue
-            size = allocated_bytes(storage.nbytes(), self._page_bytes)
+            size = self.taken_bytes(tensor)
             record = Storage(size, kind, self.operations)
             self._live[key] = record
             self.storages.append(record)
@@ -166,7 +176,7 @@ class StorageTracker(TorchDispatchMode):
 
     def bytes_at_peak(self) -> dict[str, int]:
         """Return live bytes by kind at the peak; with `peak_workspace_bytes` they sum to `peak_bytes`."""
-        found: dict[str, int] = {}
+        found = dict(self._extra_at_peak)
         for each in self.storages:
             if each.born <= self.peak_operation and (
                 each.died is None or each.died > self.peak_operation
@@ -180,8 +190,10 @@ class StorageTracker(TorchDispatchMode):
         self.live_bytes -= record.size_bytes
 
     def _note_peak(self, workspace: int) -> None:
-        if self.live_bytes + workspace > self.peak_bytes:
-            self.peak_bytes = self.live_bytes + workspace
+        total = self.live_bytes + sum(self.extra.values()) + workspace
+        if total > self.peak_bytes:
+            self.peak_bytes = total
+            self._extra_at_peak = dict(self.extra)
             self.peak_workspace_bytes = workspace
             self.peak_operation = self.operations
 

@@ -19,6 +19,12 @@ class Work:
     calls: int = 0  # of operators that are not views
     repeat: int = 1
 
+    def add_since(self, before: "Work", times: int) -> None:
+        """Count what was done since ``before`` so many times more."""
+        self.multiplications += times * (self.multiplications - before.multiplications)
+        self.moved_bytes += times * (self.moved_bytes - before.moved_bytes)
+        self.calls += times * (self.calls - before.calls)
+
     def count(self, name: str, args: tuple[Any, ...], tensors: Iterable[Tensor]) -> None:
         """Count one call of the operator ``name``, whose operands and results are ``tensors``."""
         self.calls += self.repeat
