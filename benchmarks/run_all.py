@@ -22,6 +22,7 @@ SCRIPTS: dict[str, list[str]] = {
     "bench_reversible": ["--quick"],
     "bench_depth_time": ["--depths", "8,32", "--times", "4,16"],
     "bench_cuda": [],
+    "bench_export": ["--only", "speed,memory"],
     "bench_prediction": ["--count", "6", "--most-gmacs", "2"],
     "bench_per_image": ["--batch", "4"],
     "kill_resume": ["--kills", "4", "--epochs", "1"],

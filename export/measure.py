@@ -1,4 +1,4 @@
-"""Time and memory of an exported file, in a process of its own: ``python -m revedge.export.measure FILE BATCH``.
+"""Time and memory of an exported file, in a process of its own: ``python -m revedge.export.measure FILE BATCH LOW``.
 
 An ONNX file is run as on a board, with numpy and onnxruntime only; a TorchScript file needs torch.
 """
@@ -21,8 +21,13 @@ _CALLS, _WARM_UP = 20, 3
 _LIMIT_S = 300.0
 
 
-def measure(path: Path, batch: int) -> dict[str, Any]:
+def measure(path: Path, batch: int, *, low_memory: bool = False) -> dict[str, Any]:
     """Measure a file in a child process.
+
+    Args:
+        path: of an ONNX or TorchScript file.
+        batch: number of streams.
+        low_memory: of the runner, for ONNX files.
 
     Returns:
         ``file_bytes``, ``load_ms``, ``step_ms`` (CPU time of one time step, median), ``measured_peak_bytes``.
@@ -30,7 +35,7 @@ def measure(path: Path, batch: int) -> dict[str, Any]:
     Raises:
         ExportError: the child failed.
     """
-    words = child.command("revedge.export.measure", str(path), str(batch))
+    words = child.command("revedge.export.measure", str(path), str(batch), str(int(low_memory)))
     env = child.environment(OMP_NUM_THREADS="1")
     try:
         done = subprocess.run(
@@ -57,11 +62,11 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _onnx(path: Path, batch: int) -> tuple[Any, int]:
+def _onnx(path: Path, batch: int, low_memory: bool) -> tuple[Any, int]:
     """Return a call, and how many time steps it makes."""
     from revedge.export.runner import StreamRunner
 
-    runner = StreamRunner(path)
+    runner = StreamRunner(path, low_memory=low_memory)
     told = runner.manifest
     frame = np.zeros((batch, *told.in_shape), np.float32)
     if told.graph == "step":
@@ -96,9 +101,10 @@ def _torchscript(path: Path, batch: int) -> tuple[Any, int]:
 def main() -> None:
     """Measure the file that was named."""
     allocator.return_freed_memory()
-    path, batch = Path(sys.argv[1]), int(sys.argv[2])
+    path, batch, low_memory = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "1"
     begin = time.process_time()
-    call, steps = (_onnx if path.suffix == ".onnx" else _torchscript)(path, batch)
+    is_onnx = path.suffix == ".onnx"
+    call, steps = _onnx(path, batch, low_memory) if is_onnx else _torchscript(path, batch)
     load_ms = 1e3 * (time.process_time() - begin)
     spent = []
     for _ in range(_WARM_UP + _CALLS):

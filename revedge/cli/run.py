@@ -53,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=int, default=1, help="of onnxruntime (default: %(default)s)"
     )
     parser.add_argument(
-        "--low-memory", action="store_true", help="slower, with a tenth less memory"
+        "--low-memory",
+        action="store_true",
+        help="without a second copy of the weights; an eighth slower",
     )
 
 

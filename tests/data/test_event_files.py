@@ -1,8 +1,7 @@
 """Single recordings: the same events and frames as tonic's, for each format; lines of text; what is damaged."""
 
 import io
-import sys
-import types
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,35 +85,45 @@ def test_npz_in_both_forms(structured: bool, tmp_path: Path) -> None:
     assert np.all(np.diff(found["t"]) >= 0)
 
 
+_AEDAT = """
+import os
+import numpy as np
+DTYPE = [("t", "<u8"), ("x", "<u2"), ("y", "<u2"), (("p", "on"), "?")]
+class Decoder:
+    def __init__(self, path):
+        content = open(path, "rb").read()
+        if content == b"abort":
+            os.abort()
+        if content == b"broken":
+            raise RuntimeError("the packet\\nsize does not match")
+        one, two = (np.array([(t, 1, 2, True)], DTYPE) for t in (7, 9))
+        self.packets = [(0, "frame", {}), (2, "events", one), (5, "events", two), (2, "events", two)]
+    def id_to_stream(self):
+        return {0: {"type": "frame"}, 5: {"type": "events"}, 2: {"type": "events"}}
+    def __iter__(self):
+        return iter({"stream_id": n, kind: content} for n, kind, content in self.packets)
+"""
+
+
 def test_aedat4_through_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lowest stream of events, all its packets; without the package the extra is named."""
+    """The lowest stream of events, all its packets; one that aborts ends the child only; without it: the extra."""
     path = tmp_path / "camera.aedat4"
-    path.write_bytes(b"#!AER-DAT4.0\r\n")
-    monkeypatch.setitem(sys.modules, "aedat", None)
+    path.write_bytes(b"#!AER-DAT4.0")
+    package = tmp_path / "packages"
+    package.mkdir()
+    paths = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", paths)
+    (package / "aedat.py").write_text("raise ModuleNotFoundError('aedat')")
     with pytest.raises(UsageError, match=r"pip install 'revedge\[aedat4\]'"):
         read_events(path)
-    dtype = [("t", "<u8"), ("x", "<u2"), ("y", "<u2"), (("p", "on"), "?")]
-    first, second = (np.array([(t, 1, 2, True)], dtype) for t in (7, 9))
-
-    class Decoder:
-        def __init__(self, _path: str) -> None:
-            self.packets = iter(
-                [
-                    {"stream_id": 0, "frame": {}},
-                    {"stream_id": 2, "events": first},
-                    {"stream_id": 5, "events": second},
-                    {"stream_id": 2, "events": second},
-                ]
-            )
-
-        def id_to_stream(self) -> dict[int, dict[str, str]]:
-            return {0: {"type": "frame"}, 2: {"type": "events"}, 5: {"type": "events"}}
-
-        def __iter__(self) -> object:
-            return self.packets
-
-    monkeypatch.setitem(sys.modules, "aedat", types.SimpleNamespace(Decoder=Decoder))
+    (package / "aedat.py").write_text(_AEDAT)
     assert read_events(path).tolist() == [(7, 1, 2, 1), (9, 1, 2, 1)]
+    path.write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"camera\.aedat4 .*the packet size does not match"):
+        read_events(path)
+    path.write_bytes(b"abort")
+    with pytest.raises(DataError, match=r"camera\.aedat4 .*cannot be decoded"):
+        read_events(path)
 
 
 def _save(path: Path, **arrays: object) -> None:
