@@ -102,11 +102,9 @@ class _Builder:
         entry = nn.Identity() if getattr(run, "on_grid", True) else Grid(GRID_BITS)
         if isinstance(run, Feed):
             branches = [b for b in run.branches if isinstance(b, Branch)]
-            if len(branches) > 1:
-                self.previous = []
-            steps = [self.branch(branch) for branch in branches]
-            if len(branches) > 1:
-                self.previous = []
+            if len(branches) == 1:
+                return FeedStep(self.branch(branches[0]), [])
+            steps = [self._apart(branch) for branch in branches]
             return FeedStep(steps[0], steps[1:])
         self.previous = []
         if isinstance(run, Residual):

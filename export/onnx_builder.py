@@ -119,10 +119,19 @@ class Graph:
         bounds = [self.sizes(start), self.sizes(start + length), self.sizes(dim)]
         return self.op("Slice", [x, *bounds])
 
-    def select(self, x: str, dim: int, index: int, label: str = "") -> str:
-        """``x[index]`` along ``dim``, which disappears."""
-        place = self.constant(f"index/{index}", np.array(index, np.int64))
-        return self.op("Gather", [x, place], label, rank=self.ranks[x] - 1, axis=dim)
+    def split(self, x: str, dim: int, *lengths: int, label: str = "part") -> list[str]:
+        """Cut ``x`` along ``dim`` into parts that follow each other.
+
+        Several Gather nodes on one value would do the same, but onnxruntime 1.18 joins them into Split itself, gives
+        two such nodes one name, and then refuses the file.
+        """
+        from onnx import helper
+
+        parts = [self.name(f"{label}_{index}") for index in range(len(lengths))]
+        inputs = [x, self.sizes(*lengths)]
+        self.nodes.append(helper.make_node("Split", inputs, parts, axis=dim))
+        self.ranks.update(dict.fromkeys(parts, self.ranks[x]))
+        return parts
 
     def reduce(self, kind: str, x: str, axis: int) -> str:
         """A sum, mean or the like over ``axis``, which disappears."""

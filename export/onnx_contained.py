@@ -88,13 +88,12 @@ def _of_unrolled(model: "onnx.ModelProto", manifest: Manifest) -> "list[onnx.Nod
 
 def _frames(model: "onnx.ModelProto") -> dict[str, int]:
     """Value -> the time step whose frame it is."""
-    from onnx import numpy_helper
-
-    constants = {one.name: one for one in model.graph.initializer}
+    splits = [node for node in model.graph.node if node.op_type == "Split" and node.input[0] == "x"]
+    places = {part: t for node in splits for t, part in enumerate(node.output)}
     return {
-        node.output[0]: int(numpy_helper.to_array(constants[node.input[1]]))
+        node.output[0]: places[node.input[0]]
         for node in model.graph.node
-        if node.op_type == "Gather" and node.input[0] == "x"
+        if node.op_type == "Squeeze" and node.input[0] in places
     }
 
 

@@ -197,10 +197,10 @@ def _unrolled(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
     x, rest = _split(g, form, manifest)
     states = _at_rest(g, manifest)
     total, per_step = "", []
+    frames = [x] * manifest.steps if manifest.static else _frames(g, manifest.steps)
     for t in range(manifest.steps):
-        frame = x if manifest.static else g.select("x", 0, t, f"x_{t}")
         g.step = f"t{t}/"
-        _write(g, rest, frame, states, manifest)
+        _write(g, rest, frames[t], states, manifest)
         states = [f"t{t}/{state.next}" for state in manifest.states]
         g.step = ""
         logits = f"t{t}/logits"
@@ -209,6 +209,14 @@ def _unrolled(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
     joined = g.op("Concat", per_step, "all_logits", axis=0)
     g.rename({joined: "logits"})
     _mean(g, manifest, total)
+
+
+def _frames(g: StepGraph, steps: int) -> list[str]:
+    parts = g.split("x", 0, *[1] * steps, label="frame")
+    rank = g.ranks["x"] - 1
+    return [
+        g.op("Squeeze", [part, g.sizes(0)], f"x_{t}", rank=rank) for t, part in enumerate(parts)
+    ]
 
 
 def _split(g: StepGraph, form: InferenceNet, manifest: Manifest) -> tuple[str, Runs]:

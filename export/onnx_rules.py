@@ -120,7 +120,7 @@ def _residual(g: StepGraph, module: ResidualStep, x: str) -> str:
 @rule(CouplingStep)
 def _coupling(g: StepGraph, module: CouplingStep, x: str) -> str:
     x = g.apply(module.entry, x, "entry")
-    written, read = (g.narrow(x, 1, start, module.width) for start in (0, module.width))
+    written, read = g.split(x, 1, module.width, module.width, label="half")
     for index, branch in enumerate(module.branches):
         y = g.apply(branch, read, f"branches.{index}")
         written, read = read, g.op("Add", [written, y], "stream")
@@ -201,6 +201,7 @@ def _cell(g: StepGraph, module: Cell, x: str) -> str:
 def _reversible(g: StepGraph, module: ReversibleCell, x: str) -> str:
     dim, width, rest = module.dim, module.width, module.rest
     v = g.take()
+    v_first, v_last = g.split(v, dim, rest, width, label="v")
     leak, beta = g.scalar(module.leak), g.scalar(module.beta)
 
     def integrate(v: str, drive: str) -> str:
@@ -209,11 +210,17 @@ def _reversible(g: StepGraph, module: ReversibleCell, x: str) -> str:
     def hand_on(s: str, x: str) -> str:
         return g.op("Add", [s, g.op("Mul", [x, beta])], "y")
 
-    m_first = integrate(g.narrow(v, dim, 0, rest), g.narrow(x, dim, 0, rest))
-    y_first = hand_on(_fire(g, m_first, module.v_threshold), g.narrow(x, dim, width, rest))
+    if rest == width:  # two groups: cut, as Split; see `Graph.split`
+        x_first, x_last = g.split(x, dim, width, width, label="x")
+        x_begin = x_first
+    else:
+        x_first, x_last = g.narrow(x, dim, 0, rest), g.narrow(x, dim, width, rest)
+        x_begin = g.narrow(x, dim, 0, width)
+    m_first = integrate(v_first, x_first)
+    y_first = hand_on(_fire(g, m_first, module.v_threshold), x_last)
     drive = g.narrow(y_first, dim, rest - width, width)
-    m_last = integrate(g.narrow(v, dim, rest, width), drive)
-    y_last = hand_on(_fire(g, m_last, module.v_threshold), g.narrow(x, dim, 0, width))
+    m_last = integrate(v_last, drive)
+    y_last = hand_on(_fire(g, m_last, module.v_threshold), x_begin)
     y = g.op("Concat", [y_first, y_last], "y", axis=dim)
     m = g.op("Concat", [m_first, m_last], "membrane", axis=dim)
     kept = g.op("Mul", [g.op("Sub", [g.scalar(1.0), y], rank=g.ranks[y]), m], "kept")
@@ -276,8 +283,10 @@ def _space_mean(g: StepGraph, _module: SpaceMean, x: str) -> str:
 
 @rule(Attend)
 def _attend(g: StepGraph, module: Attend, x: str) -> str:
-    parts = g.op("Reshape", [x, g.sizes(0, *module.split)], "qkv", rank=5)
-    q, k, v = (g.select(parts, 1, index, label) for index, label in enumerate("qkv"))
+    _, heads, width, tokens = module.split
+    parts = g.split(x, 1, *[heads * width] * 3, label="qkv")
+    shape = g.sizes(0, heads, width, tokens)
+    q, k, v = (g.op("Reshape", [part, shape], "per_head", rank=4) for part in parts)
     turned = g.op("Transpose", [k], "k_turned", perm=[0, 1, 3, 2])
     seen = g.op("MatMul", [g.op("MatMul", [v, turned], "v_k"), q], "seen")
     seen = g.op("Mul", [seen, g.scalar(module.scale)], "scaled")

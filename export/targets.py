@@ -19,7 +19,6 @@ _STEP = frozenset(
         "Concat",
         "Conv",
         "Flatten",
-        "Gather",
         "Gemm",
         "GlobalAveragePool",
         "GlobalMaxPool",
@@ -31,11 +30,12 @@ _STEP = frozenset(
         "Reshape",
         "Round",
         "Slice",
+        "Split",
         "Sub",
         "Transpose",
     }
 )
-_SEQUENCE = frozenset(["ConstantOfShape", "Div", "Unsqueeze"])
+_SEQUENCE = frozenset(["ConstantOfShape", "Div", "Squeeze", "Unsqueeze"])
 _DYNAMIC = frozenset(["Shape"])
 _INT8 = frozenset(["DequantizeLinear"])
 _SCAN = frozenset(["Scan"])

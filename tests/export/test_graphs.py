@@ -157,8 +157,8 @@ def _mean_off(model: onnx.ModelProto) -> None:
 
 
 def _frame_twice(model: onnx.ModelProto) -> None:
-    gathers = [one for one in model.graph.node if one.op_type == "Gather"]
-    gathers[2].input[1] = gathers[1].input[1]
+    squeezes = [one for one in model.graph.node if one.op_type == "Squeeze"]
+    squeezes[2].input[0] = squeezes[1].input[0]
 
 
 def _state_skipped(model: onnx.ModelProto) -> None:

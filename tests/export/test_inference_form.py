@@ -50,6 +50,7 @@ def test_folds_wherever_an_operator_precedes() -> None:
     }
     assert {kind: count for kind, count in left.items() if count} == {
         "normalization on a stream": 1,
+        "sum of branches that open with a norm": 2,
         "forks": 1,
     }
 

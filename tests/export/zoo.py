@@ -171,6 +171,9 @@ KINDS: dict[str, Callable[[], SpikingNet]] = {
     "normalization on a stream": lambda: network([Residual([_norm_first()], on_grid=True)]),
     "pool before the grid": lambda: network([Residual([_pooled_close()], on_grid=True)]),
     "normalization in the next feed": lambda: network(_open_feeds()),
+    "sum of branches that open with a norm": lambda: network(
+        [Feed([Branch([Unit(op=conv())])]), Feed([_norm_first(), _norm_first()])]
+    ),
     "sum of branches": lambda: network([Feed([branch(), branch(LIFNode)])]),
     "residual": lambda: network([Residual([branch(), branch(LIFNode)], on_grid=True)]),
     "residual off the grid": lambda: network(_off_grid(Residual)),
