@@ -4,13 +4,14 @@
 nothing. The other names load torch when they are first used.
 """
 
-from importlib import import_module
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from revedge.export.inference import InferenceNet as InferenceNet
     from revedge.export.inference import inference_form as inference_form
     from revedge.export.manifest import Manifest as Manifest
+    from revedge.export.modules import import_module as import_module
     from revedge.export.runner import StreamRunner as StreamRunner
     from revedge.export.writer import export_network as export_network
 
@@ -19,13 +20,21 @@ _HOMES = {
     "Manifest": "manifest",
     "StreamRunner": "runner",
     "export_network": "writer",
+    "import_module": "modules",
     "inference_form": "inference",
 }
-__all__ = ["InferenceNet", "Manifest", "StreamRunner", "export_network", "inference_form"]
+__all__ = [
+    "InferenceNet",
+    "Manifest",
+    "StreamRunner",
+    "export_network",
+    "import_module",
+    "inference_form",
+]
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
         if name not in _HOMES:
             raise AttributeError(f"module 'revedge.export' has no attribute {name!r}")
-        return getattr(import_module(f"revedge.export.{_HOMES[name]}"), name)
+        return getattr(importlib.import_module(f"revedge.export.{_HOMES[name]}"), name)

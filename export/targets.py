@@ -66,7 +66,7 @@ class Target:
 
 TARGETS = {
     "ort": Target(
-        title="onnxruntime 1.18 or newer (opset 22 and 23: 1.20 or newer)",
+        title="onnxruntime 1.18 or newer (opset 22: 1.21 or newer; opset 23: 1.23)",
         opset=18,
         newest_opset=23,
         batch=None,

@@ -14,6 +14,7 @@ from revedge.engine.adopt.over_time import OverTime
 from revedge.engine.adopt.parts import Part, UnfitError, has_hooks
 from revedge.neurons import BaseNode, IFNode, LIFNode, Surrogate
 
+_RESET = "its reset ({!r}) is not one of the engine's; reset_mechanism='zero' is"
 _SURROGATES = {"atan.<locals>.inner": "atan", "sigmoid.<locals>.inner": "sigmoid"}
 
 
@@ -34,31 +35,49 @@ def recognize(module: nn.Module, grid: bool) -> list[Part] | None:
 
 
 def _neuron(leaky: Any) -> BaseNode:
+    """Return the neuron that a run may hold in the place of ``leaky``."""
+    node = neuron_of(leaky, None)
+    if list(leaky.parameters()):
+        raise UnfitError("it learns beta, threshold or spike size")
+    if node.v_reset is None:
+        raise UnfitError(_RESET.format("subtract"))
+    return node
+
+
+def neuron_of(leaky: Any, surrogate: Surrogate | None) -> BaseNode:
+    """Return the neuron of ours with the arithmetic and the parameters of snnTorch's, learned ones as they stand.
+
+    Args:
+        leaky: the neuron.
+        surrogate: None: the neuron's own.
+
+    Raises:
+        UnfitError: there is none.
+    """
     kind = type(leaky)
     if kind.__name__ != "Leaky" or not kind.__module__.startswith("snntorch."):
         raise UnfitError(f"{kind.__name__} over time is not known to the engine")
-    if leaky.reset_mechanism != "zero":
-        raise UnfitError(
-            f"its reset ({leaky.reset_mechanism!r}) is not one of the engine's; reset_mechanism='zero' is"
-        )
-    if leaky.inhibition or leaky.state_quant or float(leaky.graded_spikes_factor) != 1.0:
+    if leaky.inhibition or leaky.state_quant or float(leaky.graded_spikes_factor.detach()) != 1.0:
         raise UnfitError(
             "inhibition, quantized states and graded spikes are not known to the engine"
         )
-    if list(leaky.parameters()):
-        raise UnfitError("it learns beta, threshold or spike size")
     if leaky.beta.numel() != 1 or leaky.threshold.numel() != 1:
         raise UnfitError("it has a beta or threshold per neuron")
-    beta, threshold = min(max(float(leaky.beta), 0.0), 1.0), float(leaky.threshold)
+    beta = min(max(float(leaky.beta.detach()), 0.0), 1.0)
+    threshold = float(leaky.threshold.detach())
+    # Without a leak it is the same whether the threshold is taken off before or after it.
+    soft = leaky.reset_mechanism == "subtract" and beta == 1.0 and leaky.reset_delay
+    if leaky.reset_mechanism != "zero" and not soft:
+        raise UnfitError(_RESET.format(leaky.reset_mechanism))
     if beta == 0.0 or threshold < 0.0:
         raise UnfitError(f"beta {beta} and threshold {threshold} make another neuron of it")
     # It fires above the threshold, ours fire at it: the next float32 is the same for every membrane.
     above = torch.nextafter(torch.tensor(threshold), torch.tensor(float("inf")))
     common: dict[str, Any] = {
         "v_threshold": float(above),
-        "v_reset": 0.0,
+        "v_reset": None if soft else 0.0,
         "detach_reset": bool(leaky.reset_delay),  # without the delay the reset is differentiated
-        "surrogate": _surrogate(leaky.spike_grad),
+        "surrogate": _surrogate(leaky.spike_grad) if surrogate is None else surrogate,
     }
     return (
         IFNode(**common)

@@ -26,6 +26,7 @@ _SURROGATES = {
     "PiecewiseQuadratic": "triangle",
     "Rect": "rectangle",
 }
+NEURONS = ("IFNode", "LIFNode", "ParametricLIFNode")
 _CONTAINERS = ("SeqToANNContainer", "StepModeContainer")
 
 
@@ -50,28 +51,36 @@ def recognize(module: nn.Module, grid: bool) -> list[Part] | None:
 
 
 def _neuron(module: Any, name: str) -> BaseNode:
-    if name not in ("IFNode", "LIFNode", "ParametricLIFNode"):
-        raise UnfitError(f"the neuron {name} is not known to the engine")
-    if module.step_mode != "m":
+    """Return the neuron that a run may hold in the place of ``module``."""
+    if getattr(module, "step_mode", "m") != "m":
         raise UnfitError(
             "it runs step by step (step_mode 's'); call functional.set_step_mode(net, 'm')"
         )
-    if module.store_v_seq:
+    if getattr(module, "store_v_seq", False):
         raise UnfitError("it stores its membrane (store_v_seq), which a run does not")
+    if name not in NEURONS:
+        raise UnfitError(f"the neuron {name} is not known to the engine")
+    return neuron_of(module, _surrogate(module.surrogate_function))
+
+
+def neuron_of(module: Any, surrogate: Surrogate) -> BaseNode:
+    """Return the neuron of ours with the arithmetic and the parameters of SpikingJelly's.
+
+    Raises:
+        UnfitError: there is none.
+    """
+    name = type(module).__name__
+    if name not in NEURONS:
+        raise UnfitError(f"the neuron {name} is not known to the engine")
     if getattr(module, "_neuron_precision", None) is not None:
         raise UnfitError("it has a precision of its own")
-    surrogate = type(module.surrogate_function).__name__
-    if surrogate not in _SURROGATES or not type(module.surrogate_function).__module__.startswith(
-        "spikingjelly."
-    ):
-        raise UnfitError(f"the surrogate {surrogate} is not known to the engine")
     if not module.surrogate_function.spiking:
         raise UnfitError("its surrogate is not spiking (set_spiking_mode)")
     common: dict[str, Any] = {
         "v_threshold": module.v_threshold,
         "v_reset": module.v_reset,
         "detach_reset": module.detach_reset,
-        "surrogate": Surrogate(_SURROGATES[surrogate], float(module.surrogate_function.alpha)),
+        "surrogate": surrogate,
     }
     if name == "IFNode":
         return IFNode(**common)
@@ -82,6 +91,13 @@ def _neuron(module: Any, name: str) -> BaseNode:
         raise UnfitError("it learns something else than one time constant")
     node._parameters = module._parameters  # one table, so that w is always the user's
     return node
+
+
+def _surrogate(function: Any) -> Surrogate:
+    name = type(function).__name__
+    if name not in _SURROGATES or not type(function).__module__.startswith("spikingjelly."):
+        raise UnfitError(f"the surrogate {name} is not known to the engine")
+    return Surrogate(_SURROGATES[name], float(function.alpha))
 
 
 def _layer(module: Any, name: str) -> Part:
@@ -113,7 +129,7 @@ def _dropout(module: Any) -> Part:
 
 def _container(module: Any, grid: bool) -> list[Part]:
     """Modules on planes inside, ``[T, B, ...]`` outside."""
-    if getattr(module, "stateful", False) or getattr(module, "step_mode", "") != "m":
+    if getattr(module, "stateful", False) or getattr(module, "step_mode", "m") != "m":
         raise UnfitError("a container with state, or step by step, is not known to the engine")
     children: list[nn.Module] = list(module)
     inner = [part for child in children for part in parts_of(child, grid=grid)]
