@@ -1,6 +1,7 @@
 """The supervisor's eyes and hand: memory of both processes and of the machine, and orders to the trainer.
 
 Over the budget (resident and swapped bytes): free memory is given back; if that is not enough the step is given up.
+A trainer that does not give up when told to (it hangs, or is stopped) is killed.
 Too little left on the machine, because others take it: see pressure.py.
 """
 
@@ -13,7 +14,9 @@ from revedge.devices.pressure import Look, Pressure
 from revedge.units import format_bytes
 
 SAMPLE_S = 0.05  # what happens between two samples is in the kernel's own peak of the trainer
+_MACHINE_EVERY = 2  # samples; MemAvailable and its like cost more to read than a process
 _OVER_S = 0.15  # over the budget for so long after giving back: given up
+_OBEYS_S = 10.0  # a trainer that was to give up and is still there: killed
 
 Say = Callable[[str], None]
 
@@ -34,13 +37,20 @@ class Guard:
         self.predicted_bytes = 0
         self.reason = ""  # why a step was given up
         self.others = False  # that was for what others take
-        self._pid: int | None = None
+        self._pid: int | None = None  # of the trainer once it listens
         self._over_s: float | None = None
+        self._given_up_s = 0.0
+        self._samples = 0
 
     @property
     def order(self) -> int:
         """What the trainer is to do now."""
         return self.orders.now()
+
+    @property
+    def pressed(self) -> bool:
+        """Whether others had left the machine too little memory, at the last look."""
+        return self.pressure.order != orders.GO_ON
 
     def follow(self, pid: int, predicted_bytes: int) -> None:
         """Watch the trainer `pid`, whose peak was predicted, from now on."""
@@ -64,10 +74,16 @@ class Guard:
     def sample(self) -> int:
         """Look at everything, give an order if there is need, and return the bytes of both processes."""
         now_s, now_bytes = time.monotonic(), self.meter.sample()
-        order = max(self._order_of_budget(now_s, now_bytes), self._order_of_machine(now_s))
-        if self.order == orders.GIVE_UP:
-            return now_bytes  # until this trainer has ended
+        if self.order == orders.GIVE_UP:  # until this trainer has ended
+            if now_s - self._given_up_s > _OBEYS_S:
+                self.meter.kill()
+            return now_bytes
+        if self._samples % _MACHINE_EVERY == 0:
+            self._look_at_machine(now_s)
+        self._samples += 1
+        order = max(self._order_of_budget(now_s, now_bytes), self.pressure.order)
         if order != self.order:
+            self._given_up_s = now_s
             self._tell(order)
             self.orders.give(order, self._pid)
         return now_bytes
@@ -91,24 +107,21 @@ class Guard:
         )
         return orders.GIVE_UP
 
-    def _order_of_machine(self, now_s: float) -> int:
+    def _look_at_machine(self, now_s: float) -> None:
         available = meter.available_bytes()
-        own = self.meter.now_bytes
         look = Look(
             now_s=now_s,
             available_bytes=available,
             stalled_percent=meter.stalled_percent(),
-            training_bytes=own,
+            training_bytes=self.meter.now_bytes,
             peak_bytes=max(self.predicted_bytes, self.meter.session_peak_bytes),
         )
-        order = self.pressure.look(look)
-        if order == orders.GIVE_UP and not self.reason:
+        if self.pressure.look(look) == orders.GIVE_UP and not self.reason:
             self.others = True
             self.reason = (
                 f"other programs left the machine {format_bytes(available)} for "
                 f"{self.pressure.pause_limit_s:.0f} s"
             )
-        return order
 
     def _tell(self, order: int) -> None:
         if order == orders.PAUSE:

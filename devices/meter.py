@@ -4,7 +4,9 @@ One RSS sample is a `pread` of `/proc/PID/statm` on a file descriptor that is ke
 the process started is `VmHWM` of `/proc/PID/status` (about 50 us). Neither needs psutil, torch or root.
 """
 
+import functools
 import os
+import signal
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _NO_LIMIT_BYTES = 1 << 60  # cgroup 1 writes about 2^63 where there is no limit
@@ -80,8 +82,11 @@ def available_bytes() -> int:
     """
     free = _meminfo_bytes().get("MemAvailable", 0)
     for limit_file, used_file in _cgroup_files():
-        limit, used = _read_int(limit_file), _read_int(used_file)
-        if limit is not None and used is not None and limit < _NO_LIMIT_BYTES:
+        limit = _read_int(limit_file)
+        if limit is None or limit >= _NO_LIMIT_BYTES:
+            continue
+        used = _read_int(used_file)
+        if used is not None:
             reclaimable = _idle_cache_bytes(os.path.dirname(used_file))
             free = min(free, max(0, limit - max(0, used - reclaimable)))
     return free
@@ -149,6 +154,11 @@ class PeakMeter:
         self._trainer = None
         self.device_bytes = self.swap_bytes = 0
 
+    def kill(self) -> None:
+        """End the trainer that is followed, at once."""
+        if self._trainer is not None:
+            os.kill(self._trainer.pid, signal.SIGKILL)
+
     def sample(self) -> int:
         """Take one sample of both processes and return their sum in bytes."""
         own = self._own.rss_bytes()
@@ -184,8 +194,9 @@ def _meminfo_bytes() -> dict[str, int]:
     return {row[0][:-1]: int(row[1]) * 1024 for row in rows if len(row) == 3}
 
 
+@functools.cache
 def _cgroup_files() -> list[tuple[str, str]]:
-    """Return (limit, used) files of every cgroup above this process, version 2 and 1."""
+    """Return (limit, used) files of every cgroup above this process that has them, version 2 and 1; read once."""
     try:
         with open("/proc/self/cgroup", encoding="utf-8") as file:
             lines = [line.rstrip("\n").split(":", 2) for line in file]
@@ -206,7 +217,9 @@ def _cgroup_files() -> list[tuple[str, str]]:
         )
         folder = words[2].rstrip("/")
         while True:
-            files.append((f"{root}{folder}/{names[0]}", f"{root}{folder}/{names[1]}"))
+            limit_file, used_file = (f"{root}{folder}/{name}" for name in names)
+            if os.access(limit_file, os.R_OK):
+                files.append((limit_file, used_file))
             if not folder:
                 break
             folder = folder.rpartition("/")[0]

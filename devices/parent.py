@@ -20,7 +20,9 @@ def die_with_parent(parent_pid: int) -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     # Asked after the request: a parent that ended before it has sent no signal.
     if os.getppid() != parent_pid:
-        raise DeviceError(f"the supervisor (process {parent_pid}) has ended, so its trainer ends")
+        raise DeviceError(
+            f"the process that this one works for ({parent_pid}) has ended, so it ends too"
+        )
 
 
 def let_kernel_choose_this_first() -> None:

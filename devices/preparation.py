@@ -1,16 +1,19 @@
 """What happens before training: look at the data, plan, write the frame cache. All in one child process.
 
-`python -m revedge.devices.preparation` reads a JSON request from stdin and answers with one JSON line. It ends before
-the trainer begins, so neither numpy nor the planner's tables stay in the supervisor.
+`python -m revedge.devices.preparation PARENT` reads a JSON request from stdin and answers with one JSON line. It ends
+before the trainer begins, so neither numpy nor the planner's tables stay in the supervisor; and it ends when its parent
+does.
 """
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 from revedge import child, errors
+from revedge.devices.parent import die_with_parent
 from revedge.errors import BudgetError, RevedgeError
 from revedge.planner.descent import Rung, descend, dump
 from revedge.planner.plan import Plan
@@ -53,7 +56,7 @@ def prepare_ladder(plan: Plan) -> str:
 def run_child(request: dict[str, Any]) -> dict[str, Any]:
     """Run this module in a child with one request; raise what it raised."""
     done = subprocess.run(
-        child.command("revedge.devices.preparation"),
+        child.command("revedge.devices.preparation", str(os.getpid())),
         input=json.dumps(request),
         stdout=subprocess.PIPE,
         env=child.environment(),
@@ -79,6 +82,7 @@ def main() -> int:
     """Answer one request."""
     request = json.loads(sys.stdin.readline())
     try:
+        die_with_parent(int(sys.argv[1]))
         if request["do"] == "search":
             answer = _search(request["wanted"])
         elif request["do"] == "given":

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from revedge.devices import admission, meter
 from revedge.devices.atomic import replace_text
@@ -58,12 +59,7 @@ class Recovery:
             )
         rung = self._wait_for_room(rungs, why)
         if rung is not None and rung.plan != plan:
-            try:
-                replace_text(self.run.plan, rung.plan.to_toml())
-            except OSError as error:
-                raise RevedgeError(
-                    f"{self.run.plan} cannot be written ({error.strerror})"
-                ) from None
+            _write(self.run.plan, rung.plan.to_toml())
         return rung
 
     def _below(self, plan: Plan) -> list[Rung]:
@@ -77,7 +73,7 @@ class Recovery:
         from revedge.devices.preparation import prepare_ladder
 
         rungs = load(prepare_ladder(plan))
-        replace_text(self.run.ladder, dump(rungs))
+        _write(self.run.ladder, dump(rungs))
         return [rung.of(plan) for rung in rungs[1:]]
 
     def _wait_for_room(self, rungs: list[Rung], why: str) -> Rung | None:
@@ -103,3 +99,13 @@ class Recovery:
                 told = True
             time.sleep(_LOOK_S)
         return None
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        replace_text(path, text)
+    except OSError as error:
+        raise RevedgeError(
+            f"{path} cannot be written ({error.strerror}); the last checkpoint is kept: free some space, then "
+            f"revedge train --resume {path.parent}"
+        ) from None

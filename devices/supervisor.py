@@ -209,7 +209,11 @@ class Supervisor:
         near = self.guard.meter.session_peak_bytes > self.plan.budget_bytes * _NEAR
         tail = log_tail(self.run.log)
         kills = oom_kills() - self._kernel_kills
-        if code < 0:
+        # Programs that kill before the kernel must (earlyoom, systemd-oomd) leave no count there.
+        others = self.guard.others or (code == -signal.SIGKILL and self.guard.pressed)
+        if self.guard.reason or others:
+            of_memory = True
+        elif code < 0:
             of_memory = oom.died_of_memory(-code, tail, kills, near_budget=near)
         else:
             of_memory = code == _EXIT_OUT_OF_MEMORY or oom.classify(tail)
@@ -223,15 +227,15 @@ class Supervisor:
         self.restarts += 1
         if of_memory:
             why = self.guard.reason or self._final.get("text") or f"ended by signal {-code}"
-            self._step_down(why)
+            self._step_down(why, may_stay=others)
             return
         self._count_same_plan()
         self._say("the trainer was killed; it starts again from its last checkpoint")
 
-    def _step_down(self, why: str) -> None:
+    def _step_down(self, why: str, *, may_stay: bool) -> None:
         """Go on with the next rung, or with the same one if others had taken the memory and have given it back."""
         old = self.plan
-        rung = self.recovery.next(old, why, may_stay=self.guard.others)
+        rung = self.recovery.next(old, why, may_stay=may_stay)
         if rung is None:
             return
         self.plan = rung.plan

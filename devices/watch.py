@@ -1,11 +1,16 @@
-"""The watch between micro-batches: resident bytes against the budget, and orders, for less than 5 us a look.
+"""The watch inside the trainer: resident bytes against the budget, and orders, between micro-batches and between units.
 
-Orders also come in the middle of a step, by a signal: Python runs its handler between two operators, so memory that is
-free is given back, or the step given up, without waiting for its end, and a step that no order meets pays nothing.
+Between units it looks so seldom that it costs no more than `COST_SHARE` of a step, on any machine: after a look that
+took 5 us the next comes 2 ms later, on a slow board later still.
+
+Orders also come by a signal: Python runs its handler between two operators, so memory that is free is given back, or
+the step given up, even while one unit takes seconds. Not so in the backward pass on a GPU, which has a thread of its
+own: there the look between two units finds them.
 """
 
 import os
 import signal
+import time
 from collections.abc import Callable
 
 from revedge import allocator
@@ -14,11 +19,17 @@ from revedge.devices.meter import ProcessMeter
 from revedge.devices.orders import Orders
 from revedge.units import format_bytes
 
+COST_SHARE = 1 / 400  # of the time between two looks between units
+_SELDOM_S = 0.05  # a look that was interrupted must not blind the watch for long
+
 
 class Watch:
-    """Call it between micro-batches; raises MemoryError when the two processes are over the budget.
+    """Call it between micro-batches, `between_units` inside them; MemoryError when both processes are over the budget.
 
     Before it gives up it hands free heap pages back to the kernel.
+
+    Attributes:
+        looks, looked_s: how many looks were taken, and the seconds they took together.
 
     Args:
         budget_bytes: for the supervisor (the parent) and this process together.
@@ -36,6 +47,8 @@ class Watch:
         self._device_bytes, self._wanted = device_bytes, wanted
         self._own, self._parent = ProcessMeter(), ProcessMeter(os.getppid())
         self._obeyed = orders.GO_ON
+        self.looks, self.looked_s = 0, 0.0
+        self._next_s = 0.0
 
     def now_bytes(self) -> int:
         """Return what counts against the budget at this moment."""
@@ -47,6 +60,20 @@ class Watch:
 
     def __call__(self) -> None:
         """Raise MemoryError if the budget is exceeded now, or the supervisor says so."""
+        began_s = time.perf_counter()
+        self._look()
+        ended_s = time.perf_counter()
+        spent_s = ended_s - began_s
+        self.looks += 1
+        self.looked_s += spent_s
+        self._next_s = ended_s + min(spent_s / COST_SHARE, _SELDOM_S)
+
+    def between_units(self) -> None:
+        """Look, unless the last look was so short a while ago that this one would cost too much."""
+        if time.perf_counter() >= self._next_s:
+            self()
+
+    def _look(self) -> None:
         if self._wanted is not None:
             self.obey()
         if self.now_bytes() > self.budget_bytes:

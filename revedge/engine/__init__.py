@@ -7,6 +7,7 @@ from revedge.engine.coupling import Coupling
 from revedge.engine.feed import Feed
 from revedge.engine.fork import Fork, Forks
 from revedge.engine.layers import Twice, Voting
+from revedge.engine.look import look_between_units
 from revedge.engine.repeat import Repeat
 from revedge.engine.residual import Residual
 from revedge.engine.run import Run, carry
@@ -36,5 +37,6 @@ __all__ = [
     "Voting",
     "apply",
     "carry",
+    "look_between_units",
     "update_in_backward",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from revedge import kernels
 from revedge.engine.fire import Stats, affine, fire, fire_backward_, norm_backward_, take_stats
+from revedge.engine.look import look
 from revedge.engine.output import Output
 from revedge.engine.run import Given
 from revedge.engine.signal import Signal
@@ -68,6 +69,7 @@ def branch_forward(
     else:
         y = _input_of(branch, x.take())
     for index in range(int(isinstance(x, Signal)), len(units)):
+        look()
         unit = units[index]
         keep = what_to_keep(saving, place, unit, index)
         kept = _UnitTape(None, draw(unit))
@@ -167,6 +169,7 @@ class Replay:
         g, self.g = self.g, None
         assert g is not None
         for index in reversed(range(len(self.units))):
+            look()
             unit, kept = self.units[index], self.tape.units[index]
             needed = need_input or index > 0 or _has_parameters_before_tail(unit)
             signal = self._signal(index)

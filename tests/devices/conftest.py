@@ -1,6 +1,8 @@
 """A tiny real training: two classes of 8 x 8 frames, a VGG of two channels."""
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 from revedge.data.writer import Samples, write_cache
 from revedge.devices.run_folder import RunFolder, RunSettings
 from revedge.planner.plan import Plan
+
+from .processes import Start
 
 MakeRun = Callable[..., RunFolder]
 BUDGET_BYTES = 1 << 30
@@ -64,3 +68,32 @@ def make_run(tmp_path: Path, tiny_cache: Path) -> MakeRun:
         return run
 
     return make
+
+
+@pytest.fixture
+def start(tmp_path: Path, child_env: dict[str, str]) -> Iterator[Start]:
+    """Return a function that starts `revedge` in a session of its own; whatever is left at the end is killed."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def go(
+        *words: str, largest_file_bytes: int | None = None, **env: str
+    ) -> "subprocess.Popen[str]":
+        limit = [] if largest_file_bytes is None else ["prlimit", f"--fsize={largest_file_bytes}"]
+        process = subprocess.Popen(
+            [*limit, sys.executable, "-m", "revedge.cli.main", *words],
+            cwd=tmp_path,
+            env={**child_env, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        begun.append(process)
+        return process
+
+    yield go
+    for process in begun:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()

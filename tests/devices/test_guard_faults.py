@@ -122,11 +122,15 @@ class _Kill:
 
     def __init__(self, run: RunFolder, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
         self.run, self.number, self.done = run, number, False
+        self.pressed = False  # true for the last sample before
         sample = guard.Guard.sample
 
         def sampled(watched: guard.Guard) -> int:
             if not self.done and watched._pid is not None and _steps(run) >= 3:
-                self.done = True
+                self.pressed = True
+                watched._samples = 0  # it looks at the machine now
+                sample(watched)
+                self.pressed, self.done = False, True
                 os.kill(watched._pid, number)
             return sample(watched)
 
@@ -175,6 +179,53 @@ def test_swap_over_the_budget_in_a_real_training(
     (rung,) = [line for line in lines if line["event"] == "rung"]
     assert "in swap" in rung["why"]
     assert outcome.measured_peak_bytes > 16 << 30  # what was over is not hidden
+    assert _digest(run) == whole
+
+
+def test_a_trainer_that_does_not_give_up_is_killed(
+    tiny_run: Callable[..., RunFolder], whole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that hangs over the budget ends all the same, for the same reason, and the next rung goes on."""
+    run, stopped = tiny_run("hanging"), list[int]()
+
+    def swap_bytes(pid: int | None = None) -> int:
+        if pid is None or _steps(run) < 3 or _has_rung(run):
+            return 0
+        if not stopped:
+            stopped.append(pid)
+            os.kill(pid, signal.SIGSTOP)
+        return 16 << 30
+
+    monkeypatch.setattr(meter, "swap_bytes", swap_bytes)
+    monkeypatch.setattr(guard, "_OBEYS_S", 0.2)
+    outcome, lines = _train(run)
+    (rung,) = [line for line in lines if line["event"] == "rung"]
+    assert "in swap" in rung["why"]
+    assert outcome.restarts == 1
+    assert _digest(run) == whole
+
+
+def test_killed_while_others_hold_the_memory(
+    tiny_run: Callable[..., RunFolder], whole: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program that kills before the kernel must leaves no count: the same plan goes on once there is room."""
+    run = tiny_run("killed early")
+    kill = _Kill(run, signal.SIGKILL, monkeypatch)
+    until = list[float]()
+
+    def available() -> int:
+        if kill.done and not until:
+            until.append(time.monotonic() + 0.5)
+        short = kill.pressed or (bool(until) and time.monotonic() < until[0])
+        return 0 if short else 1 << 50
+
+    monkeypatch.setattr(meter, "available_bytes", available)
+    outcome, lines = _train(run)
+    said = [line["text"] for line in lines if line["event"] == "warning"]
+    assert any("waiting for memory" in text for text in said)
+    assert any("memory is back (ended by signal 9)" in text for text in said)
+    assert not _has_rung(run)
+    assert outcome.restarts == 1
     assert _digest(run) == whole
 
 

@@ -268,7 +268,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 def test_the_first_steps_and_some_later_ones_are_checked(tmp_path: Path) -> None:
     """Steps 0, 1, 2, 500, 1000, ... compare rebuilt block inputs; the loop asks before every step."""
-    from revedge.devices.trainer import _check_some_steps
+    from revedge.devices.build import _check_some_steps
 
     asked: list[str] = []
 
