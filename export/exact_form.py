@@ -45,7 +45,7 @@ from revedge.export.blocks import (
     Votes,
 )
 from revedge.export.cells import PLAIN, Cell, NoCell
-from revedge.export.exact_layers import InputLevels, Scaled, Snap, SumOf
+from revedge.export.exact_layers import DIGIT, InputLevels, Scaled, Snap, SumOf, TwoDigits
 from revedge.export.exact_ranges import LIMIT, Certificate, Range, TooWideError
 from revedge.export.fork_steps import ForksStep, ForkStep
 from revedge.export.inference import InferenceNet
@@ -60,6 +60,7 @@ from revedge.models.folded import (
 )
 from revedge.models.snapping import (
     FINEST_BITS,
+    Levels,
     SnapLayer,
     levels_of,
     parts_of,
@@ -69,6 +70,7 @@ from revedge.models.snapping import (
 
 _COARSEST_BITS = 6
 _LARGEST_INPUT = 255.0
+_LARGEST_DIGITS = DIGIT * DIGIT // 2 - 1  # whose upper digit is 128
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -130,6 +132,9 @@ class _Builder:
         self.names = {module: name for name, module in net.named_modules()}
         self.x = torch.empty((0, *net.in_shape))
         self.range = Range.of(net.in_shape[0], _LARGEST_INPUT)
+        last = net.head.branch_list()[-1]
+        parts = parts_of(last.unit_list()[-1].op)
+        self.readout = parts[-1] if parts and last.norm is None else None
 
     def build(self) -> InferenceNet:
         runs = []
@@ -295,9 +300,10 @@ class _Builder:
         assert op.bias is not None
         levels = levels_of(layer, op.weight, op.bias)
         sums = _weighted(op, levels.weight.abs(), given.bound) + levels.bias.abs()
-        self.certificate.enter(
-            layer.path, "a sum of products", float(sums.max()) * 2.0**given.finest
-        )
+        largest = float(sums.max()) * 2.0**given.finest
+        if largest >= LIMIT and op is self.readout and isinstance(op, nn.Linear):
+            return self.two_digits(layer.path, op, levels)
+        self.certificate.enter(layer.path, "a sum of products", largest)
         made = copy.deepcopy(op)
         made.weight = nn.Parameter(levels.weight.float(), requires_grad=False)
         made.bias = nn.Parameter(levels.bias.float(), requires_grad=False)
@@ -305,6 +311,29 @@ class _Builder:
         scale = torch.exp2(-levels.bits)
         self.range = Range(sums * scale, levels.bits + given.finest)
         return [made, Snap((scale * 2.0**-given.finest).float(), given.finest)]
+
+    def two_digits(self, path: str, op: nn.Linear, levels: Levels) -> list[nn.Module]:
+        """A readout whose sums do not fit; its input is rounded to 16 bits."""
+        given, made = self.range, list[nn.Module]()
+        bits = given.finest
+        while given.integers() > _LARGEST_DIGITS:
+            bits -= 1
+            given = self.range.rounded(bits)
+        if bits < self.range.finest:
+            made.append(Grid(bits))
+        largest = levels.weight.abs().sum(1) * (DIGIT // 2)
+        bias = torch.round(levels.bias * 2.0**bits)
+        self.certificate.enter(path, "a sum of upper digits", float(largest.max()))
+        self.certificate.enter(
+            path, "a sum of lower digits and bias", float((largest + bias.abs()).max())
+        )
+        integers = nn.Linear(op.in_features, op.out_features, bias=False)
+        integers.weight = nn.Parameter(levels.weight.float(), requires_grad=False)
+        scale = torch.exp2(-levels.bits - bits).float()
+        self.x = op(self.x)
+        sums = _weighted(op, levels.weight.abs(), given.bound) + levels.bias.abs()
+        self.range = Range(sums * torch.exp2(-levels.bits), levels.bits + bits)
+        return [*made, TwoDigits(integers, bias.float(), scale, bits)]
 
     def cell(self, params: NeuronParams, path: str) -> Cell:
         drive = self.range

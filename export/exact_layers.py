@@ -9,6 +9,8 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+DIGIT = 256  # of `TwoDigits`: both digits lie within -128 .. 128
+
 
 class InputLevels(nn.Module):
     """Frames as the 8-bit integers they were: ``clamp(round(x / scale), 0, 255)``."""
@@ -90,3 +92,41 @@ class Scaled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """An exact product."""
         return x * self.factor
+
+
+class TwoDigits(nn.Module):
+    """The last linear layer, where it reads integers of 16 bits: upper and lower digit are multiplied apart.
+
+    Either sum of products is exact. The two are added by one float32 addition, whose rounding is the same everywhere,
+    and nothing but the logits comes of it.
+
+    Args:
+        op: integer weights, no bias.
+        bias: ``[C]``, integers.
+        scale: ``[C]``, powers of two.
+        bits: of the grid of the operator's input; at most 2**15 of its steps large.
+    """
+
+    bias: Tensor
+    scale: Tensor
+    up: Final[float]
+    base: Final[float]
+    down: Final[float]
+
+    def __init__(self, op: nn.Linear, bias: Tensor, scale: Tensor, bits: int) -> None:
+        super().__init__()
+        self.op = op
+        self.register_buffer("bias", bias)
+        self.register_buffer("scale", scale)
+        self.up = 2.0**bits
+        self.base = float(DIGIT)
+        self.down = 1.0 / DIGIT
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From values ``[B, ...]`` to logits ``[B, C]``."""
+        n = torch.round(x * self.up)
+        upper = torch.round(n * self.down)
+        lower = n - upper * self.base
+        low = torch.round(self.op(lower)) + self.bias
+        y: Tensor = torch.round(self.op(upper)) * self.base + low
+        return y * self.scale

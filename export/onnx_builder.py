@@ -17,14 +17,16 @@ if TYPE_CHECKING:
 IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
 # operator -> opset from which its axes are an input, and no longer an attribute
 AXES_ARE_INPUT = {"ReduceMean": 18}
+# Parts of a module's path as they stand in names: spelled out they were a tenth of a small file with 8-bit weights.
+_SHORT = {"runs.": "r", "branches.": "b", "units.": "u", "others.": "o", "forks.": "f"}
 OPSETS = range(min(IR_VERSIONS), max(IR_VERSIONS) + 1)
 
 
 class Graph:
     """Nodes in order of execution and the constants they read.
 
-    Values are named ``<step><path>/<label>``: ``step`` says which time step or body they are of, ``path`` is the module
-    they come from. Constants carry no step, so all steps share them.
+    Values are named ``<step><place>/<label>``: ``step`` says which time step or body they are of, ``place`` is the
+    module they come from. Constants carry no step, so all steps share them.
 
     Args:
         opset: one of `OPSETS`.
@@ -51,6 +53,11 @@ class Graph:
     def path(self) -> str:
         """Where in the network the next node comes from."""
         return ".".join(self._path)
+
+    @property
+    def place(self) -> str:
+        """`path` for names: ``r1.b0.u2.tail`` is ``runs.1.branches.0.units.2.tail``."""
+        return ".".join(map(_shortened, self._path))
 
     @contextmanager
     def within(self, name: str) -> Iterator[None]:
@@ -87,7 +94,7 @@ class Graph:
 
     def name(self, label: str) -> str:
         """Return a name that no other value has."""
-        base = f"{self.step}{self.path}/{label}" if self._path else f"{self.step}{label}"
+        base = f"{self.step}{self.place}/{label}" if self._path else f"{self.step}{label}"
         name, count = base, 1
         while name in self._used:
             count += 1
@@ -149,3 +156,9 @@ class Graph:
                         field[position] = names[name]
         for old, new in names.items():
             self.ranks[new] = self.ranks.pop(old)
+
+
+def _shortened(part: str) -> str:
+    for long, short in _SHORT.items():
+        part = part.replace(long, short)
+    return part

@@ -27,7 +27,7 @@ from revedge.export.blocks import (
     Votes,
 )
 from revedge.export.cells import Cell, NoCell, ReversibleCell
-from revedge.export.exact_layers import InputLevels, Scaled, Snap, SumOf
+from revedge.export.exact_layers import InputLevels, Scaled, Snap, SumOf, TwoDigits
 from revedge.export.fork_steps import ForksStep, ForkStep
 from revedge.export.int8_weights import as_int8
 from revedge.export.onnx_builder import Graph
@@ -78,17 +78,17 @@ class StepGraph(Graph):
     def weight(self, name: str, value: Tensor) -> str:
         """Store a parameter of the present module; ``weight`` as int8 if that was asked for."""
         array: npt.NDArray[np.float32] = value.detach().cpu().numpy()
-        path = f"{self.path}.{name}"
+        place = f"{self.place}.{name}"
         if not (self.int8 and name == "weight"):
-            return self.constant(path, array)
-        levels, scale = as_int8(array, path)
-        inputs = [
-            self.constant(f"{path}.int8", levels),
-            self.constant(f"{path}.scale", scale),
-            self.constant(f"{path}.zero", np.zeros(scale.shape, np.int8)),
-        ]
+            return self.constant(place, array)
+        levels, scale = as_int8(array, f"{self.path}.{name}")
+        inputs = [self.constant(f"{place}.int8", levels), self.scales(f"{place}.scale", scale)]
         axis = {"axis": 0} if scale.ndim else {}
         return self.op("DequantizeLinear", inputs, "weight", rank=array.ndim, **axis)
+
+    def scales(self, name: str, scale: npt.NDArray[np.float32]) -> str:
+        """Store what is multiplied with; a scalar once for all who use it."""
+        return self.constant(name, scale) if scale.ndim else self.scalar(float(scale))
 
 
 def rule(*kinds: type[nn.Module]) -> Callable[[Rule], Rule]:
@@ -269,6 +269,19 @@ def _snap(g: StepGraph, module: Snap, x: str) -> str:
     if module.fine:
         x = g.op("Mul", [x, g.scalar(module.up)], "up")
     return g.op("Mul", [g.op("Round", [x]), scale], "value")
+
+
+@rule(TwoDigits)
+def _two_digits(g: StepGraph, module: TwoDigits, x: str) -> str:
+    n = g.op("Round", [g.op("Mul", [x, g.scalar(module.up)], "up")], "integer")
+    upper = g.op("Round", [g.op("Mul", [n, g.scalar(module.down)], "down")], "upper")
+    carried = g.op("Mul", [upper, g.scalar(module.base)], "carried")
+    lower = g.op("Sub", [n, carried], "lower")
+    high = g.op("Round", [g.apply(module.op, upper, "op")], "high")
+    low = g.op("Round", [g.apply(module.op, lower, "op")], "low")
+    low = g.op("Add", [low, g.weight("bias", module.bias)], "low")
+    y = g.op("Add", [g.op("Mul", [high, g.scalar(module.base)], "high"), low], "sum")
+    return g.op("Mul", [y, g.weight("scale", module.scale)], "value")
 
 
 @rule(Scaled)

@@ -20,7 +20,7 @@ from revedge.errors import ExportError
 from revedge.export.cells import WATCH, Cell
 from revedge.export.exact_check import ExactProbe, compare_exactly
 from revedge.export.exact_form import exact_form
-from revedge.export.exact_layers import Snap, SumOf
+from revedge.export.exact_layers import Snap, SumOf, TwoDigits
 from revedge.export.exact_ranges import LIMIT, Certificate, Range, TooWideError
 from revedge.export.formats import FORMATS
 from revedge.export.manifest import Manifest
@@ -40,12 +40,19 @@ _MEMBERS = {
     "resnet50": {"width": 4, "depth": 5},
     "preact-resnet18": {"width": 4},
     "revsresnet24": {"width": 4, "tau": 1.5},
+    "revsformer-2-384": {"width": 16, "heads": 2},
 }
+_WIDE = "stream read by the head, in two digits"
 
 
 def _net(name: str) -> models.SpikingNet:
     if name in KINDS:
         return KINDS[name]()
+    if name == _WIDE:
+        net = KINDS["stream read by the head"]()
+        with torch.no_grad():
+            net.get_parameter("body.0.branches.0.norm.weight").mul_(40.0)
+        return net
     torch.manual_seed(6)
     options: dict[str, Any] = {"in_shape": (2, 16, 16), "num_classes": 5, "timesteps": 4}
     return settle(models.create(name, **options, **_MEMBERS[name]))
@@ -79,7 +86,7 @@ def _without_onednn() -> Iterator[None]:
         torch.backends.mkldnn.set_flags(before)
 
 
-@pytest.mark.parametrize("name", [*_KINDS, *_MEMBERS])
+@pytest.mark.parametrize("name", [*_KINDS, *_MEMBERS, _WIDE])
 def test_every_way_to_run_gives_the_same_bits(name: str) -> None:
     """Batch 1 instead of 3, float64, another layout, another convolution, TorchScript: logits and states are equal."""
     net = _net(name)
@@ -129,6 +136,31 @@ def test_no_value_leaves_the_certificate(name: str) -> None:
     _run(exact.net, net, x * SCALE)
     assert max(value for kind, value in seen if kind == "Snap") <= max(largest.values()) < LIMIT
     assert len(seen) > 8
+
+
+def test_a_readout_that_does_not_fit_is_taken_in_two_digits() -> None:
+    """Logits are those of the rounded input in float64, rounded once; both sums are in the certificate."""
+    net = _net(_WIDE)
+    exact = exact_form(net, SCALE)
+    readout = next(module for module in exact.net.modules() if isinstance(module, TwoDigits))
+    given: list[Tensor] = []
+
+    def note(_module: nn.Module, x: Any, out: Any) -> None:
+        given.extend((x[0], out))
+
+    readout.register_forward_hook(note)
+    x = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 2, *net.in_shape))).float()
+    _run(exact.net, net, x * SCALE)
+    n = (given[0] * readout.up).double()
+    assert torch.equal(n, torch.round(n))
+    assert 256 < float(n.abs().max()) < 2**15
+    wide = n @ readout.op.weight.double().T + readout.bias.double()
+    assert torch.equal(given[1], (wide * readout.scale.double()).float())
+    sums = [largest for _, what, largest in exact.certificate.entries if "digits" in what]
+    assert len(sums) == 2
+    assert 127 * 128 < min(sums) <= max(sums) < LIMIT
+    plain = {what for _, what, _ in exact_form(_net("residual"), SCALE).certificate.entries}
+    assert not any("digits" in what for what in plain)
 
 
 def test_a_sum_above_the_limit_is_refused() -> None:
@@ -246,9 +278,10 @@ def test_what_has_no_exact_form_is_refused(kind: str) -> None:
         exact_form(KINDS[kind](), SCALE)
 
 
-def test_file_is_equal_at_every_level_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["coupling, two blocks", _WIDE])
+def test_file_is_equal_at_every_level_and_says_so(name: str, tmp_path: Path) -> None:
     """All formats through the writer; onnxruntime at three levels and ONNX's own evaluator; the certificate inside."""
-    net = _net("coupling, two blocks")
+    net = _net(name)
     frames = FakeFrames(net)
     files = export_network(
         net, frames, tmp_path, [f for f in FORMATS if f != "nir"], numerics="exact"

@@ -172,7 +172,7 @@ KINDS: dict[str, Callable[[], SpikingNet]] = {
     "pool before the grid": lambda: network([Residual([_pooled_close()], on_grid=True)]),
     "normalization in the next feed": lambda: network(_open_feeds()),
     "sum of branches that open with a norm": lambda: network(
-        [Feed([Branch([Unit(op=conv())])]), Feed([_norm_first(), _norm_first()])]
+        [Feed([Branch([Unit(neuron=IFNode(), op=conv())])]), Feed([_norm_first(), _norm_first()])]
     ),
     "sum of branches": lambda: network([Feed([branch(), branch(LIFNode)])]),
     "residual": lambda: network([Residual([branch(), branch(LIFNode)], on_grid=True)]),
@@ -186,6 +186,10 @@ KINDS: dict[str, Callable[[], SpikingNet]] = {
     "attention": lambda: network([Residual([_attention()], on_grid=True)]),
     "stream twice": lambda: network(_twice()),
     "voting": lambda: network([], head=_voting_head()),
+    "stream read by the head": lambda: network(
+        [Residual([branch()], on_grid=True)],
+        head=Branch([Unit(pool=GlobalMean(), op=nn.Linear(_WIDTH, CLASSES))]),
+    ),
     "forks": lambda: network(_forks()),
     "static": lambda: network(chain(LIFNode), static=True),
 }
