@@ -1,13 +1,18 @@
 """Are exact exports exact? Counts spikes that differ between runtimes, batches, threads and layouts; 20 million each.
 
     OMP_NUM_THREADS=1 python benchmarks/exact_numerics.py RUN [--spikes 20e6] [--float]
+    OMP_NUM_THREADS=1 python benchmarks/exact_numerics.py --models resnet18,revsformer-2-384
 
-RUN is a run folder; with --numerics exact it must hold a finish (revedge train --finish exact). Every row is compared,
-step by step and each running on its own states, with eager PyTorch at batch 24 and one thread: spikes that differ, and
-values of states and logits whose bits differ. --float does the same with the float form, for comparison.
+RUN is a run folder that holds a finish (revedge train --finish exact). Every row is compared, step by step and each
+running on its own states, with eager PyTorch at one thread and batch 24: spikes that differ, and values of states and
+logits whose bits differ. --float does the same with the float form, for comparison. --models takes members of the
+registry at full width instead, untrained and on random frames, with as large a batch as gives that many spikes.
+
+Ends with 1 if an exact row differs.
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,14 +21,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench_export import Frames, events, full_width
 
 from revedge.cli.export import _load_network, _open_frames, _read_description
 from revedge.export.cells import WATCH
 from revedge.export.exact_form import exact_form
 from revedge.export.formats import Choices
 from revedge.export.inference import inference_form
+from revedge.export.onnx_file import write_onnx
 from revedge.export.onnx_probe import _points_of, _show
 from revedge.export.torchscript import compile_script
+from revedge.export.writer import exact_manifest, manifest_of
 
 BATCH, STEPS = 24, 16
 Step = Callable[
@@ -107,12 +115,10 @@ def session_step(run: Any, inputs: list[str], outputs: list[str]) -> Step:
     return step
 
 
-def rows(net: Any, scale: float, numerics: str, folder: Path, frames: Any) -> dict[str, Step]:
+def rows(net: Any, scale: float, numerics: str, folder: Path) -> dict[str, Step]:
     """Every way to run the network."""
     import onnxruntime as ort
     from onnx.reference import ReferenceEvaluator
-
-    from revedge.export.writer import export_network
 
     def form(mode: int) -> Any:
         return (
@@ -131,7 +137,14 @@ def rows(net: Any, scale: float, numerics: str, folder: Path, frames: Any) -> di
     }
     # ONNX's evaluator reads DequantizeLinear from opset 19 on.
     chosen = Choices(opset=19, weights="int8" if numerics == "exact" else "float32")
-    export_network(net, frames, folder, ["onnx"], choices=chosen, numerics=numerics)
+    described = Frames()
+    described.scale = scale
+    manifest = manifest_of(net, described, "", "onnx", chosen)
+    if numerics == "exact":
+        exact = exact_form(net, scale)
+        write_onnx(exact.net, exact_manifest(manifest, exact.certificate), folder / "model.onnx")
+    else:
+        write_onnx(inference_form(net), manifest, folder / "model.onnx")
     states = net.state_spec()
     inputs = [f"state_{i}" for i in range(len(states))]
     model, outputs = shown_model(folder / "model.onnx", [f"next_{name}" for name in inputs])
@@ -167,42 +180,69 @@ def compare(reference: Step, other: Step, net: Any, recordings: list[Any]) -> tu
     return compared, flips, bits
 
 
-def main() -> None:
-    """Print one line per row."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--spikes", type=float, default=20e6)
-    parser.add_argument("--float", action="store_true")
-    args = parser.parse_args()
-    numerics = "float" if args.float else "exact"
-    folder = args.run if args.float else args.run / "exact"
-    torch.set_num_threads(1)
-    description = _read_description(folder)
-    net = _load_network(folder, description)
-    frames = _open_frames(args.run, description, None)
-    form = (
-        exact_form(net, frames.scale, WATCH).net
-        if numerics == "exact"
-        else inference_form(net, WATCH)
-    )
-    per_recording = STEPS * BATCH * sum(int(np.prod(s.shape)) for s in net.state_spec())
-    recordings = []
-    while len(recordings) * per_recording < args.spikes:
+def of_run(run: Path, spikes: float, numerics: str) -> tuple[Any, float, list[Any]]:
+    """The network of a run, the scale of its frames, and recordings of its test split."""
+    folder = run / "exact" if numerics == "exact" else run
+    net = _load_network(folder, _read_description(folder))
+    frames = _open_frames(run, _read_description(run), None)
+    per_recording = STEPS * BATCH * neurons(net)
+    recordings: list[Any] = []
+    while len(recordings) * per_recording < spikes:
         first = len(recordings) * BATCH
         raw, _ = frames.batch(
             np.take(frames.test_indices, range(first, first + BATCH), mode="wrap")
         )
         x = (raw[None] if net.static else raw).astype(np.float32) * np.float32(frames.scale)
         recordings.append(np.ascontiguousarray(x[np.arange(STEPS) % len(x)]))
+    return net, frames.scale, recordings
+
+
+def of_member(name: str, spikes: float) -> tuple[Any, float, list[Any]]:
+    """A member of the registry at full width, and one random recording."""
+    net = full_width(name)
+    batch = max(6, int(np.ceil(spikes / STEPS / neurons(net))))
+    return net, 0.5, [events(STEPS, batch, 3, net.in_shape)]
+
+
+def neurons(net: Any) -> int:
+    """How many neurons fire or do not fire per sample and step."""
+    return int(sum(np.prod(s.shape) for s in net.state_spec()))
+
+
+def check(net: Any, scale: float, recordings: list[Any], numerics: str) -> bool:
+    """Print one line per row; return whether no bit differs."""
+    form = exact_form(net, scale, WATCH).net if numerics == "exact" else inference_form(net, WATCH)
+    equal = True
     with tempfile.TemporaryDirectory() as where:
-        for name, step in rows(net, frames.scale, numerics, Path(where), frames).items():
+        for name, step in rows(net, scale, numerics, Path(where)).items():
             began = time.monotonic()
             compared, flips, bits = compare(eager(form), step, net, recordings)
+            equal = equal and not flips and not bits
             print(
                 f"{name:28s} {flips:8d} of {compared} spikes  {bits:8d} other values  {time.monotonic() - began:.0f} s",
                 flush=True,
             )
+    return equal
+
+
+def main() -> int:
+    """Check what was named; 1 if exact numerics are not."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--models", default="", help="members of the registry, with commas")
+    parser.add_argument("--spikes", type=float, default=20e6)
+    parser.add_argument("--float", action="store_true")
+    args = parser.parse_args()
+    numerics = "float" if args.float else "exact"
+    torch.set_num_threads(1)
+    equal = True
+    for name in filter(None, args.models.split(",")):
+        print(name, flush=True)
+        equal = check(*of_member(name, args.spikes), numerics) and equal
+    if args.run is not None:
+        equal = check(*of_run(args.run, args.spikes, numerics), numerics) and equal
+    return 0 if equal or args.float else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,8 +4,7 @@ An ONNX file is run as on a board, with numpy and onnxruntime only; a TorchScrip
 """
 
 import json
-import statistics
-import subprocess
+import os
 import sys
 import time
 from pathlib import Path
@@ -30,11 +29,14 @@ def measure(path: Path, batch: int, *, low_memory: bool = False) -> dict[str, An
         low_memory: of the runner, for ONNX files.
 
     Returns:
-        ``file_bytes``, ``load_ms``, ``step_ms`` (CPU time of one time step, median), ``measured_peak_bytes``.
+        ``file_bytes``, ``load_ms``, ``step_ms`` (CPU time of one time step, median), ``measured_peak_bytes``, and
+        ``running_bytes``: the resident set at the end, without what only loading needed.
 
     Raises:
         ExportError: the child failed.
     """
+    import subprocess  # the child does not need it, and is measured
+
     words = child.command("revedge.export.measure", str(path), str(batch), str(int(low_memory)))
     env = child.environment(OMP_NUM_THREADS="1")
     try:
@@ -60,6 +62,12 @@ def peak_rss_bytes() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def rss_bytes() -> int:
+    """Resident set of this process now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _onnx(path: Path, batch: int, low_memory: bool) -> tuple[Any, int]:
@@ -114,8 +122,9 @@ def main() -> None:
     found = {
         "file_bytes": path.stat().st_size,
         "load_ms": load_ms,
-        "step_ms": statistics.median(spent[_WARM_UP:]),
+        "step_ms": sorted(spent[_WARM_UP:])[_CALLS // 2],
         "measured_peak_bytes": peak_rss_bytes(),
+        "running_bytes": rss_bytes(),
     }
     print(json.dumps(found))
 
