@@ -79,11 +79,16 @@ def chunks(signal: Signal, *, whole: bool) -> Iterator[tuple[int, int]]:
     The same signal is cut the same way in forward and backward and under every strategy: a convolution may round
     differently with the number of samples it sees at once.
     """
+    count = signal.planes if whole else planes_per_chunk(signal)
+    for start in range(0, signal.planes, max(1, count)):
+        yield start, min(start + count, signal.planes)
+
+
+def planes_per_chunk(signal: Signal) -> int:
+    """How many planes of ``signal`` fit in `CHUNK_BYTES`; as many at least as make a byte of bits."""
     size = max(1, math.prod(signal.plane_shape))
     aligned = 8 // math.gcd(8, size)
     # oneDNN works on blocks of 16 channels: a plane of fewer takes as much room.
     channels = max(1, signal.plane_shape[0]) if signal.plane_shape else 1
     plane_bytes = 4 * size // channels * max(_CHANNEL_BLOCK, channels)
-    count = signal.planes if whole else max(1, CHUNK_BYTES // plane_bytes // aligned) * aligned
-    for start in range(0, signal.planes, max(1, count)):
-        yield start, min(start + count, signal.planes)
+    return max(1, CHUNK_BYTES // plane_bytes // aligned) * aligned
