@@ -1,8 +1,17 @@
-"""The resident bytes of trainer and supervisor before the network: measured once per machine, then remembered."""
+"""The resident bytes of trainer and supervisor beside what is traced: measured on this machine, then remembered.
+
+What torch takes depends on the code that a network runs: on its family, and on how oneDNN computes its convolutions.
+So there is a base for each, measured when it is first asked for. Forms of convolutions, and what they took here:
+
+    none     too small for oneDNN, or there is none; -9 MiB
+    blocked  by kernels made for each shape
+    narrow   one of them as a matrix product, for which code is generated; +4.5 MiB
+"""
 
 import json
+import re
 import subprocess
-from dataclasses import dataclass
+from typing import Any
 
 from revedge import allocator, child
 from revedge.errors import DeviceError
@@ -12,32 +21,55 @@ _RUNS = 2  # resident file pages differ by some 100 KiB from run to run: the lar
 _PATIENCE_S = 300.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Base:
-    """Resident bytes: of the trainer with torch loaded and warm, of the supervisor, on this machine."""
+    """Resident bytes of bare processes on this machine, with ``threads`` CPU threads on ``device``.
 
-    trainer_bytes: int
-    supervisor_bytes: int
+    Each figure takes some 8 s the first time it is asked for on a machine.
+    """
+
+    def __init__(self, threads: int, device: str) -> None:
+        self._threads, self._device = threads, device
+        self._memory = Memory("base.json", limit=100)
+        self._asked: dict[tuple[str, ...], int] = {}
+
+    @property
+    def supervisor_bytes(self) -> int:
+        """Of the process beside the trainer, which has no torch.
+
+        Raises:
+            DeviceError: a measuring process failed.
+        """
+        return self._known("supervisor")
+
+    def trainer_bytes(self, model: str, form: str = "blocked") -> int:
+        """Of the trainer that has loaded torch and trained the smallest network of the family of ``model``.
+
+        Args:
+            model: name of a network.
+            form: of its convolutions: "none", "blocked" or "narrow".
+
+        Raises:
+            DeviceError: as `supervisor_bytes`.
+        """
+        found = re.match(r"[a-z]+(-[a-z]+)*", model)
+        family = found[0] if found else model
+        return self._known("trainer", str(self._threads), self._device, family, form)
+
+    def _known(self, *arguments: str) -> int:
+        if arguments not in self._asked:
+            key = fingerprint(arguments=arguments)
+            known: dict[str, Any] | None = self._memory.get(key)
+            if known is None:
+                known = {"rss_bytes": max(_probe(*arguments) for _ in range(_RUNS))}
+                self._memory.set(key, known)
+                self._memory.save()
+            self._asked[arguments] = int(known["rss_bytes"])
+        return self._asked[arguments]
 
 
 def measure(threads: int, device: str = "cpu") -> Base:
-    """Return the base of a training with ``threads`` CPU threads on ``device``; takes some seconds
-    the first time.
-
-    Raises:
-        DeviceError: a measuring process failed.
-    """
-    memory = Memory("base.json", limit=100)
-    key = fingerprint(threads=threads, device=device)
-    known = memory.get(key)
-    if known is None:
-        known = {
-            "trainer_bytes": max(_probe("trainer", str(threads), device) for _ in range(_RUNS)),
-            "supervisor_bytes": max(_probe("supervisor") for _ in range(_RUNS)),
-        }
-        memory.set(key, known)
-        memory.save()
-    return Base(**known)
+    """Return the base of trainings with ``threads`` CPU threads on ``device``."""
+    return Base(threads, device)
 
 
 def _probe(*arguments: str) -> int:

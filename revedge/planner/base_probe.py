@@ -1,46 +1,38 @@
 """Measures what a process takes before the network it trains: run as a child, prints one JSON line.
 
-``python -m revedge.planner.base_probe trainer THREADS DEVICE``: imports what the trainer imports,
-trains three tiny networks for a step, so that every family of operators has loaded its code and
-made its threads, and reports resident bytes. ``python -m revedge.planner.base_probe supervisor``:
-the same for the supervisor, which has no torch.
+``python -m revedge.planner.base_probe trainer THREADS DEVICE FAMILY FORM``: imports what the trainer
+imports, trains the smallest network of the family for two steps, so that its operators have loaded their code and made
+their threads, and reports resident bytes. The form is how its convolutions are computed (base.py).
+``python -m revedge.planner.base_probe supervisor``: the same for the supervisor, which has no torch.
 """
 
 import gc
 import importlib
 import json
+import re
 import sys
 from collections.abc import Sequence
 
 from revedge import allocator
 
-# What the trainer and the supervisor import; `revedge.devices` is named, not imported, and may be missing.
+# What the trainer and the supervisor import; devices and cli are above the planner, so they are named, not imported.
 TRAINER_MODULES = (
     "numpy",
     "torch",
-    "revedge.kernels",
-    "revedge.neurons",
-    "revedge.engine",
-    "revedge.models",
+    "revedge.devices.trainer",
+    "revedge.devices.loop",
     "revedge.data",
-    "revedge.planner.plan",
+    "revedge.models",
+    "revedge.kernels",
 )
 SUPERVISOR_MODULES = (
-    "argparse",
-    "dataclasses",
-    "fcntl",
-    "importlib.metadata",
-    "json",
-    "selectors",
-    "signal",
-    "subprocess",
-    "tempfile",
-    "threading",
     "revedge.cli.main",
-    "revedge.planner.plan",
-    "revedge.planner.trace_client",
+    "revedge.cli.train",
+    "revedge.devices.supervisor",
+    "revedge.devices.preparation",
 )
-_WARM_UP = (("revsresnet11", "reverse"), ("ms-resnet6", "keep-spikes"), ("vgg5", "store"))
+# Where the family is not known: networks whose operators differ.
+_OTHERS = ("revsresnet11", "ms-resnet6", "vgg5")
 
 
 def status_bytes() -> dict[str, int]:
@@ -56,23 +48,27 @@ def load(modules: Sequence[str]) -> None:
         importlib.import_module(name)
 
 
-def warm_up(threads: int, device: str) -> None:
-    """Train tiny networks for two steps, with every memory strategy that the operators differ in."""
+def warm_up(threads: int, device: str, family: str, form: str) -> None:
+    """Train a tiny network of ``family`` for two steps and an evaluation."""
     import torch
 
+    from revedge import models
     from revedge.planner.setting import Setting
     from revedge.planner.step import Rehearsal
 
     torch.set_num_threads(threads)
-    for model, strategy in _WARM_UP:
+    samples = 1 if form == "none" else 2  # torch keeps a single small frame from oneDNN
+    members = models.families().get(family)
+    for model in _OTHERS if members is None else [min(members, key=_layers)]:
         setting = Setting(
             model=model,
-            in_shape=(2, 16, 16),
+            model_options={"width": 16 if form == "none" else 32},
+            in_shape=(2, 32, 32),
             num_classes=4,
-            timesteps=2,
-            batch_size=4,
-            micro_batch_size=4,
-            strategy=strategy,
+            timesteps=samples,
+            batch_size=samples,
+            micro_batch_size=samples,
+            strategy="keep-spikes",
             threads=threads,
         )
         rehearsal = Rehearsal(setting, device)
@@ -80,7 +76,14 @@ def warm_up(threads: int, device: str) -> None:
         rehearsal.train_step()
         rehearsal.evaluate()
         del rehearsal
+    if form == "narrow":
+        x, weight = torch.rand(16, 12, 2, 2), torch.rand(12, 12, 3, 3, requires_grad=True)
+        torch.conv2d(x, weight, padding=1).sum().backward()
     gc.collect()
+
+
+def _layers(model: str) -> int:
+    return sum(map(int, re.findall(r"\d+", model)))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -88,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
     tight = allocator.return_freed_memory()
     if argv[0] == "trainer":
         load(TRAINER_MODULES)
-        warm_up(int(argv[1]), argv[2])
+        warm_up(int(argv[1]), argv[2], argv[3], argv[4])
     else:
         load(SUPERVISOR_MODULES)
     allocator.trim()

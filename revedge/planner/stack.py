@@ -87,8 +87,7 @@ class LeftOut:
         self._forward: dict[Branch, _Place] = {}
         self._backward: dict[Branch, _Place] = {}
         self._places: list[_Place] = []
-        self.parameters = 0
-        self.weights_bytes = self.sgd_bytes = 0
+        self.parameters = self.parameter_tensors = self.sgd_bytes = 0
         for run in _stacks(net) if count else []:
             branches = branches_of(run)
             size = 2 if isinstance(run, Coupling) else _period(branches)
@@ -100,6 +99,7 @@ class LeftOut:
         own = [p for place in self._places for p in place.parameters()]
         buffers = [b for place in self._places for branch in place.block for b in branch.buffers()]
         sizes = [tracker.taken_bytes(p) for p in own]
+        self.parameter_tensors = count * len(own)
         self.parameters = count * sum(p.numel() for p in own)
         self.sgd_bytes = count * sum(sizes)
         tracker.extra["weights"] = count * (sum(sizes) + sum(map(tracker.taken_bytes, buffers)))

@@ -57,6 +57,16 @@ class Rehearsal:
         """Return the optimizer's tensors."""
         return [each for slot in self.slots for each in slot] + self.step_counts
 
+    def warm_up(self) -> None:
+        """Forward and backward of at most two samples, without an update, as the trainer does before its fence."""
+        self.net.train()
+        if self.setting.update_in_backward:
+            update_in_backward(self.net, lambda p, g: None)
+        x, labels = self._batch(_ignore, min(2, self.setting.micro_batch_size))
+        functional.cross_entropy(self.net(x), labels).backward()
+        for parameter in self.parameters:
+            parameter.grad = None
+
     def train_step(self, watch: Watch = _ignore) -> None:
         """Forward and backward of every micro-batch (two stand for any number), then the update."""
         setting = self.setting
@@ -83,12 +93,12 @@ class Rehearsal:
         x, labels = self._batch(watch)
         _ = (self.net(x).argmax(1) == labels).sum()
 
-    def _batch(self, watch: Watch) -> tuple[Tensor, Tensor]:
-        setting = self.setting
+    def _batch(self, watch: Watch, samples: int | None = None) -> tuple[Tensor, Tensor]:
+        setting, samples = self.setting, samples or self.setting.micro_batch_size
         steps = [] if setting.static else [setting.timesteps]
-        shape = (*steps, setting.micro_batch_size, *setting.in_shape)
+        shape = (*steps, samples, *setting.in_shape)
         raw = torch.ones(shape, dtype=torch.uint8, device=self.device)
-        labels = torch.zeros(setting.micro_batch_size, dtype=torch.int64, device=self.device)
+        labels = torch.zeros(samples, dtype=torch.int64, device=self.device)
         x = raw.to(torch.float32)
         if self.device != "meta":
             x.bernoulli_(0.2)

@@ -41,7 +41,8 @@ def trace(setting: Setting, *, thorough: bool = False) -> dict[str, int]:
     take what the second takes (``thorough``: all, and no other short cut either). Keys: ``peak_bytes``, its parts
     ``weights_bytes, gradients_bytes, optimizer_bytes, data_bytes, activations_bytes,
     workspace_bytes`` as they stand at the peak, ``sgd_bytes`` (the optimizer's, were it SGD), the counts
-    ``parameters, runs, convolutions, operations``, and the work of one micro-batch: ``multiplications,
+    ``parameters, parameter_tensors, runs, convolutions`` (that oneDNN computes; ``narrow``: one of them as a matrix product),
+    ``operations``, and the work of one micro-batch: ``multiplications,
     moved_bytes, calls``.
     """
     rehearsal, tracker, work, left_out = _follow(setting, thorough=thorough)
@@ -54,8 +55,10 @@ def trace(setting: Setting, *, thorough: bool = False) -> dict[str, int]:
         "workspace_bytes": tracker.peak_workspace_bytes,
         "sgd_bytes": left_out.sgd_bytes + sum(map(tracker.taken_bytes, rehearsal.parameters)),
         "parameters": left_out.parameters + sum(p.numel() for p in rehearsal.parameters),
+        "parameter_tensors": left_out.parameter_tensors + len(rehearsal.parameters),
         "runs": len(rehearsal.net.runs()),
         "convolutions": len(tracker.convolutions),
+        "narrow": int(tracker.narrow),
         "operations": tracker.operations,
         "multiplications": work.multiplications // rounds,
         "moved_bytes": work.moved_bytes // rounds,
@@ -70,6 +73,7 @@ def _follow(setting: Setting, *, thorough: bool) -> tuple[Rehearsal, StorageTrac
     tracker = StorageTracker(
         page_bytes=page_bytes(),
         native_kernels=bool(native_status()["loaded"]) and setting.device == "cpu",
+        threads=setting.threads,
         short_cuts=not thorough,
     )
     left_out = LeftOut(

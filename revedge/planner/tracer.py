@@ -6,6 +6,7 @@ counted, in any strategy, without a formula that could be forgotten. Runs in a c
 """
 
 import functools
+import math
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from torch.utils._pytree import tree_iter
 from revedge.allocator import MMAP_THRESHOLD_BYTES
 from revedge.planner.work import Work
 
-_CONVOLUTIONS = ("aten::convolution", "aten::convolution_backward", "aten::_convolution")
+BACKWARD = "aten::convolution_backward"
+_CONVOLUTIONS = ("aten::convolution", BACKWARD)
+_PRODUCT_BYTES = 512 << 10  # that a matrix product of oneDNN works on
 _CHANNEL_BLOCK = 16  # oneDNN copies operands into blocks of up to 16 channels
 _REFERENCE_FACTOR = (
     16  # temporaries of a reference operator, in sizes of its largest tensor; see README.md
@@ -52,11 +55,9 @@ def allocated_bytes(nbytes: int, page_bytes: int) -> int:
 
 
 def workspace_bytes(shapes: Iterable[tuple[int, ...]], itemsize: int) -> int:
-    """Return the bound on a convolution's hidden workspace: each 4-d operand and result copied
-    once, padded.
+    """Return the bound on a convolution's hidden workspace: tensors of these shapes copied once, padded.
 
-    Channels (of a weight: both) are padded to blocks of 16. Measured never below the real one on
-    x86-64 with oneDNN.
+    Channels (of a weight: both) are padded to blocks of 16.
     """
     total = 0
     for shape in shapes:
@@ -91,6 +92,69 @@ _MOST_REMEMBERED = 100_000
 _MADE: dict[Any, _Made] = {}  # operator and kinds of arguments -> what it makes
 
 
+def _copied(name: str, args: tuple[Any, ...], made: list[Tensor]) -> list[tuple[int, ...]]:
+    """Return the shapes of what oneDNN copies to compute a convolution.
+
+    Forward: input, weight and output. Backward: the gradient of the output, input and weight, one gradient after the
+    other; that of the input of a strided convolution is made twice. Measured on x86-64 with oneDNN
+    (`benchmarks/conv_workspace.py`): never below the real workspace.
+    """
+    if name != BACKWARD:
+        return [tuple(each.shape) for each in (*args[:2], *made)]
+    gradient, x, weight = args[:3]
+    strided, groups, wanted = max(args[4]) > 1, args[9], args[10]
+    again = [x] if wanted[0] and strided else []
+    if groups > 1:  # not measured
+        again = made
+    return [tuple(each.shape) for each in (gradient, x, weight, *again)]
+
+
+def _is_for_onednn(name: str, args: tuple[Any, ...], threads: int) -> bool:
+    """Whether torch has oneDNN compute a convolution of float32; the others it unfolds itself (Convolution.cpp)."""
+    first = 1 if name == BACKWARD else 0
+    x, weight, _, stride, _, dilation = args[first : first + 6]
+    kernel, groups = weight.shape[2:], args[first + 8]
+    one_by_one = max(kernel) == max(stride) == max(dilation) == 1
+    if one_by_one and x.shape[0] < 16 and threads == 1:
+        return False
+    return bool(groups > 1 or min(kernel) > 3 or x.shape[0] > 1 or x.numel() > 20480)
+
+
+def _unfolded_bytes(name: str, args: tuple[Any, ...], made: list[Tensor]) -> int:
+    """Return the size of the columns that torch unfolds one input into for a matrix product."""
+    x, weight = args[1:3] if name == BACKWARD else args[:2]
+    y = args[0] if name == BACKWARD else made[0]
+    return int(x.shape[1] * math.prod(weight.shape[2:]) * math.prod(y.shape[2:]) * 4)
+
+
+def _is_narrow(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether oneDNN has no kernel for the gradient of a weight and unfolds it into a matrix product (found by trying).
+
+    The product's generated code takes 4.5 MiB: a base of its own (base.py).
+    """
+    if name != BACKWARD or not args[10][1]:
+        return False
+    x, weight = args[1:3]
+    return bool(3 < x.shape[1] < 16 and max(x.shape[2:]) < max(weight.shape[2:]))
+
+
+def convolution_workspace_bytes(
+    name: str, args: tuple[Any, ...], made: list[Tensor], threads: int = 1
+) -> int:
+    """Return the bound on what a convolution takes beside its operands and results.
+
+    Args:
+        name: ``aten::convolution`` or `BACKWARD`.
+        args: of the operator.
+        made: its results.
+        threads: CPU threads.
+    """
+    if not _is_for_onednn(name, args, threads):
+        return _unfolded_bytes(name, args, made)
+    narrow = _is_narrow(name, args)
+    return workspace_bytes(_copied(name, args, made), 4) + narrow * _PRODUCT_BYTES
+
+
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
 
@@ -122,17 +186,24 @@ class StorageTracker(TorchDispatchMode):
 
     Args:
         page_bytes: size of a memory page.
+        threads: CPU threads of the training.
         native_kernels: the C operators are there; without them a revedge operator is the reference,
-        which has
-            temporaries, and these are bounded.
+            which has temporaries, and these are bounded.
         short_cuts: an operator that makes new tensors runs once for each kind of arguments, and one that works in
             place not at all: their results have no values. Three times faster.
     """
 
-    def __init__(self, *, page_bytes: int, native_kernels: bool, short_cuts: bool = True) -> None:
+    def __init__(
+        self,
+        *,
+        page_bytes: int,
+        native_kernels: bool,
+        threads: int = 1,
+        short_cuts: bool = True,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._page_bytes = page_bytes
-        self._native = native_kernels
+        self._native, self._threads = native_kernels, threads
         self._run = self._quickly if short_cuts else _run
         self._live: dict[int, Storage] = {}
         self.storages: list[Storage] = []
@@ -141,7 +212,8 @@ class StorageTracker(TorchDispatchMode):
         self.peak_bytes = 0
         self.peak_workspace_bytes = 0
         self.peak_operation = 0
-        self.convolutions: set[tuple[Any, ...]] = set()
+        self.convolutions: set[tuple[Any, ...]] = set()  # those that oneDNN computes
+        self.narrow = False  # one of them as a matrix product
         self.work = Work()
         self.extra: dict[str, int] = {}  # bytes by kind beside the storages that are followed
         self._extra_at_peak: dict[str, int] = {}
@@ -238,10 +310,11 @@ class StorageTracker(TorchDispatchMode):
 
     def _workspace(self, name: str, args: tuple[Any, ...], made: list[Tensor]) -> int:
         if name in _CONVOLUTIONS:
-            tensors = [each for each in (*args, *made) if isinstance(each, Tensor)]
-            shapes = [tuple(each.shape) for each in tensors]
-            self.convolutions.add((name, *shapes))
-            return workspace_bytes(shapes, 4)
+            if _is_for_onednn(name, args, self._threads):
+                tensors = [each for each in (*args, *made) if isinstance(each, Tensor)]
+                self.convolutions.add((name, *(tuple(each.shape) for each in tensors)))
+                self.narrow |= _is_narrow(name, args)
+            return convolution_workspace_bytes(name, args, made, self._threads)
         if name.startswith("revedge::") and not self._native:
             tensors = [each for each in (*args, *made) if isinstance(each, Tensor)]
             return _REFERENCE_FACTOR * max(each.numel() * 4 for each in tensors)

@@ -3,11 +3,10 @@ PLAN.toml``.
 
 Behind the same fence and allocator policy as the trainer, with random data, so that nothing but the
 plan is needed. Prints one JSON line: ``peak_bytes`` (largest resident bytes of this process),
-``base_bytes`` (before the network), ``step_s`` (the second step), and ``error`` where memory ran
+``base_bytes`` (before the first step), ``step_s`` (the second step), and ``error`` where memory ran
 out.
 """
 
-import gc
 import json
 import resource
 import sys
@@ -16,15 +15,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from revedge import allocator
-from revedge.planner.base_probe import TRAINER_MODULES, load, status_bytes, warm_up
+from revedge.planner.base_probe import TRAINER_MODULES, load, status_bytes
 from revedge.planner.plan import Plan
 from revedge.planner.setting import Setting
 
 
 def measure(plan: Plan) -> dict[str, Any]:
-    """Rehearse ``plan`` and return what was measured."""
+    """Rehearse ``plan`` in the order of the trainer, and return what was measured."""
     load(TRAINER_MODULES)
-    warm_up(plan.threads, plan.device)
+    import torch
+
+    from revedge.planner.step import Rehearsal
+
+    torch.set_num_threads(plan.threads)
+    rehearsal = Rehearsal(Setting.of(plan), plan.device)
+    rehearsal.warm_up()
     allocator.trim()
     base = status_bytes()
     if plan.device == "cpu":  # the CUDA driver maps much that it never uses
@@ -32,26 +37,15 @@ def measure(plan: Plan) -> dict[str, Any]:
         _fence(plan.budget_bytes - supervisor - base["VmRSS"], base["VmData"])
     found: dict[str, Any] = {"base_bytes": base["VmRSS"]}
     try:
-        found["step_s"] = _rehearse(plan)
+        for _ in range(2):
+            began_s = time.perf_counter()
+            rehearsal.train_step()
+            found["step_s"] = time.perf_counter() - began_s
+        rehearsal.evaluate()
     except (RuntimeError, MemoryError) as error:
         found["error"] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     found["peak_bytes"] = _peak_bytes(plan.device)
     return found
-
-
-def _rehearse(plan: Plan) -> float:
-    from revedge.planner.step import Rehearsal
-
-    rehearsal = Rehearsal(Setting.of(plan), plan.device)
-    step_s = 0.0
-    for _ in range(2):
-        began_s = time.perf_counter()
-        rehearsal.train_step()
-        step_s = time.perf_counter() - began_s
-    rehearsal.evaluate()
-    del rehearsal
-    gc.collect()
-    return step_s
 
 
 def _fence(allowed_bytes: int, data_bytes: int) -> None:

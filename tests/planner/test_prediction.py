@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -19,8 +20,8 @@ from revedge.planner.trace_child import trace
 from revedge.planner.trace_client import TraceClient, TraceError
 from revedge.planner.verify import verify
 
-# Predicted over measured, whole process. The aim for now is 10 %; below 0 the promise is broken.
-LARGEST_EXCESS = 0.10
+# Predicted over measured, whole process; below 0 the promise is broken.
+LARGEST_EXCESS = 0.05
 THREADS = len(os.sched_getaffinity(0))  # as `revedge plan` has it, so that one base is measured
 SETTINGS = [
     Setting(
@@ -86,7 +87,7 @@ def plan_for(setting: Setting, client: TraceClient, budget_bytes: int = 4 << 30)
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: f"{s.model}-{s.strategy}")
 def test_never_under_and_close(setting: Setting) -> None:
-    """Two real steps in a fresh process take at most what was predicted, and at least 90 % of it."""
+    """Two real steps in a fresh process take at most what was predicted, and not much less."""
     with TraceClient() as client:
         plan = plan_for(setting, client)
     assert tuple(plan.parts) == PARTS
@@ -178,10 +179,29 @@ def test_fingerprint_follows_the_environment(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_base_counts_torch_for_the_trainer_only() -> None:
-    """The trainer's base holds torch, the supervisor's stays under 40 MB."""
+    """The trainer's base holds torch, the supervisor's stays under 25 MB; a second question measures nothing."""
     found = base.measure(THREADS)
-    assert found.trainer_bytes > 150e6
-    assert found.supervisor_bytes < 40e6
+    assert found.trainer_bytes("revsresnet11") > 150e6
+    assert found.supervisor_bytes < 25e6
+    with mock.patch.object(base, "_probe", side_effect=AssertionError):
+        again = base.measure(THREADS)
+        assert again.supervisor_bytes == found.supervisor_bytes
+        assert again.trainer_bytes("revsresnet67") == found.trainer_bytes("revsresnet11")
+
+
+def test_a_network_without_onednn_has_a_smaller_base() -> None:
+    """One small frame at a time is beneath oneDNN: its code is not loaded, and not counted."""
+    large = dataclasses.replace(SETTINGS[2], threads=1)
+    small = dataclasses.replace(large, timesteps=1, batch_size=1, micro_batch_size=1)
+    small = dataclasses.replace(small, in_shape=(2, 16, 16), model_options={"width": 8})
+    asked = mock.Mock(supervisor_bytes=0, **{"trainer_bytes.return_value": 0})
+    with TraceClient() as client:
+        for setting in (large, small):
+            predict(setting, asked, client)
+    assert [call.args for call in asked.trainer_bytes.call_args_list] == [
+        ("vgg5", "blocked"),
+        ("vgg5", "none"),
+    ]
 
 
 def test_the_planner_imports_no_torch() -> None:

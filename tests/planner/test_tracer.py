@@ -133,6 +133,59 @@ def test_convolution_has_workspace_at_its_peak() -> None:
     assert found.peak_workspace_bytes == hidden
 
 
+@pytest.mark.parametrize(
+    ("batch", "channels", "side", "kernel", "threads", "onednn"),
+    [
+        (1, 16, 32, 3, 1, False),  # 16,384 values
+        (1, 24, 32, 3, 1, True),
+        (2, 4, 8, 3, 1, True),
+        (2, 4, 8, 1, 1, False),
+        (2, 4, 8, 1, 2, True),
+        (16, 4, 8, 1, 1, True),
+    ],
+)
+def test_small_convolutions_are_unfolded_by_torch(
+    batch: int, channels: int, side: int, kernel: int, threads: int, *, onednn: bool
+) -> None:
+    """What oneDNN is not given takes the columns of one sample, and counts as no convolution of oneDNN."""
+    weight = torch.empty(8, channels, kernel, kernel, device="meta")
+    x = torch.empty(batch, channels, side, side, device="meta")
+    found = StorageTracker(page_bytes=PAGE, native_kernels=True, threads=threads)
+    with found:
+        y = torch.conv2d(x, weight, padding=kernel // 2)
+    assert len(found.convolutions) == onednn
+    if not onednn:
+        assert found.peak_workspace_bytes == 4 * channels * kernel**2 * side**2
+    del y
+
+
+def test_backward_of_a_convolution_copies_its_input_once_more_if_strided() -> None:
+    """One copy of gradient, input and weight; of the input two where the convolution has a stride."""
+    hidden = []
+    for stride in (1, 2):
+        weight = torch.empty(16, 16, 3, 3, device="meta", requires_grad=True)
+        x = torch.empty(4, 16, 32, 32, device="meta", requires_grad=True)
+        found = tracker()
+        with found:
+            torch.conv2d(x, weight, stride=stride, padding=1).sum().backward()
+        side = 32 // stride
+        hidden.append(4 * 16 * (4 * side**2 + stride * 4 * 32**2 + 16 * 9))
+        assert found.peak_workspace_bytes == hidden[-1]
+        assert not found.narrow
+
+
+def test_few_channels_on_a_tiny_map_are_narrow() -> None:
+    """The gradient of a 3x3 weight of 4 to 15 input channels on 2x2 pixels is a matrix product, on 4x4 it is not."""
+    for channels, side, narrow in ((12, 2, True), (12, 4, False), (16, 2, False), (3, 2, False)):
+        weight = torch.empty(16, channels, 3, 3, device="meta", requires_grad=True)
+        found = tracker()
+        with found:
+            torch.conv2d(
+                torch.empty(8, channels, side, side, device="meta"), weight, padding=1
+            ).sum().backward()
+        assert found.narrow == narrow
+
+
 def drawn(count: int) -> list[Setting]:
     """Configurations over all kinds of models, from a seeded generator."""
     draw, found = random.Random(0), list[Setting]()
@@ -218,7 +271,8 @@ def test_an_update_in_backward_frees_gradients() -> None:
     one, other = trace(setting(**small)), trace(setting(**small, update_in_backward=True))
     assert other["gradients_bytes"] < 0.4 * one["gradients_bytes"]
     saved = one["gradients_bytes"] - other["gradients_bytes"]
-    assert one["peak_bytes"] - other["peak_bytes"] == saved
+    # The peak may move to a moment with other activations, so not all of it is won.
+    assert saved / 2 < one["peak_bytes"] - other["peak_bytes"] <= saved
 
 
 def test_slabs_take_less() -> None:
