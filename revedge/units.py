@@ -47,3 +47,15 @@ def format_bytes(size_bytes: float) -> str:
             break
         size /= 1024
     return f"{sign}{size:.0f} {unit}" if unit == "B" else f"{sign}{size:.1f} {unit}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return ``seconds`` as people read it, three digits.
+
+    >>> format_seconds(0.0123), format_seconds(4.25), format_seconds(100), format_seconds(7200)
+    ('12.3 ms', '4.25 s', '1.67 min', '2 h')
+    """
+    for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1000:.3g} ms"

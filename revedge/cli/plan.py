@@ -62,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", metavar="BOARD", help="plan for this board (see revedge devices list)")
     add("--threads", type=int, metavar="N", help="CPU threads of the training")
     add(
+        "--no-times",
+        action="store_true",
+        help="do not measure how long a step takes (saves up to 12 s)",
+    )
+    add(
         "--verify",
         action="store_true",
         help="run two real steps and refuse a plan that was too low",
@@ -115,7 +120,8 @@ def run(args: argparse.Namespace) -> int:
     notes: list[str] = []
     request = _request(args, notes)
     progress = _Progress()
-    result = choose(request, progress, timeline=args.report is not None)
+    here = args.device is None and not args.no_times  # steps of another board cannot be timed
+    result = choose(request, progress, timeline=args.report is not None, times=here)
     progress.end()
     payload: dict[str, Any] = explain.payload(result, request.budget_bytes)
     if args.report is not None:
@@ -124,6 +130,8 @@ def run(args: argparse.Namespace) -> int:
         del payload["timeline"]
     payload["notes"] = notes
     text = "\n".join([explain.text(result), *(f"note: {note}" for note in notes)]).strip()
+    if args.device is not None:
+        text += "\ntime of a step: unknown; measure it on the board with revedge plan --verify"
     if result.plan is None:
         emit(args, text, {**payload, "error": f"{result.reason}; {result.way_out}", "exit_code": 1})
         print(f"revedge: error: {result.reason}; {result.way_out}", file=sys.stderr)
@@ -137,6 +145,10 @@ def run(args: argparse.Namespace) -> int:
         ratio = found.measured_peak_bytes / plan.predicted_peak_bytes
         payload |= {"measured_peak_bytes": found.measured_peak_bytes, "step_s": found.step_s}
         text += f"\nmeasured peak {format_bytes(found.measured_peak_bytes)} ({100 * ratio:.1f} % of the prediction)"
+        if found.step_s is not None and result.step_time is not None:
+            corrected = result.step_time.corrected([found.step_s])
+            payload["step_time"] = corrected.to_json()
+            text += f"\n{explain.time_text(corrected)}"
     if problem is not None:
         emit(args, text, {**payload, "error": problem, "exit_code": 1})
         print(

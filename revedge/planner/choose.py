@@ -8,6 +8,7 @@ from revedge.planner.descent import descend
 from revedge.planner.request import Request
 from revedge.planner.search import Progress, SearchResult, search
 from revedge.planner.setting import Setting
+from revedge.planner.timing import timed
 from revedge.planner.trace_client import TraceClient
 
 
@@ -17,11 +18,14 @@ def choose(
     *,
     timeline: bool = False,
     rungs: bool = False,
+    times: bool = False,
 ) -> SearchResult:
     """Return the best plan for ``request``, or the floor where nothing fits.
 
     ``timeline`` adds the live bytes over a step of what was chosen (of the floor where nothing fits), for a report.
     ``rungs`` adds what lies below the plan, should its memory not be enough after all (`descend`).
+
+    ``times`` adds how long a step takes, measured on this machine in at most some 12 s more.
 
     The first call on a machine takes some 10 s (two measuring processes); later ones 1 to 10 s, or
     nothing where everything is remembered.
@@ -39,6 +43,8 @@ def choose(
             lambda setting: predict(setting, measured, tracer),
             progress,
         )
+        if times:
+            found = timed(found, request, lambda each: predict(each, measured, tracer).parts)
         setting = found.floor_setting if found.plan is None else Setting.of(found.plan)
         if timeline and setting is not None:
             found = dataclasses.replace(found, timeline=tracer.timeline(setting))

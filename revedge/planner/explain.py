@@ -7,8 +7,9 @@ from typing import Any
 from revedge.planner.plan import Plan
 from revedge.planner.search import Alternative, Rejected, SearchResult
 from revedge.planner.setting import Setting
+from revedge.planner.step_time import StepTime
 from revedge.planner.way import Way
-from revedge.units import format_bytes
+from revedge.units import format_bytes, format_seconds
 
 
 def config(plan: Plan) -> dict[str, Any]:
@@ -28,6 +29,7 @@ def payload(result: SearchResult, budget_bytes: int) -> dict[str, Any]:
         "floor_bytes": result.floor_bytes,
         "rejected": [_rejected(each) for each in result.rejected],
         "alternatives": [_alternative(each) for each in result.alternatives],
+        **({} if result.step_time is None else {"step_time": result.step_time.to_json()}),
         **({} if result.timeline is None else {"timeline": result.timeline}),
         "tried": result.tried,
         "space": result.space,
@@ -61,6 +63,8 @@ def text(result: SearchResult) -> str:
             f"{format_bytes(result.floor_bytes)}",
             "  " + "  ".join(f"{_label(k)} {format_bytes(v)}" for k, v in plan.parts.items()),
         ]
+        if result.step_time is not None:
+            lines.append(time_text(result.step_time))
         if plan.micro_batch_size < plan.batch_size:
             lines.append(
                 f"note: batch norm sees {plan.micro_batch_size} samples at a time; that is another "
@@ -70,6 +74,15 @@ def text(result: SearchResult) -> str:
         lines.append("not chosen:")
         lines += _rows(result.rejected)
     return "\n".join(lines)
+
+
+def time_text(found: StepTime) -> str:
+    """Return the time of a step as people read it."""
+    how = {"probes": "by two probes", "steps": "by real steps", "factors": "by comparison"}
+    return (
+        f"a step takes {format_seconds(found.least_s)} to {format_seconds(found.most_s)} on this machine "
+        f"({how[found.source]})"
+    )
 
 
 def describe(setting: Setting) -> str:
@@ -105,6 +118,7 @@ def _alternative(each: Alternative) -> dict[str, Any]:
         "predicted_peak_bytes": each.predicted_peak_bytes,
         "time_factor": round(each.time_factor, 4),
         "on_front": each.on_front,
+        **({} if each.step_time is None else {"step_time": each.step_time.to_json()}),
     }
 
 

@@ -18,6 +18,7 @@ from revedge.planner.ladder import Ladder, Rung, build
 from revedge.planner.plan import Plan
 from revedge.planner.request import Request
 from revedge.planner.setting import Setting
+from revedge.planner.step_time import StepTime
 from revedge.planner.way import Way
 from revedge.units import format_bytes
 
@@ -44,6 +45,7 @@ class Alternative:
     predicted_peak_bytes: int
     time_factor: float  # of a step, in sizes of that of `store`
     on_front: bool  # nothing takes less memory and is as fast
+    step_time: StepTime | None = None  # None: not asked for, or not known (another board)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +63,7 @@ class SearchResult:
     reason: str = ""
     way_out: str = ""
     floor_setting: Setting | None = None
+    step_time: StepTime | None = None  # of the plan
 
     def require(self) -> Plan:
         """Return the plan.
@@ -273,6 +276,8 @@ class _Search:
     def _neighbors(self, place: int, way: Way, micro: int, optimizer: str) -> tuple[Rejected, ...]:
         """What differs from the choice in one thing: why not that."""
         rung, found = self._rungs[place], list[Rejected | None]()
+        own_bytes = self._peak(rung, micro, optimizer, way)
+        assert own_bytes is not None
         for other in self._request.ways(micro):
             same = (
                 (other.strategy == way.strategy)
@@ -281,7 +286,10 @@ class _Search:
             )
             if same == 2:
                 setting = self._setting(rung, micro, optimizer, other)
-                found.append(self._reject(setting, _against(other, way)))
+                rejected = self._reject(setting, _against(other, way))
+                # What is slower and takes as much is no choice that anybody could want.
+                if rejected.predicted_peak_bytes < own_bytes or other.time_factor < way.time_factor:
+                    found.append(rejected)
         if place + 1 < len(self._rungs):
             above = self._rungs[place + 1]
             found.append(self._nearest(above, micro, optimizer, f"more {self._goal}"))

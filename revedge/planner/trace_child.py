@@ -41,9 +41,8 @@ def trace(setting: Setting, *, thorough: bool = False) -> dict[str, int]:
     take what the second takes (``thorough``: all, and no other short cut either). Keys: ``peak_bytes``, its parts
     ``weights_bytes, gradients_bytes, optimizer_bytes, data_bytes, activations_bytes,
     workspace_bytes`` as they stand at the peak, ``sgd_bytes`` (the optimizer's, were it SGD), the counts
-    ``parameters, parameter_tensors, runs, convolutions`` (that oneDNN computes; ``narrow``: one of them as a matrix product),
-    ``operations``, and the work of one micro-batch: ``multiplications,
-    moved_bytes, calls``.
+    ``parameters, parameter_tensors, runs, convolutions`` (that oneDNN computes; ``narrow``: one of them as a matrix
+    product), ``operations``, and the work of one micro-batch: ``multiplications, moved_bytes, calls``.
     """
     rehearsal, tracker, work, left_out = _follow(setting, thorough=thorough)
     rounds = 1 if setting.micro_batch_size == setting.batch_size else 2

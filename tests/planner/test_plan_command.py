@@ -12,7 +12,17 @@ from revedge import child
 from revedge.cli.main import main
 from revedge.planner.plan import Plan
 
-SHAPE = ("--in-shape", "2,16,16", "--classes", "10", "--model", "revsresnet11", "--batch", "4")
+SHAPE = (
+    "--in-shape",
+    "2,16,16",
+    "--classes",
+    "10",
+    "--model",
+    "revsresnet11",
+    "--batch",
+    "4",
+    "--no-times",
+)
 
 
 def plan(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any], str]:
@@ -54,6 +64,17 @@ def test_verify(capsys: pytest.CaptureFixture[str]) -> None:
     code, found, _ = plan(capsys, *SHAPE, "--budget", "600MiB", "--verify")
     assert code == 0
     assert 0 < found["measured_peak_bytes"] <= found["predicted_peak_bytes"]
+
+
+def test_times(capsys: pytest.CaptureFixture[str]) -> None:
+    """The plan and each alternative have an interval of seconds for a step; with --device nobody can know."""
+    words = [*SHAPE[:-1], "--budget", "600MiB", "--strategy", "store", "--slab", "none"]
+    code, found, _ = plan(capsys, *words)
+    assert code == 0
+    assert 0 < found["step_time"]["least_s"] <= found["step_time"]["most_s"]
+    assert all("step_time" in each for each in found["alternatives"])
+    _, board, _ = plan(capsys, *words, "--device", "raspberry-pi-5-8gb")
+    assert "step_time" not in board
 
 
 def test_a_board(capsys: pytest.CaptureFixture[str]) -> None:
