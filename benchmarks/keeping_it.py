@@ -1,33 +1,33 @@
 """Does a training keep its budget? Random (configuration, budget) pairs, half of them while others take memory.
 
-Run: python benchmarks/keeping_it.py [--pairs 100] [--seed 0] [--minutes M] [--lies N]
-Each pair is a whole `revedge train` of a few steps on random frames, measured from outside every 5 ms (resident and
-swapped bytes of supervisor and trainer, and the kernel's own peaks). Budgets lie between 5 % below the floor that the
-planner gives (must be refused before the first step, with that floor), 2 % above it (must train), and roomy.
-Half of the trainings run beside a process that takes 0.3 to 1.2 GiB, holds it for up to 1.5 s and frees it, on a board
-of the budget and 0.7 GiB: a /proc/meminfo of their own (a mount namespace, so this needs root) in which MemAvailable is
-that board's RAM without the system's share and without what training and the other process really hold.
+Run: python benchmarks/keeping_it.py [--pairs 100] [--seed 0] [--lies N] [--rows FILE.jsonl] [--report FILE.md]
+Each pair is a whole `revedge train` of 30 steps on random frames, measured from outside every 5 ms (small_board.py).
+Budgets: 5 % below the floor that the planner gives (must be refused before the first step, with that floor), the floor,
+2 % above it, and roomy, up to 60 % above it (must train). Half of the trainings run on a board of the budget and 0.7
+GiB beside a process that takes 0.3 to 1.2 GiB, holds it for up to 1.5 s and frees it.
 `--lies N`: as many more trainings whose plan says 0 bytes and whose budget is too small for it: the fence must hold,
 and the ladder must find a way or say that there is none.
-Exit code 1 if anything was over its budget, crashed, was refused wrongly or not refused. Needs a Linux, not psutil.
+`--rows` adds the pairs to a file, and `--report` is of all in it: 100 pairs may come of five seeds.
+Exit code 1 if anything was over its budget, crashed, was refused wrongly or not refused. Needs a Linux, and root.
 """
 
 import argparse
 import dataclasses
 import json
+import math
 import os
 import random
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from report import command_line, machine, markdown_table, write
+from small_board import Board, watch
 
-from revedge.devices.meter import status_bytes
 from revedge.devices.metrics_log import read_metrics
 from revedge.devices.run_folder import RunFolder, RunSettings
 from revedge.planner import base
@@ -41,21 +41,10 @@ from revedge.units import format_bytes
 
 MIB = 1 << 20
 LIMIT_S = 240.0
+KINDS = ("below", "floor", "least", "roomy")
 _MODELS = ("vgg5", "vgg-iso10", "revsresnet11", "revsresnet16", "ms-resnet6", "ms-resnet10")
 _NO_WAY = ("out of memory inside", "is used up before the first step")
-_BOARD_MORE, _SYSTEM = 700 * MIB, 100 * MIB  # beside the budget; what the system holds of it
-_HOG = """
-import mmap, random, sys, time
-rng = random.Random(int(sys.argv[1]))
-while True:
-    size = rng.randrange(300, 1200) << 20
-    taken = mmap.mmap(-1, size)
-    for place in range(0, size, 4096):
-        taken[place] = 1
-    time.sleep(rng.uniform(0.1, 1.5))
-    taken.close()
-    time.sleep(rng.uniform(0.1, 1.0))
-"""
+_BOARD_MORE = 700 * MIB  # beside the budget
 
 
 @dataclasses.dataclass
@@ -64,7 +53,7 @@ class Pair:
 
     number: int
     request: Request
-    kind: str  # "below", "least", "roomy", "lie"
+    kind: str  # of KINDS, or "lie"
     budget_bytes: int
     floor_bytes: int
     hog: bool
@@ -113,9 +102,11 @@ def plan_all(count: int, lies: int, seed: int) -> list[Pair]:
             except ValueError:
                 continue  # this model has no such form
             number = len(pairs)
-            kind = rng.choices(("below", "least", "roomy"), (20, 20, 60))[0]
-            share = {"below": 0.95, "least": 1.02, "roomy": rng.uniform(1.02, 1.6)}[kind]
-            pair = Pair(number, request, kind, int(floor * share), floor, number % 2 == 1)
+            kind = rng.choices(KINDS, (20, 10, 20, 50))[0]
+            share = {"below": 0.95, "floor": 1.0, "least": 1.02, "roomy": rng.uniform(1.02, 1.6)}
+            pair = Pair(
+                number, request, kind, math.ceil(floor * share[kind]), floor, number % 2 == 1
+            )
             if number >= count:
                 pair = _lie(pair, rng, families, ask)
             elif kind != "below":
@@ -161,24 +152,6 @@ def write_data(folder: Path, request: Request) -> Path:
     return path
 
 
-class Board:
-    """A /proc/meminfo for one command, in a mount namespace of its own."""
-
-    def __init__(self, path: Path, total_bytes: int) -> None:
-        self._total_bytes = total_bytes
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT)
-        self.write(0)
-        mount = 'mount --bind "$0" /proc/meminfo && exec "$@"'
-        self.command = ["unshare", "--mount", "sh", "-c", mount, str(path)]
-
-    def write(self, used_bytes: int) -> None:
-        """Let the board have what `used_bytes` and the system leave; one write, always as long."""
-        left = max(0, self._total_bytes - _SYSTEM - used_bytes)
-        rows = [("MemTotal:", self._total_bytes), ("MemAvailable:", left)]
-        text = "".join(f"{name:<16}{size // 1024:>12} kB\n" for name, size in rows)
-        os.pwrite(self._file, text.encode(), 0)
-
-
 def command(pair: Pair, folder: Path, data: Path) -> list[str]:
     """Return the command line of the pair's training."""
     request, words = pair.request, [sys.executable, "-m", "revedge.cli.main", "train", "--json"]
@@ -219,14 +192,10 @@ def run(pair: Pair) -> None:
         board = Board(folder / "meminfo", pair.budget_bytes + _BOARD_MORE) if pair.hog else None
         words = [*board.command, *words] if board else words
         process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        hogs: list[subprocess.Popen[bytes]] = []
         try:
-            pair.peak_bytes = _watch(pair, process, began_s, hogs, board)
+            pair.peak_bytes = watch(process, LIMIT_S, board, pair.number)
             out, err = process.communicate(timeout=10)
         finally:
-            for hog in hogs:
-                hog.kill()
-                hog.wait()
             process.kill()
             process.wait()
         pair.wall_s = time.monotonic() - began_s
@@ -235,50 +204,6 @@ def run(pair: Pair) -> None:
         pair.pauses = sum(line["event"] == "paused" for line in lines)
         begun = any(line["event"] == "start" for line in lines)
         _judge(pair, process.returncode, out, err, begun=begun)
-
-
-def _watch(
-    pair: Pair,
-    process: "subprocess.Popen[str]",
-    began_s: float,
-    hogs: "list[subprocess.Popen[bytes]]",
-    board: "Board | None",
-) -> int:
-    """Return the largest sum of resident and swapped bytes of supervisor and trainer, sampled every 5 ms.
-
-    The hog begins with the trainer: before, there is nothing but planning, which is refused or not.
-    """
-    peak = trainer = 0
-    supervisor = process.pid
-    while process.poll() is None and time.monotonic() - began_s < LIMIT_S:
-        own = status_bytes(supervisor)
-        own_bytes = own.get("VmRSS", 0) + own.get("VmSwap", 0)
-        if not trainer or not os.path.exists(f"/proc/{trainer}"):
-            trainer = _trainer_of(supervisor)
-        other = status_bytes(trainer) if trainer else {}
-        if board is not None:
-            others = sum(status_bytes(hog.pid).get("VmRSS", 0) for hog in hogs)
-            board.write(own_bytes + other.get("VmRSS", 0) + others)
-        if trainer:
-            resident = max(
-                other.get("VmRSS", 0), other.get("VmHWM", 0)
-            )  # the kernel saw more than 5 ms shows
-            peak = max(peak, own_bytes + resident + other.get("VmSwap", 0))
-            if pair.hog and not hogs:
-                hogs.append(subprocess.Popen([sys.executable, "-c", _HOG, str(pair.number)]))
-        time.sleep(0.005)
-    return peak
-
-
-def _trainer_of(supervisor: int) -> int:
-    try:
-        children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-        for child in children:
-            if b"revedge.devices.trainer" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
-    except OSError:
-        pass
-    return 0
 
 
 def _judge(pair: Pair, code: int | None, out: str, err: str, *, begun: bool) -> None:
@@ -320,47 +245,74 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=100)
     parser.add_argument("--lies", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="stop drawing after so long"
-    )
+    parser.add_argument("--rows", type=Path, help="add the pairs to this file")
+    parser.add_argument("--report", type=Path)
     args = parser.parse_args()
-    os.environ.setdefault(
-        "OMP_WAIT_POLICY", "PASSIVE"
-    )  # as in every child: the base is remembered with it
-    began_s, done = time.monotonic(), list[Pair]()
+    # As in every child: the base is remembered with it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    about = machine()
+    rows = [json.loads(line) for line in _lines(args.rows)]
     for pair in plan_all(args.pairs, args.lies, args.seed):
-        if time.monotonic() - began_s > args.minutes * 60:
-            break
         run(pair)
-        done.append(pair)
-        print(row(pair), flush=True)
-    counts = Counter((pair.kind, pair.hog, pair.outcome) for pair in done)
-    print(
-        f"\n{len(done)} pairs, {sum(pair.hog for pair in done)} beside a hog, {time.monotonic() - began_s:.0f} s"
-    )
-    for (kind, hog, outcome), number in sorted(counts.items()):
-        print(f"{kind:6} {'hog' if hog else '':4} {outcome:9} {number}")
-    ratios = sorted(
-        p.peak_bytes / p.budget_bytes for p in done if p.peak_bytes and p.kind != "below"
-    )
-    if ratios:
-        print(f"peak / budget: median {ratios[len(ratios) // 2]:.3f}, largest {ratios[-1]:.4f}")
-    bad = [pair for pair in done if pair.problem]
-    print(f"problems: {len(bad)}")
+        rows.append(row(pair))
+        print("  ".join(rows[-1].values()), flush=True)
+        if args.rows is not None:
+            with open(args.rows, "a", encoding="utf-8") as file:
+                file.write(json.dumps(rows[-1]) + "\n")
+    said, bad = summary(rows)
+    print(said, f"problems: {bad}", sep="\n\n")
+    if args.report is not None:
+        all_rows = markdown_table(list(rows[0]), [list(each.values()) for each in rows])
+        verdict = f"**{len(rows)} pairs, {bad} problems.**"
+        write(args.report, "Keeping the budget", command_line(), about, [verdict, said, all_rows])
     return 1 if bad else 0
 
 
-def row(pair: Pair) -> str:
-    """Return a pair in one line."""
+def _lines(path: Path | None) -> list[str]:
+    return path.read_text("utf-8").splitlines() if path is not None and path.exists() else []
+
+
+def row(pair: Pair) -> dict[str, str]:
+    """Return a pair as one row of the table."""
     request = pair.request
     what = f"{request.model} T={request.timesteps} B={request.batch_size} {request.in_shape[1]}px"
-    what += f" {request.strategy or '-'} {request.optimizer or '-'}"
-    share = pair.peak_bytes / pair.budget_bytes
-    return (
-        f"{pair.number:3} {pair.kind:6} {'hog' if pair.hog else '':4} {what:48} budget "
-        f"{format_bytes(pair.budget_bytes):>10} ({pair.budget_bytes / pair.floor_bytes:.2f} of the floor) peak "
-        f"{share:6.3f}  rungs {pair.rungs} pauses {pair.pauses}  {pair.wall_s:5.1f} s  {pair.outcome} {pair.problem}"
+    return {
+        "kind": pair.kind,
+        "beside a hog": "yes" if pair.hog else "",
+        "configuration": f"{what} {request.strategy or ''} {request.optimizer or ''}".strip(),
+        "floor": format_bytes(pair.floor_bytes),
+        "budget": format_bytes(pair.budget_bytes),
+        "peak / budget": f"{pair.peak_bytes / pair.budget_bytes:.3f}" if pair.peak_bytes else "-",
+        "rungs": str(pair.rungs),
+        "pauses": str(pair.pauses),
+        "s": f"{pair.wall_s:.1f}",
+        "outcome": pair.outcome,
+        "problem": pair.problem,
+    }
+
+
+def summary(rows: list[dict[str, str]]) -> tuple[str, int]:
+    """Return a table of how the kinds of pairs ended, and how many problems there were."""
+    groups: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+    for each in rows:
+        groups.setdefault((each["kind"], each["beside a hog"], each["outcome"]), []).append(each)
+    lines = []
+    for key, group in sorted(groups.items()):
+        peaks = [each["peak / budget"] for each in group if each["peak / budget"] != "-"]
+        rungs, pauses = (
+            str(sum(int(each[name]) for each in group)) for name in ("rungs", "pauses")
+        )
+        lines.append([*key, str(len(group)), max(peaks, default="-"), rungs, pauses])
+    header = (
+        "kind",
+        "beside a hog",
+        "outcome",
+        "pairs",
+        "largest peak / budget",
+        "rungs",
+        "pauses",
     )
+    return markdown_table(header, lines), sum(bool(each["problem"]) for each in rows)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ SCRIPTS: dict[str, list[str]] = {
     "bench_export": ["--only", "speed,memory"],
     "bench_prediction": ["--count", "6", "--most-gmacs", "2"],
     "bench_per_image": ["--batch", "4"],
-    "kill_resume": ["--kills", "4", "--epochs", "1"],
+    "kill_resume": ["--trainer", "3", "--supervisor", "2"],
+    "keeping_it": ["--pairs", "4"],
     "outside_peak": [
         *[sys.executable, "-m", "revedge.cli.main", "train", "--data", "digits"],
         *["--budget", "400MiB", "--epochs", "2", "--seed", "0", "--out", "{folder}/run"],

@@ -1,7 +1,7 @@
 """The trainer: the process with torch in it. `python -m revedge.devices.trainer RUN_DIR ...`, by the supervisor only.
 
-Its order matters: allocator policy, torch, the network and its checkpoint, the code of all libraries, the fence, one
-warm-up step, the fence again (what stayed of that step is base now), training.
+Its order matters: allocator policy, torch, the network and its checkpoint, the fence, one warm-up step, the fence again
+(what stayed of that step is base now), training.
 It imports torch, numpy and revedge's own rooms, nothing else: torch.optim alone would cost 72 MB.
 It tells the supervisor what happens as JSON lines on a pipe.
 """
@@ -27,8 +27,9 @@ from revedge.units import format_bytes
 
 EXIT_DONE, EXIT_OUT_OF_MEMORY, EXIT_STOPPED = 0, 10, 11
 # Kept between the fence and the budget, for what RLIMIT_DATA does not see: the first C++ exception (an out-of-memory
-# is one) reads 4.5 MiB of unwinding tables, and 1.5 MiB of pages that are mapped already are touched later (measured).
-FENCE_MARGIN_BYTES = 6 << 20
+# is one) reads 2.7 to 4.5 MiB of unwinding tables, and 1.5 MiB of pages that are mapped already are touched later
+# (measured). The least where the prediction leaves no more: it is above what such a plan takes, so nothing will fail.
+FENCE_MARGIN_BYTES, LEAST_MARGIN_BYTES = 6 << 20, 2 << 20
 # Of that margin, for small blocks and generated code only: without it they are the first to meet the fence, and oneDNN
 # then calls code that was never made (5 of 380 runs with a random fence; 0 of 470 with it).
 HELD_BACK_BYTES = 2 << 20
@@ -116,10 +117,12 @@ def _train(run: RunFolder, report: Reporter, stop: StopRequest, wanted: Orders) 
     loop.restore()
     allocator.trim()  # nothing of what loading took and gave back may stay through the first pass
     if loop.position.step < loop.total_steps:
-        _load_code(plan.device)
-        _fence(plan.device, watch, device_bytes())  # the first step of a plan that is wrong
+        _start_threads()
+        _fence(
+            plan, watch, device_bytes(), warm=False
+        )  # a plan that is wrong must not show it here
         loop.warm_up()
-    _fence(plan.device, watch, device_bytes())
+    _fence(plan, watch, device_bytes(), warm=True)
     base_bytes = ProcessMeter().rss_bytes()
     loop.watch, loop.paused = watch, watch.paused
     watch.listen()
@@ -157,27 +160,24 @@ def _device_meter(device: str) -> Any:
     return lambda: int(torch.cuda.memory_reserved())
 
 
-def _load_code(device: str) -> None:
-    """Train a tiny network for a step.
-
-    At the first call of an operator libraries load their code and start threads. Code is resident, and no limit on
-    writable memory sees it; stacks are writable, and nobody fills them: both must have happened before the fence.
-    """
+def _start_threads() -> None:
+    """Have the threads of operators start; their stacks are writable memory that nobody fills."""
     import torch
 
-    from revedge import models
-
-    net = models.create(
-        "vgg5", in_shape=(2, 8, 8), num_classes=2, timesteps=2, static=False, width=8
-    ).to(device)
-    torch.ones(1 << 20, device=device).add_(1)  # large enough for all threads
-    labels = torch.zeros(4, dtype=torch.int64, device=device)
-    frames = torch.rand(2, 4, 2, 8, 8, device=device)
-    torch.nn.functional.cross_entropy(net(frames), labels).backward()
+    torch.ones(1 << 20).add_(1)
 
 
-def _fence(device: str, watch: Watch, reserved_bytes: int) -> None:
+def _resting_bytes(plan: Plan) -> int:
+    """Return what a plan predicts for this process between two steps."""
+    names = ("base_bytes", "weights_bytes", "optimizer_bytes", "finish_bytes")
+    return sum(plan.parts.get(name, 0) for name in names)
+
+
+def _fence(plan: Plan, watch: Watch, reserved_bytes: int, *, warm: bool) -> None:
     """Set, or move, the limit on what this process may still take.
+
+    Before the first step of a process (not ``warm``) libraries have not loaded all their code, which is resident, and
+    which no limit on writable memory sees: the base of the plan has it.
 
     Raises:
         BudgetError: nothing is left.
@@ -186,15 +186,17 @@ def _fence(device: str, watch: Watch, reserved_bytes: int) -> None:
 
     allocator.hold_back(0)
     allocator.trim()  # what is mapped and free could be taken again without the limit's noticing
-    left_bytes = watch.left_bytes() - FENCE_MARGIN_BYTES
+    to_come = 0 if warm else max(0, _resting_bytes(plan) - ProcessMeter().rss_bytes())
+    room = plan.budget_bytes - plan.predicted_peak_bytes
+    margin = min(FENCE_MARGIN_BYTES, max(LEAST_MARGIN_BYTES, room)) + to_come
+    left_bytes = watch.left_bytes() - margin
     if left_bytes <= 0:
-        floor = watch.now_bytes() + FENCE_MARGIN_BYTES
         raise BudgetError(
-            f"budget {format_bytes(watch.budget_bytes)} is used up before the first step (network loaded: "
-            f"{format_bytes(watch.now_bytes())}); give a larger --budget",
-            floor_bytes=floor,
+            f"budget {format_bytes(plan.budget_bytes)} is used up before the first step (network loaded: "
+            f"{format_bytes(watch.now_bytes() + to_come)}); give a larger --budget",
+            floor_bytes=watch.now_bytes() + margin,
         )
-    if device == "cuda":
+    if plan.device == "cuda":
         # RLIMIT_DATA also counts what the CUDA driver maps, so only the pool is fenced.
         fence.fence_cuda(reserved_bytes + left_bytes)
     else:

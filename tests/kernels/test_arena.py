@@ -227,3 +227,35 @@ def test_the_user_may_choose_otherwise(name, value, monkeypatch):
 def test_processes_without_it_say_so():
     """This process is served by the C library."""
     assert allocator.arena_bytes() is None
+
+
+def test_a_limit_moves_with_generated_code(run_python):
+    """Address space that is writable and executable does not count, once; given back, it counts no more."""
+    _run(
+        run_python,
+        """
+import mmap
+whole = ctypes.CDLL(None, use_errno=True)
+whole.mmap.restype = ctypes.c_void_p
+whole.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+whole.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+size, both = 256 * KIB, mmap.PROT_READ | mmap.PROT_WRITE
+def limit():
+    return resource.getrlimit(resource.RLIMIT_DATA)[0]
+resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 2 << 30))
+codes = [whole.mmap(None, size, both, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0) for _ in range(3)]
+for code in codes * 2:
+    assert whole.mprotect(code, size, both | mmap.PROT_EXEC) == 0
+assert limit() == (1 << 30) + 3 * size
+for code in codes * 2:
+    assert whole.mprotect(code, size, both) == 0
+assert limit() == 1 << 30
+large = whole.mmap(None, 8 * size, both, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+assert whole.mprotect(large, 8 * size, both | mmap.PROT_EXEC) == 0
+assert limit() == 1 << 30  # too large for the code of a kernel
+resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))
+assert whole.mprotect(codes[0], size, both | mmap.PROT_EXEC) == 0
+assert limit() == 1 << 30  # never above the hard limit
+assert whole.mprotect(0, size, both) == -1 and ctypes.get_errno()
+""",
+    )

@@ -19,6 +19,10 @@
  * held back, as address space without pages, for small blocks and for such code. Once that is
  * touched, no large block gets new pages any more: the next one fails, and the failure is a clean
  * one.
+ *
+ * Generated code counts against the limit with the 256 KiB that are mapped for each kernel, of which
+ * some 10 KiB are ever touched: 5 to 40 MiB of a training that takes no memory. So the limit moves
+ * up with each such range, and down when it is given back.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -28,6 +32,7 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -39,6 +44,7 @@
 #define LARGE ((size_t)64 * 1024)
 #define MAX_EXTENTS 65535 /* above that, blocks go to the C library */
 #define SLICE ((size_t)512 * 1024)   /* of the reserve, given to one small block */
+#define MAX_CODES 16384
 #define CODE ((size_t)1024 * 1024)   /* largest mapping taken for generated code (oneDNN's: 256 KiB) */
 
 extern void *__libc_malloc(size_t);
@@ -68,14 +74,21 @@ static int ready; /* 0 not tried, 1 yes, -1 no */
 static char *reserved; /* address space that counts against the limit, and holds no page */
 static size_t reserved_bytes;
 static int broken; /* a part of the reserve was needed */
+static struct range { char *at; size_t bytes; } codes[MAX_CODES]; /* writable and executable */
+static int code_count;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void before_fork(void) { pthread_mutex_lock(&lock); }
 static void after_fork(void) { pthread_mutex_unlock(&lock); }
 
-/* The kernel's mmap: the one below is ours. */
+/* The kernel's mmap: the one below is ours, and takes the lock. */
 static void *map(void *at, size_t bytes, int protection, int flags, int file, off_t offset) {
     return (void *)syscall(SYS_mmap, at, bytes, protection, flags, file, offset);
+}
+
+/* The kernel's mprotect, likewise. */
+static int protect(void *at, size_t bytes, int protection) {
+    return (int)syscall(SYS_mprotect, at, bytes, protection);
 }
 
 static void *reserve(size_t bytes, int protection) {
@@ -192,10 +205,10 @@ static void *take_new(uint32_t pages) {
     struct extent *e = smallest(EMPTY, pages);
     if (!e || !cut(e, pages)) return NULL;
     size_t bytes = (size_t)pages * page_size;
-    if (mprotect(address(e), bytes, PROT_READ | PROT_WRITE)) {
+    if (protect(address(e), bytes, PROT_READ | PROT_WRITE)) {
         shrink(live); /* a limit on memory was met: keep nothing, try once more */
         e = smallest(EMPTY, pages);
-        if (!e || !cut(e, pages) || mprotect(address(e), bytes, PROT_READ | PROT_WRITE)) return NULL;
+        if (!e || !cut(e, pages) || protect(address(e), bytes, PROT_READ | PROT_WRITE)) return NULL;
     }
     e->state = LIVE;
     live += pages;
@@ -370,6 +383,35 @@ API void *mmap(void *at, size_t bytes, int protection, int flags, int file, off_
 
 API void *mmap64(void *at, size_t bytes, int protection, int flags, int file, off_t offset) {
     return mmap(at, bytes, protection, flags, file, offset);
+}
+
+/* Move the limit on writable memory, where there is one; with the lock held. */
+static void move_limit(size_t bytes, int up) {
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_DATA, &limit) || limit.rlim_cur == RLIM_INFINITY) return;
+    if (up && limit.rlim_max - limit.rlim_cur < bytes) bytes = limit.rlim_max - limit.rlim_cur;
+    if (!up && limit.rlim_cur < bytes) bytes = limit.rlim_cur;
+    limit.rlim_cur = up ? limit.rlim_cur + bytes : limit.rlim_cur - bytes;
+    setrlimit(RLIMIT_DATA, &limit);
+}
+
+/* As the C library's; a range that is writable and executable from now on is generated code. */
+API int mprotect(void *at, size_t bytes, int protection) {
+    const int failed = protect(at, bytes, protection);
+    if (failed || bytes > CODE) return failed;
+    const int is_code = (protection & PROT_WRITE) && (protection & PROT_EXEC);
+    pthread_mutex_lock(&lock);
+    int i = code_count - 1;
+    while (i >= 0 && codes[i].at != at) --i;
+    if (is_code && i < 0 && code_count < MAX_CODES) {
+        codes[code_count++] = (struct range){at, bytes};
+        move_limit(bytes, 1);
+    } else if (!is_code && i >= 0) {
+        move_limit(codes[i].bytes, 0);
+        codes[i] = codes[--code_count];
+    }
+    pthread_mutex_unlock(&lock);
+    return 0;
 }
 
 /* Hold `bytes` back for small blocks (0: nothing) and forget that there was need. Returns 1, or 0 if
