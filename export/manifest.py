@@ -134,7 +134,7 @@ class Manifest:
             return cls.from_dict(
                 {k: v if k in plain else json.loads(v) for k, v in strings.items()}, source
             )
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _damaged(source) from None
 
     @classmethod

@@ -153,11 +153,46 @@ def read_nir(path: Path, dt: float = DT) -> NirNet:
     if path.stat().st_size > _LARGEST_BYTES:
         raise ExportError(f"{path} is larger than {_LARGEST_BYTES} bytes")
     try:
-        graph = nir.read(str(path))
-    except Exception as error:  # h5py's and nir's errors have no common base
+        _require_complete(path)
+        return NirNet(nir.read(str(path)), dt)
+    except ExportError:
+        raise
+    except Exception as error:  # those of h5py, nir and torch have no common base
         line = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise ExportError(f"{path} is damaged, or not a NIR file: {line}") from None
-    return NirNet(graph, dt)
+
+
+def _require_complete(path: Path) -> None:
+    """Raise unless the data of an HDF5 file lie in it, and are no more than can be read.
+
+    Raises:
+        ExportError: it links to another file, or claims more than 2 GiB.
+    """
+    import h5py  # type: ignore[import-untyped,unused-ignore]
+
+    total_bytes, waiting, seen = 0, [], set()
+    with h5py.File(path, "r") as file:
+        waiting = [file]
+        while waiting:
+            group = waiting.pop()
+            for name in group:
+                link = group.get(name, getlink=True)
+                if not isinstance(link, h5py.HardLink):
+                    raise ExportError(
+                        f"{path} links {name!r} to another place, which no NIR file needs; write it again"
+                    )
+                one = group[name]
+                if isinstance(one, h5py.Dataset):
+                    if one.external or one.is_virtual:
+                        raise ExportError(
+                            f"{path} keeps {name!r} in another file; write it again in one"
+                        )
+                    total_bytes += one.nbytes
+                elif one.id not in seen:
+                    seen.add(one.id)
+                    waiting.append(one)
+    if total_bytes > _LARGEST_BYTES:
+        raise ExportError(f"{path} claims {total_bytes} bytes, more than {_LARGEST_BYTES}")
 
 
 def _in_order(sources: dict[str, list[str]]) -> list[str]:

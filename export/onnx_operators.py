@@ -24,3 +24,8 @@ def graphs(graph: "onnx.GraphProto") -> "list[onnx.GraphProto]":
         if attribute.HasField("g")
     ]
     return [graph, *(found for one in inner for found in graphs(one))]
+
+
+def constant_bytes(model: "onnx.ModelProto") -> int:
+    """Bytes of all constants: weights, biases, scales, sizes."""
+    return sum(len(one.raw_data) for graph in graphs(model.graph) for one in graph.initializer)

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from revedge.errors import ExportError, UsageError
 from revedge.export.manifest import Manifest
+from revedge.export.onnx_bytes import require_complete
 
 Float32 = npt.NDArray[np.float32]
 _GRAPHS = ("step", "blocks", "scan", "unrolled")
@@ -233,6 +234,16 @@ class StreamRunner:
             raise ExportError(
                 f"{self.path} has other inputs or outputs than its metadata say; export the model again"
             )
+        shapes = {state.name: state.shape for state in self._carried} | {
+            "x": self.manifest.in_shape
+        }
+        for one in self._session.get_inputs():
+            found, told = tuple(one.shape[-len(shapes[one.name]) :]), shapes[one.name]
+            if found != told:
+                raise ExportError(
+                    f"{self.path} takes {one.name} of shape {found} per stream, its metadata say {told}; export the "
+                    "model again"
+                )
 
 
 def open_session(
@@ -242,12 +253,16 @@ def open_session(
 
     Raises:
         UsageError: no file of that name.
-        ExportError: onnxruntime cannot read it.
+        ExportError: it keeps data elsewhere, or onnxruntime cannot read it.
     """
     import onnxruntime as ort
 
-    if isinstance(model, Path) and not model.is_file():
-        raise UsageError(f"{model} does not exist; write it with: revedge export RUN --format onnx")
+    if isinstance(model, Path):
+        if not model.is_file():
+            raise UsageError(
+                f"{model} does not exist; write it with: revedge export RUN --format onnx"
+            )
+        require_complete(model)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -131,12 +131,13 @@ def read_torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, Any]
     try:
         with deprecations_silenced():
             module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
-        metadata: dict[str, Any] = json.loads(extra[METADATA_FILE])
-    except (RuntimeError, ValueError) as error:
+        metadata: Any = json.loads(extra[METADATA_FILE])
+    except (RuntimeError, ValueError, RecursionError) as error:
         raise ExportError(
-            f"{path} is damaged, or not a TorchScript file of revedge: {str(error).splitlines()[0][:200]}"
+            f"{path} is damaged, or not a TorchScript file of revedge: {(str(error).splitlines() or [''])[0][:200]}"
         ) from None
-    return module, metadata
+    Manifest.from_dict(metadata if isinstance(metadata, dict) else {}, str(path))
+    return module, dict(metadata)
 
 
 def check_python() -> None:

@@ -1,6 +1,8 @@
-"""The table of `revedge export --cost`: operations, firing rates and bytes of every layer."""
+"""The table of `revedge export --cost`: operations, firing rates and bytes of every layer. `inspect` shows it again."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revedge.cli.output import table
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from revedge.data import FrameCache
     from revedge.models import SpikingNet
 
+COST_FILE = "model.cost.json"  # beside the exported files
 SAMPLES = 64  # of the test split
 _BATCH = 16
 
@@ -24,6 +27,15 @@ def cost_of(
 
     values = measure_cost(net, _batches(frames), bytes_per_weight=bytes_per_weight).to_dict()
     return cost_table(values), values
+
+
+def read_cost(path: Path, network: str) -> tuple[str, dict[str, Any]] | None:
+    """Return the table and the values of a cost file if it is there and of this ``network``; no torch."""
+    try:
+        values = json.loads(path.read_text())
+        return (cost_table(values), values) if values["network"] == network else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def cost_table(values: dict[str, Any]) -> str:

@@ -118,10 +118,11 @@ def run(args: argparse.Namespace) -> int:
     )
     text, payload = _report(files, args.numerics), _payload(files)
     if args.cost:
-        from revedge.cli.cost import cost_of
+        from revedge.cli.cost import COST_FILE, cost_of
 
-        lines, payload["cost"] = cost_of(net, frames, 1 if args.weights == "int8" else 4)
-        (args.out / "model.cost.json").write_text(json.dumps(payload["cost"], indent=1) + "\n")
+        lines, cost = cost_of(net, frames, 1 if args.weights == "int8" else 4)
+        payload["cost"] = {"network": files[0].manifest.network, **cost}
+        (args.out / COST_FILE).write_text(json.dumps(payload["cost"], indent=1) + "\n")
         text = f"{text}\n{lines}"
     emit(args, text, payload)
     return 0

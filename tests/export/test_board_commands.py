@@ -1,6 +1,7 @@
 """`run --input`, `run --stream`, `inspect`, `verify-export`: where torch, tonic and onnx cannot be had."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from zoo import Export
 
 from revedge.data.event_files import Events, events_of
 from revedge.data.event_frames import frames_of
+from revedge.export.inference import inference_form
 from revedge.export.runner import StreamRunner
+from revedge.models.energy import measure_cost
 
 Board = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -182,9 +186,33 @@ def test_inspect_shows_metadata_and_states(board: Board, exported: Export) -> No
 def test_inspect_lists_operators_where_onnx_is(exported: Export, revedge_command: Board) -> None:
     """Those inside the body of Scan, too."""
     done = revedge_command("inspect", str(exported.folder / "model.scan.onnx"), "--json")
-    counts = _answer(done)["operators"]
+    answer = _answer(done)
+    counts = answer["operators"]
+    weights = sum(p.numel() for p in inference_form(exported.net).parameters())
+    assert 4 * weights <= answer["constant_bytes"] < answer["file_bytes"]  # type: ignore[operator]
     assert counts["Scan"] == 1  # type: ignore[index,call-overload]
     assert counts["GreaterOrEqual"] == len(exported.net.state_spec())  # type: ignore[index,call-overload]
+
+
+def test_inspect_shows_the_cost_of_this_network_only(
+    board: Board, exported: Export, tmp_path: Path
+) -> None:
+    """Layer by layer, where the file beside the model is of the same network; else how to get one."""
+    shutil.copy(exported.folder / "model.onnx", tmp_path / "model.onnx")
+    network = StreamRunner(tmp_path / "model.onnx").manifest.network
+    frames, batch = exported.frames, 4
+    raw = frames.batch(frames.test_indices[:batch])[0]
+    x = torch.from_numpy(raw.astype(np.float32) * np.float32(frames.scale))
+    cost = {"network": network, **measure_cost(exported.net, [x], bytes_per_weight=4).to_dict()}
+    (tmp_path / "model.cost.json").write_text(json.dumps(cost))
+    text = board("inspect", "model.onnx").stdout
+    for layer in cost["layers"]:
+        assert layer["path"] in text
+    assert "multiply-adds where" in text
+    answer = _answer(board("inspect", "model.onnx", "--json"))
+    assert answer["cost"] == cost
+    (tmp_path / "model.cost.json").write_text(json.dumps({**cost, "network": "another"}))
+    assert "revedge export RUN --cost" in board("inspect", "model.onnx").stdout
 
 
 def test_verify_export_on_the_board(board: Board, exported: Export, tmp_path: Path) -> None:

@@ -92,10 +92,15 @@ def test_export_then_run(
         "17",
         "--data-dir",
         str(data_dir),
+        "--cost",
         "--json",
     )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.splitlines()[-1])
+    inspected = command("inspect", "out/model.onnx", "--json")
+    shown = json.loads(inspected.stdout.splitlines()[-1])
+    assert shown["cost"] == answer["cost"]
+    assert shown["cost"]["network"] == shown["metadata"]["network"]
     assert [Path(file).name for file in answer["files"]] == [
         "model.step.pt",
         "model.stream.pt",
