@@ -48,7 +48,7 @@ from revedge.export.cells import PLAIN, Cell, NoCell
 from revedge.export.exact_layers import DIGIT, InputLevels, Scaled, Snap, SumOf, TwoDigits
 from revedge.export.exact_ranges import LIMIT, Certificate, Range, TooWideError
 from revedge.export.fork_steps import ForksStep, ForkStep
-from revedge.export.inference import InferenceNet
+from revedge.export.inference import InferenceNet, plain_copy
 from revedge.kernels.params import NeuronParams
 from revedge.models import SpikingNet
 from revedge.models.folded import (
@@ -267,7 +267,7 @@ class _Builder:
         if isinstance(module, nn.Flatten):
             self.range = self.range.spread(inside)
         if window == 1:
-            return [copy.deepcopy(module)]
+            return [plain_copy(module)]
         self.range = self.range.scaled(window)
         # Times 4: a mean times its count is off by less than half a step only below 2**22.
         self.certificate.enter(path, "4 times a window", 4 * self.range.integers())

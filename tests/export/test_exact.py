@@ -278,7 +278,7 @@ def test_what_has_no_exact_form_is_refused(kind: str) -> None:
         exact_form(KINDS[kind](), SCALE)
 
 
-@pytest.mark.parametrize("name", ["coupling, two blocks", _WIDE])
+@pytest.mark.parametrize("name", ["coupling, two blocks", "mean of one pixel", _WIDE])
 def test_file_is_equal_at_every_level_and_says_so(name: str, tmp_path: Path) -> None:
     """All formats through the writer; onnxruntime at three levels and ONNX's own evaluator; the certificate inside."""
     net = _net(name)

@@ -119,6 +119,11 @@ def _dense_head() -> Branch:
     )
 
 
+def _one_pixel_head() -> Branch:
+    whole = nn.Sequential(nn.MaxPool2d(8), GlobalMean())
+    return Branch([Unit(neuron=IFNode(), pool=whole, op=nn.Linear(_WIDTH, CLASSES))])
+
+
 def _norm_first() -> Branch:
     return Branch(
         [Unit(norm=nn.BatchNorm2d(_WIDTH), neuron=LIFNode(), op=conv())],
@@ -182,6 +187,7 @@ KINDS: dict[str, Callable[[], SpikingNet]] = {
     "coupling, two blocks": lambda: network(
         [Coupling([_half(), _half()], [_half(), _half()], on_grid=True)]
     ),
+    "mean of one pixel": lambda: network([], head=_one_pixel_head()),
     "dense head": lambda: network([], head=_dense_head()),
     "attention": lambda: network([Residual([_attention()], on_grid=True)]),
     "stream twice": lambda: network(_twice()),
