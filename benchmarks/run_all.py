@@ -27,6 +27,8 @@ SCRIPTS: dict[str, list[str]] = {
     "bench_per_image": ["--batch", "4"],
     "kill_resume": ["--trainer", "3", "--supervisor", "2"],
     "keeping_it": ["--pairs", "4"],
+    "max_depth": ["--budgets", "400MiB", "--parts", "time"],
+    "watch_cost": ["--epochs", "1"],
     "outside_peak": [
         *[sys.executable, "-m", "revedge.cli.main", "train", "--data", "digits"],
         *["--budget", "400MiB", "--epochs", "2", "--seed", "0", "--out", "{folder}/run"],

@@ -7,6 +7,7 @@ free leaves out memory that the page cache would give back.
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from revedge.devices.bandwidth import copy_bytes_per_s
 
 _UNLIMITED_BYTES = 2**60  # cgroup version 1 writes "no limit" as a number near 2**63
 _CHILD_S = 180.0  # torch with CUDA takes a minute to import on a small board
@@ -47,6 +50,7 @@ class Machine:
     """This machine at one moment; None stands for what it does not tell.
 
     ``usable_bytes`` is what a new process may take: MemAvailable, or what a cgroup allows.
+    ``bandwidth_bytes_per_s`` is of a copy, read and written bytes together; None when nobody asked.
     ``gpus`` is None when nobody asked, or when torch could not be asked (``gpu_note`` says why).
     """
 
@@ -54,6 +58,7 @@ class Machine:
     tegra: bool
     l4t: str | None
     power_mode: str | None
+    power_modes: tuple[str, ...]
     architecture: str
     kernel: str
     cpu: str | None
@@ -67,6 +72,7 @@ class Machine:
     cgroup_limit_bytes: int | None
     cgroup_used_bytes: int | None
     usable_bytes: int
+    bandwidth_bytes_per_s: int | None
     python_version: str
     torch_version: str | None
     gpus: tuple[Gpu, ...] | None
@@ -77,11 +83,12 @@ class Machine:
         return asdict(self)
 
 
-def probe(*, gpu: bool = False, root: Path = Path("/")) -> Machine:
+def probe(*, gpu: bool = False, bandwidth: bool = False, root: Path = Path("/")) -> Machine:
     """Return what this machine offers now.
 
     Args:
         gpu: ask torch for CUDA devices, in a child process (seconds; a minute on a small board).
+        bandwidth: copy some memory to see how fast that is (below a second).
         root: where /proc, /sys and /etc are looked for.
     """
     memory = _meminfo_bytes(root)
@@ -95,6 +102,7 @@ def probe(*, gpu: bool = False, root: Path = Path("/")) -> Machine:
         tegra="nvidia,tegra" in compatible or l4t is not None,
         l4t=l4t.splitlines()[0].lstrip("# ") if l4t else None,
         power_mode=_power_mode() if root == Path("/") else None,
+        power_modes=_power_modes(root),
         architecture=platform.machine(),
         kernel=platform.release(),
         cpu=_cpu_name(root),
@@ -108,6 +116,7 @@ def probe(*, gpu: bool = False, root: Path = Path("/")) -> Machine:
         cgroup_limit_bytes=limit,
         cgroup_used_bytes=used,
         usable_bytes=available if limit is None else max(0, min(available, limit - (used or 0))),
+        bandwidth_bytes_per_s=copy_bytes_per_s() if bandwidth else None,
         python_version=platform.python_version(),
         torch_version=package_version("torch"),
         gpus=found,
@@ -192,6 +201,12 @@ def _power_mode() -> str | None:
         return None
     lines = [line.strip() for line in done.stdout.splitlines() if "Power Mode" in line]
     return lines[0].partition(":")[2].strip() if lines else None
+
+
+def _power_modes(root: Path) -> tuple[str, ...]:
+    """Return the names of the power modes that a Jetson can be set to."""
+    text = _text(root / "etc/nvpmodel.conf") or ""
+    return tuple(re.findall(r"<\s*POWER_MODEL\s+ID=\d+\s+NAME=(\S+)\s*>", text))
 
 
 def _ask_torch() -> tuple[tuple[Gpu, ...] | None, str]:

@@ -148,7 +148,8 @@ def _train(run: RunFolder, report: Reporter, stop: StopRequest, wanted: Orders) 
         watch.listen(listening=False)
         look_between_units(None)
     write_model(run, plan, loop)
-    report({"event": "done", **last_epoch, "device_bytes": device_bytes()})
+    looked = {"looks": watch.looks, "looked_s": round(watch.looked_s, 6)}
+    report({"event": "done", **last_epoch, **looked, "device_bytes": device_bytes()})
     return EXIT_DONE
 
 

@@ -84,7 +84,7 @@ def _show(args: argparse.Namespace) -> None:
 def _probe(args: argparse.Namespace) -> None:
     from revedge.devices.probe import probe
 
-    machine = probe(gpu=args.gpu)
+    machine = probe(gpu=args.gpu, bandwidth=True)
     emit(args, _describe(machine), machine.to_dict())
 
 
@@ -114,6 +114,7 @@ def _describe(machine: "Machine") -> str:
             "usable",
             f"{format_bytes(machine.usable_bytes)}: the largest budget that makes sense now",
         ),
+        *_measured(machine),
         ("page size", format_bytes(machine.page_size_bytes)),
         ("Python", machine.python_version),
         ("torch", machine.torch_version or "not installed"),
@@ -122,6 +123,8 @@ def _describe(machine: "Machine") -> str:
         rows.append(("Jetson", machine.l4t or "a Tegra, release unknown"))
     if machine.power_mode:
         rows.append(("power mode", machine.power_mode))
+    if machine.power_modes:
+        rows.append(("power modes", ", ".join(machine.power_modes)))
     for gpu in machine.gpus or ():
         shared = ", shares the RAM" if gpu.unified_memory else ""
         size = format_bytes(gpu.memory_bytes)
@@ -133,6 +136,11 @@ def _describe(machine: "Machine") -> str:
         rows.append(("GPU", machine.gpu_note if asked else "not asked; add --gpu"))
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _measured(machine: "Machine") -> list[tuple[str, str]]:
+    speed = machine.bandwidth_bytes_per_s
+    return [] if speed is None else [("memory", f"{speed / 1e9:.1f} GB/s, measured by a copy")]
 
 
 def _size(size_bytes: int | None) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from revedge.devices import probe
+from revedge.devices import bandwidth, probe
 
 MEMINFO = """\
 MemTotal: 7976000 kB
@@ -123,3 +123,32 @@ def test_gpus_are_read_from_the_child(monkeypatch: pytest.MonkeyPatch, machine: 
     assert found.gpus[0].name == "Orin"
     assert found.gpus[0].unified_memory is True
     assert found.to_dict()["gpus"][0]["sm_count"] == 8
+
+
+def test_power_modes_are_read(machine: Path) -> None:
+    """A Jetson's configuration names the modes it can be set to; other machines have none."""
+    assert probe.probe(root=machine).power_modes == ()
+    modes = "# comment\n< POWER_MODEL ID=0 NAME=15W >\nCPU_ONLINE CORE_0 1\n< POWER_MODEL ID=1 NAME=7W >\n"
+    _write(machine, {"etc/nvpmodel.conf": modes})
+    assert probe.probe(root=machine).power_modes == ("15W", "7W")
+
+
+def test_the_bandwidth_is_measured_when_asked_for(machine: Path) -> None:
+    """Between what a slow board and the largest server can do."""
+    assert probe.probe(root=machine).bandwidth_bytes_per_s is None
+    found = probe.probe(root=machine, bandwidth=True).bandwidth_bytes_per_s
+    assert found is not None
+    assert 10**8 < found < 10**13
+
+
+def test_a_copy_copies_all_of_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every byte of it counts as read once and written once."""
+    copied: list[int] = []
+    monkeypatch.setattr(
+        bandwidth.ctypes, "memmove", lambda target, source, size: copied.append(size)
+    )
+    bandwidth.copy_bytes_per_s(1 << 20)
+    rounds = bandwidth._ROUNDS + 1
+    workers = len(copied) // rounds
+    assert len(copied) == rounds * workers
+    assert sum(copied) == rounds * ((1 << 20) // workers) * workers
