@@ -19,10 +19,6 @@
  * held back, as address space without pages, for small blocks and for such code. Once that is
  * touched, no large block gets new pages any more: the next one fails, and the failure is a clean
  * one.
- *
- * Generated code counts against the limit with the 256 KiB that are mapped for each kernel, of which
- * some 10 KiB are ever touched: 5 to 40 MiB of a training that takes no memory. So the limit moves
- * up with each such range, and down when it is given back.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -32,7 +28,6 @@
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -44,7 +39,6 @@
 #define LARGE ((size_t)64 * 1024)
 #define MAX_EXTENTS 65535 /* above that, blocks go to the C library */
 #define SLICE ((size_t)512 * 1024)   /* of the reserve, given to one small block */
-#define MAX_CODES 16384
 #define CODE ((size_t)1024 * 1024)   /* largest mapping taken for generated code (oneDNN's: 256 KiB) */
 
 extern void *__libc_malloc(size_t);
@@ -74,8 +68,6 @@ static int ready; /* 0 not tried, 1 yes, -1 no */
 static char *reserved; /* address space that counts against the limit, and holds no page */
 static size_t reserved_bytes;
 static int broken; /* a part of the reserve was needed */
-static struct range { char *at; size_t bytes; } codes[MAX_CODES]; /* writable and executable */
-static int code_count;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void before_fork(void) { pthread_mutex_lock(&lock); }
@@ -86,7 +78,7 @@ static void *map(void *at, size_t bytes, int protection, int flags, int file, of
     return (void *)syscall(SYS_mmap, at, bytes, protection, flags, file, offset);
 }
 
-/* The kernel's mprotect, likewise. */
+/* The kernel's mprotect; code.c has another. */
 static int protect(void *at, size_t bytes, int protection) {
     return (int)syscall(SYS_mprotect, at, bytes, protection);
 }
@@ -383,35 +375,6 @@ API void *mmap(void *at, size_t bytes, int protection, int flags, int file, off_
 
 API void *mmap64(void *at, size_t bytes, int protection, int flags, int file, off_t offset) {
     return mmap(at, bytes, protection, flags, file, offset);
-}
-
-/* Move the limit on writable memory, where there is one; with the lock held. */
-static void move_limit(size_t bytes, int up) {
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_DATA, &limit) || limit.rlim_cur == RLIM_INFINITY) return;
-    if (up && limit.rlim_max - limit.rlim_cur < bytes) bytes = limit.rlim_max - limit.rlim_cur;
-    if (!up && limit.rlim_cur < bytes) bytes = limit.rlim_cur;
-    limit.rlim_cur = up ? limit.rlim_cur + bytes : limit.rlim_cur - bytes;
-    setrlimit(RLIMIT_DATA, &limit);
-}
-
-/* As the C library's; a range that is writable and executable from now on is generated code. */
-API int mprotect(void *at, size_t bytes, int protection) {
-    const int failed = protect(at, bytes, protection);
-    if (failed || bytes > CODE) return failed;
-    const int is_code = (protection & PROT_WRITE) && (protection & PROT_EXEC);
-    pthread_mutex_lock(&lock);
-    int i = code_count - 1;
-    while (i >= 0 && codes[i].at != at) --i;
-    if (is_code && i < 0 && code_count < MAX_CODES) {
-        codes[code_count++] = (struct range){at, bytes};
-        move_limit(bytes, 1);
-    } else if (!is_code && i >= 0) {
-        move_limit(codes[i].bytes, 0);
-        codes[i] = codes[--code_count];
-    }
-    pthread_mutex_unlock(&lock);
-    return 0;
 }
 
 /* Hold `bytes` back for small blocks (0: nothing) and forget that there was need. Returns 1, or 0 if
