@@ -90,16 +90,18 @@ class Chain:
         links: list[_Link] = tape
         last = len(self.runs) - 1
         for index in range(last, -1, -1):
-            link = links.pop()
+            link, run = links.pop(), self.runs[index]
             kept_x: Tensor | Output | None = link.x
-            if self._rebuilds(self.runs[index]):
+            if link.x is not None and index and links[-1].out is None and isinstance(run, Feed):
+                kept_x = Output.of(link.x, free=True)
+            if self._rebuilds(run):
                 before = self.runs[index - 1]
                 assert isinstance(before, Feed)
                 kept_x = before.again(links[-1].x, links[-1].tape)
             # The output of the last run is in the caller's hands.
             kept_out = None if link.out is None else Given(link.out, free=index < last)
             link.out = None
-            g_x = self.runs[index].run_backward(
+            g_x = run.run_backward(
                 kept_x, kept_out, link.tape, g, gradients, need_input=need_input or index > 0
             )
             if g_x is None:

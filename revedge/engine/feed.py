@@ -76,7 +76,11 @@ class Feed(Run):
         branches, g_x = self.branch_list(), None
         for branch in branches:
             g_branch = g if branch is branches[-1] else g.copy()
-            replay = Replay(branch, tape.pop(0), x, self.slab_bytes)
+            if branch is not branches[-1] and isinstance(x, Output) and x.free:
+                given: Tensor | Output | None = x.whole()  # for the others, too
+            else:
+                given = x
+            replay = Replay(branch, tape.pop(0), given, self.slab_bytes)
             replay.undo(None, g_branch, gradients)
             part = replay.backward(gradients, need_input=need_input)
             g_x = part if g_x is None or part is None else g_x.add_(part)

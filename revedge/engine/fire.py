@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from revedge import kernels
+from revedge.engine.output import Output
+from revedge.engine.pooled import fire_pooled, gradient_room, window_of
 from revedge.engine.signal import Signal
 from revedge.engine.unit import INPUT_GRID_BITS, Unit, unfold_time
 from revedge.engine.vjp import Gradients, add_gradient
@@ -36,17 +38,36 @@ class Stats(NamedTuple):
         return Stats(self.mean[part], self.var[part], self.of_batch)
 
 
-def take_stats(norm: _BatchNorm, y: Tensor) -> Stats:
-    """Statistics of ``y`` ``[T, B, C, ...]``; in training they also move the running ones, once."""
-    return gather_stats(norm, [slab_stats(norm, 0, y)], y.numel() // y.shape[2])
+def of_batch(norm: _BatchNorm) -> bool:
+    """Whether ``norm`` takes the statistics of the batch it is given now."""
+    return norm.training or norm.running_mean is None or norm.running_var is None
+
+
+def take_stats(norm: _BatchNorm, y: Tensor, sums: kernels.ChannelSums | None = None) -> Stats:
+    """Statistics of ``y`` ``[T, B, C, ...]``; in training they also move the running ones, once.
+
+    ``sums``, if they were taken while ``y`` was computed, spare a sweep over it.
+    """
+    taken = None if sums is None or not of_batch(norm) else Stats(*sums.stats(), of_batch=True)
+    stats = slab_stats(norm, 0, y) if taken is None else taken
+    return gather_stats(norm, [stats], y.numel() // y.shape[2])
 
 
 def slab_stats(norm: _BatchNorm, first: int, y: Tensor) -> Stats:
     """Statistics of the channels from ``first`` on; moves nothing."""
-    if not norm.training and norm.running_mean is not None and norm.running_var is not None:
-        frozen = Stats(norm.running_mean, norm.running_var, of_batch=False)
-        return frozen.slab(first, y.shape[2])
-    return Stats(*kernels.channel_stats(y.flatten(0, 1)), of_batch=True)
+    if of_batch(norm):
+        return Stats(*kernels.channel_stats(y.flatten(0, 1)), of_batch=True)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    frozen = Stats(norm.running_mean, norm.running_var, of_batch=False)
+    return frozen.slab(first, y.shape[2])
+
+
+def sums_for(norm: _BatchNorm | None, y: Output) -> kernels.ChannelSums | None:
+    """Return what takes the sums of ``y`` while it is computed, if ``norm`` wants them; on a GPU a sweep is cheaper."""
+    if norm is None or not of_batch(norm) or y.on_gpu:
+        return None
+    return kernels.ChannelSums()
 
 
 def gather_stats(norm: _BatchNorm, parts: list[Stats], count: int) -> Stats:
@@ -72,7 +93,7 @@ def affine(norm: _BatchNorm, stats: Stats) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def fire(unit: Unit, y: Tensor, stats: Stats | None, *, pack: bool) -> Signal:
-    """Normalize ``y`` ``[T, B, ...]`` and let the neuron answer it over all of T from rest.
+    """Normalize ``y`` ``[T, B, ...]``, let the neuron answer it over all of T from rest, and pool where that is one.
 
     ``pack`` asks for one bit per spike; what is not 0 or 1 stays float32.
     """
@@ -81,6 +102,11 @@ def fire(unit: Unit, y: Tensor, stats: Stats | None, *, pack: bool) -> Signal:
     if isinstance(unit.neuron, ReversibleNode):
         out, membranes = unit.neuron.sequence(neuron_input(unit, y, stats))
         return Signal(y.shape, dense=out, membranes=membranes)
+    window = head_window(unit, y.shape, stats)
+    if window is not None:
+        assert unit.norm is not None
+        scale, shift, _ = affine(unit.norm, _given(stats))
+        return fire_pooled(unit, y, scale, shift, window, pack=pack)
     params = unit.neuron.params()
     if unit.norm is None:
         s, _ = kernels.neuron_forward(y, None, params, pack=pack, state=False)
@@ -88,6 +114,11 @@ def fire(unit: Unit, y: Tensor, stats: Stats | None, *, pack: bool) -> Signal:
         scale, shift, _ = affine(unit.norm, _given(stats))
         s, _ = kernels.norm_neuron_forward(y, scale, shift, None, params, pack=pack, state=False)
     return Signal(y.shape, bits=s) if pack else Signal(y.shape, dense=s)
+
+
+def head_window(unit: Unit, shape: torch.Size, stats: Stats | None) -> kernels.Window | None:
+    """Return the window of the pool that `fire` and `fire_backward_` take along, if any; see `window_of`."""
+    return window_of(unit, shape, batch_stats=stats is not None and stats.of_batch)
 
 
 def neuron_input(unit: Unit, y: Tensor, stats: Stats | None) -> Tensor:
@@ -106,10 +137,13 @@ def fire_backward_(
     stats: Stats | None,
     g: Tensor,
     gradients: Gradients,
+    *,
+    y_is_free: bool = False,
 ) -> Tensor:
-    """Return the gradient of ``y``; overwrites ``g`` ``[T, B, ...]``, the gradient of the neuron's output.
+    """Return the gradient of ``y``; overwrites ``g`` ``[T, B, ...]``, the gradient of what `fire` gave out.
 
-    ``y`` is what the unit normalizes; ``s`` is what a reversible neuron gave out (others do not need it).
+    ``y`` is what the unit normalizes, which ``y_is_free`` allows to overwrite; ``s`` is what a reversible neuron gave
+    out (others do not need it).
     """
     if isinstance(unit.neuron, ReversibleNode):
         return _reversible_backward_(unit, unit.neuron, s, stats, g, gradients)
@@ -122,9 +156,15 @@ def fire_backward_(
     if unit.norm is None:
         g, _, g_leak = kernels.neuron_backward_(y, None, g, None, params, state=False)
     elif stats is not None and stats.of_batch:
-        g_weight, g_bias, g_leak = kernels.norm_neuron_backward_(
-            y, g, stats.mean, _inv_std(unit.norm, stats), unit.norm.weight, unit.norm.bias, params
-        )
+        norm = (stats.mean, _inv_std(unit.norm, stats), unit.norm.weight, unit.norm.bias)
+        window = head_window(unit, y.shape, stats)
+        if window is None:
+            g_weight, g_bias, g_leak = kernels.norm_neuron_backward_(y, g, *norm, params)
+        else:
+            g_pooled, g = g, gradient_room(y, free=y_is_free)
+            g_weight, g_bias, g_leak = kernels.norm_neuron_pool_backward_(
+                y, g_pooled, g, *norm, params, window
+            )
         add_gradient(gradients, unit.norm.weight, g_weight)
         add_gradient(gradients, unit.norm.bias, g_bias)
     else:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from revedge.engine.signal import Signal
 from revedge.engine.tail import Chance, tail_forward, tail_shape
 from revedge.engine.unit import Unit
+from revedge.kernels import ChannelSums
 
 LEAST_CHANNELS = 8  # of a slab: with fewer a convolution leaves most of a vector unused
 _EVEN_CHANNELS = 16  # slabs are multiples of it where they are larger
@@ -39,13 +40,21 @@ class Output:
             self._shape = tail_shape(unit, signal)
             self._cuts = cut(self._shape, slab_bytes)
 
+    free = False
+
     @classmethod
-    def of(cls, tensor: Tensor) -> "Output":
-        """Return an output that is there already."""
+    def of(cls, tensor: Tensor, *, free: bool = False) -> "Output":
+        """Return an output that is there already; ``free``: nobody else needs it, so that it may be overwritten."""
         output = cls.__new__(cls)
         output._tensor = tensor
+        output.free = free
         output._cuts = [(0, 0)]
         return output
+
+    @property
+    def there(self) -> bool:
+        """Whether it stands in memory."""
+        return self._tensor is not None
 
     @property
     def sliced(self) -> bool:
@@ -65,11 +74,20 @@ class Output:
         for first, last in self._cuts:
             yield first, tail_forward(self._unit, self._signal, self._chance, [(first, last)])
 
-    def whole(self) -> Tensor:
-        """Return all channels; computed once, by the same cuts."""
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it is, or will be, on a GPU."""
+        return (self._signal.like if self._tensor is None else self._tensor).is_cuda
+
+    def whole(self, sums: ChannelSums | None = None) -> Tensor:
+        """Return all channels; computed once, by the same cuts. ``sums`` are taken of it on the way."""
+        if self._tensor is None and len(self._cuts) == 1:
+            self._tensor = tail_forward(self._unit, self._signal, self._chance, sums=sums)
+            return self._tensor
         if self._tensor is None:
-            cuts = self._cuts if len(self._cuts) > 1 else None
-            self._tensor = tail_forward(self._unit, self._signal, self._chance, cuts)
+            self._tensor = tail_forward(self._unit, self._signal, self._chance, self._cuts)
+        if sums is not None:
+            sums.add(self._tensor.flatten(0, 1))
         return self._tensor
 
 

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from revedge import kernels
-from revedge.engine.fire import Stats, affine, fire, fire_backward_, norm_backward_, take_stats
+from revedge.engine.fire import (
+    Stats,
+    affine,
+    fire,
+    fire_backward_,
+    norm_backward_,
+    sums_for,
+    take_stats,
+)
 from revedge.engine.look import look
 from revedge.engine.output import Output
 from revedge.engine.run import Given
@@ -67,7 +75,7 @@ def branch_forward(
             tape.units.append(kept)
         y = Output(units[0], x, kept.chance, saving.slab_bytes)
     else:
-        y = _input_of(branch, x.take())
+        y = _input_of(branch, Output.of(x.take()))
     for index in range(int(isinstance(x, Signal)), len(units)):
         look()
         unit = units[index]
@@ -76,8 +84,9 @@ def branch_forward(
         if fires_by_slabs(unit, y) and not (keep.pre or keep.spikes):
             kept.stats, signal = fire_slabs(unit, y, None)
         else:
-            whole = y.whole()
-            kept.stats = None if unit.norm is None else take_stats(unit.norm, whole)
+            sums = sums_for(unit.norm, y)
+            whole = y.whole(sums)
+            kept.stats = None if unit.norm is None else take_stats(unit.norm, whole, sums)
             signal = fire(unit, whole, kept.stats, pack=_packs(unit, saving))
             kept.pre = whole if keep.pre else None
             del whole
@@ -96,8 +105,9 @@ def join(branch: Branch, x: Tensor | None, y: Output, tape: BranchTape, saving: 
     if y.sliced and branch.pool is None and not keeps_output(saving):
         out, tape.stats = add_slabs(branch.norm, x, y)
         return out
-    whole = y.whole()
-    tape.stats = take_stats(branch.norm, whole)
+    sums = sums_for(branch.norm, y)
+    whole = y.whole(sums)
+    tape.stats = take_stats(branch.norm, whole, sums)
     tape.out = whole if keeps_output(saving) else None
     return _add(branch, x, whole, tape.stats, sign=1)
 
@@ -195,7 +205,8 @@ class Replay:
         frozen = stats is not None and not stats.of_batch
         if fires_by_slabs(unit, y) and not frozen:
             return fire_slabs_backward_(unit, y, stats, g, gradients)
-        return fire_backward_(unit, y.whole(), None, stats, g, gradients)
+        free = index > 0 or y.free  # what lies between two units of the branch is nobody else's
+        return fire_backward_(unit, y.whole(), None, stats, g, gradients, y_is_free=free)
 
     def _trailing_backward(
         self, y: Tensor, stats: Stats, g: Tensor, gradients: Gradients
@@ -250,17 +261,20 @@ class Replay:
             return Output.of(kept.pre)
         if index == 0:
             assert self.x is not None
-            return self.x if isinstance(self.x, Output) else _input_of(self.branch, self.x)
+            x = self.x if isinstance(self.x, Output) else Output.of(self.x)
+            return _input_of(self.branch, x) if x.there else x
         if index not in self.inputs:
             self.inputs[index] = self._tail(index - 1)
         return self.inputs[index]
 
 
-def _input_of(branch: Branch, x: Tensor) -> Output:
+def _input_of(branch: Branch, given: Output) -> Output:
     """The input of the first unit: contiguous, but for an image that a neuron reads at every step."""
-    first = branch.unit_list()[0]
+    first, x = branch.unit_list()[0], given.whole()
     repeats = isinstance(first.neuron, BaseNode) and first.norm is None and x.stride(0) == 0
-    return Output.of(x if repeats else x.contiguous())
+    if repeats or x.is_contiguous():
+        return given
+    return Output.of(x.contiguous(), free=True)
 
 
 def _packs(unit: Unit, saving: Saving) -> bool:

@@ -26,6 +26,8 @@ class Signal:
         dense: float32 values; or
         bits: one bit per value, see `revedge.kernels.pack_bits`.
         membranes: what a reversible neuron with a stored backward keeps besides its output.
+        window: the neuron's output has been pooled by it; ``shape`` is that of the result.
+        unpooled: shape of the neuron's output, where ``bits`` are all of its spikes and reading them takes the means.
     """
 
     def __init__(
@@ -35,11 +37,15 @@ class Signal:
         dense: Tensor | None = None,
         bits: Tensor | None = None,
         membranes: Tensor | None = None,
+        window: kernels.Window | None = None,
+        unpooled: torch.Size | None = None,
     ) -> None:
         self.shape = shape
         self.dense = dense
         self.bits = bits
         self.membranes = membranes
+        self.window = window
+        self._unpooled = unpooled
 
     @property
     def like(self) -> Tensor:
@@ -58,12 +64,21 @@ class Signal:
         """Shape of one plane."""
         return self.shape[2:]
 
+    @property
+    def plane_bits(self) -> int:
+        """How many bits stand for one plane."""
+        return math.prod(self.plane_shape if self._unpooled is None else self._unpooled[2:])
+
     def read(self, start: int, stop: int) -> Tensor:
         """Return the planes ``[stop - start, ...]`` as float32."""
         if self.dense is not None:
             return self.dense.flatten(0, 1)[start:stop]
         assert self.bits is not None
-        size = math.prod(self.plane_shape)
+        size = self.plane_bits
+        if self._unpooled is not None:
+            assert self.window is not None
+            shape = (stop - start, *self._unpooled[2:])
+            return kernels.average_bits(self.bits[start * size // 8 :], shape, self.window)
         return kernels.unpack_bits(
             self.bits[start * size // 8 :], (stop - start, *self.plane_shape)
         )
@@ -87,7 +102,7 @@ def chunks(signal: Signal, *, whole: bool) -> Iterator[tuple[int, int]]:
 def planes_per_chunk(signal: Signal) -> int:
     """How many planes of ``signal`` fit in `CHUNK_BYTES`; as many at least as make a byte of bits."""
     size = max(1, math.prod(signal.plane_shape))
-    aligned = 8 // math.gcd(8, size)
+    aligned = 8 // math.gcd(8, max(1, signal.plane_bits))
     # oneDNN works on blocks of 16 channels: a plane of fewer takes as much room.
     channels = max(1, signal.plane_shape[0]) if signal.plane_shape else 1
     plane_bytes = 4 * size // channels * max(_CHANNEL_BLOCK, channels)

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from revedge import kernels
-from revedge.engine.fire import Stats, add_leak_gradient, gather_stats, slab_stats
+from revedge.engine.fire import Stats, add_leak_gradient, gather_stats, of_batch, slab_stats
 from revedge.engine.output import Output
+from revedge.engine.pooled import packed, pooled_shape, window_of
 from revedge.engine.signal import Signal
 from revedge.engine.unit import GRID_BITS, Unit
 from revedge.engine.vjp import Gradients, add_gradient
@@ -43,7 +44,12 @@ class Rounded(Output):
             yield first, slab
             del slab
 
-    def whole(self) -> Tensor:
+    @property
+    def on_gpu(self) -> bool:
+        """See `Output`."""
+        return self._y.on_gpu
+
+    def whole(self, sums: kernels.ChannelSums | None = None) -> Tensor:
         """See `Output`."""
         if self._tensor is None:
             for first, slab in self._y.slabs():
@@ -53,6 +59,8 @@ class Rounded(Output):
                 _add(self._norm, None, first, slab, own, self._tensor, at=first, sign=1)
                 del slab
         assert self._tensor is not None
+        if sums is not None:
+            sums.add(self._tensor.flatten(0, 1))
         return self._tensor
 
 
@@ -66,26 +74,37 @@ def fire_slabs(unit: Unit, y: Output, stats: Stats | None) -> tuple[Stats | None
     assert isinstance(unit.neuron, BaseNode)
     shape, params, parts = y.shape, unit.neuron.params(), list[Stats]()
     bits: Tensor | None = None
+    window = _window(unit, shape, stats)
+    pooled = shape if window is None else pooled_shape(shape, window)
+    one_by_one = window is None or window.average  # the bits of all spikes
     for first, slab in y.slabs():
         if bits is None:  # zeroed: two slabs may share a byte
-            bits = slab.new_zeros((shape.numel() + 7) // 8, dtype=torch.uint8)
+            bits = packed(slab, shape if one_by_one else pooled)
         if unit.norm is None:  # times 1, plus 0: the same bits
             scale, shift = slab.new_ones(slab.shape[2]), slab.new_zeros(slab.shape[2])
         else:
             parts.append(_stats(unit.norm, first, slab, stats))
             scale, shift, _ = _affine(unit.norm, first, parts[-1])
-        kernels.norm_neuron_pack_(slab, scale, shift, params, bits, channels=shape[2], first=first)
+        where = {"channels": shape[2], "first": first}
+        if window is None or window.average:
+            kernels.norm_neuron_pack_(slab, scale, shift, params, bits, **where)
+        else:
+            kernels.norm_neuron_pool_(slab, scale, shift, params, bits, window, **where)
     if stats is None and unit.norm is not None:
         stats = gather_stats(unit.norm, parts, shape.numel() // shape[2])
-    return stats, Signal(shape, bits=bits)
+    unpooled = shape if window is not None and window.average else None
+    return stats, Signal(pooled, bits=bits, window=window, unpooled=unpooled)
 
 
 def fire_slabs_backward_(
     unit: Unit, y: Output, stats: Stats | None, g: Tensor, gradients: Gradients
 ) -> Tensor:
-    """As `fire_backward_` with the statistics of the batch: ``g``, of the spikes, becomes that of ``y``."""
+    """As `fire_backward_` with the statistics of the batch: ``g``, of what `fire` gave out, becomes that of ``y``."""
     assert isinstance(unit.neuron, BaseNode)
     params, parts = unit.neuron.params(), list[tuple[Tensor, Tensor]]()
+    window, g_pooled = _window(unit, y.shape, stats), g
+    if window is not None:
+        g = g.new_empty(y.shape)
     # Its sum over neurons is taken once, as over a whole tensor.
     leaks = g.new_empty(g.shape[1:]) if params.learns_leak else None
     for first, slab in y.slabs():
@@ -101,10 +120,14 @@ def fire_slabs_backward_(
             assert stats is not None
             mean, _, _ = stats.slab(first, count)
             _, _, inv_std = _affine(unit.norm, first, stats.slab(first, count))
-            weight, bias = _channels(unit.norm, first, count)
-            g_weight, g_bias, g_leak = kernels.norm_neuron_backward_(
-                slab, g, mean, inv_std, weight, bias, params, first=first
-            )
+            norm = (mean, inv_std, *_channels(unit.norm, first, count))
+            if window is None:
+                found = kernels.norm_neuron_backward_(slab, g, *norm, params, first=first)
+            else:
+                found = kernels.norm_neuron_pool_backward_(
+                    slab, g_pooled, g, *norm, params, window, first=first
+                )
+            g_weight, g_bias, g_leak = found
             parts.append((g_weight, g_bias))
         if leaks is not None and g_leak is not None:
             leaks[:, first : first + count] = g_leak
@@ -171,6 +194,13 @@ def _add(
         x_flat, slab.flatten(0, 1), scale, shift,
         bits=GRID_BITS, sign=sign, out=out.flatten(0, 1), first=at,
     )  # fmt: skip
+
+
+def _window(unit: Unit, shape: torch.Size, stats: Stats | None) -> kernels.Window | None:
+    if unit.norm is None:
+        return None
+    batch_stats = of_batch(unit.norm) if stats is None else stats.of_batch
+    return window_of(unit, shape, batch_stats=batch_stats)
 
 
 def _stats(norm: _BatchNorm, first: int, slab: Tensor, stats: Stats | None) -> Stats:

@@ -11,9 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from revedge.engine.pooled import behind_window
 from revedge.engine.signal import Signal, chunks
 from revedge.engine.unit import Unit
 from revedge.engine.vjp import Gradients, is_known, module_backward, module_forward
+from revedge.kernels import ChannelSums
 
 # The generators' states before a module ran for the first time: the CPU's, and that of its GPU or None.
 _States = tuple[Tensor, Tensor | None]
@@ -38,14 +40,24 @@ def draw(unit: Unit) -> Chance:
 Cuts = Sequence[tuple[int, int]]  # (first, last) output channels
 
 
-def tail_forward(unit: Unit, signal: Signal, chance: Chance, cuts: Cuts | None = None) -> Tensor:
+def tail_forward(
+    unit: Unit,
+    signal: Signal,
+    chance: Chance,
+    cuts: Cuts | None = None,
+    sums: ChannelSums | None = None,
+) -> Tensor:
     """Pool, drop out and operate on ``signal`` ``[T, B, ...]``; returns ``[T, B, ...]``.
 
     ``cuts``, neighbors in order, computes these output channels only, each cut by an operation of its own.
+    ``sums``, without cuts, are taken of each chunk of the result while it is in the cache.
     """
     stages = list(_stages(unit, chance, signal))
     if not stages:
-        return signal.whole().view(signal.shape)
+        x = signal.whole()
+        if sums is not None:
+            sums.add(x.contiguous())
+        return x.view(signal.shape)
     out: Tensor | None = None
     for start, stop in chunks(signal, whole=not _sample_wise(unit, chance)):
         x = signal.read(start, stop)
@@ -55,12 +67,17 @@ def tail_forward(unit: Unit, signal: Signal, chance: Chance, cuts: Cuts | None =
             y = _operate(unit.op, x, first, last) if cuts else stages[-1].forward(x)
             channels = cuts[-1][1] - cuts[0][0] if cuts else y.shape[1]
             if y.shape[0] == signal.planes and y.shape[1] == channels:
-                return y.contiguous().view(*signal.shape[:2], *y.shape[1:])
+                y = y.contiguous()
+                if sums is not None:
+                    sums.add(y)
+                return y.view(*signal.shape[:2], *y.shape[1:])
             if out is None:
                 out = y.new_empty((signal.planes, channels, *y.shape[2:]))
             at = first - cuts[0][0] if cuts else 0
             out[start:stop, at : at + y.shape[1]] = y
             del y
+        if sums is not None and out is not None:
+            sums.add(out[start:stop])
         del x  # before the next chunk is made
     assert out is not None
     return out.view(*signal.shape[:2], *out.shape[1:])
@@ -147,7 +164,10 @@ def _sample_wise(unit: Unit, chance: Chance) -> bool:
 
 
 def _stages(unit: Unit, chance: Chance, signal: Signal) -> Iterator[_Stage]:
-    if unit.pool is not None:
+    if signal.window is not None:
+        for part in behind_window(unit.pool):
+            yield _Module(part, chance, "pool")
+    elif unit.pool is not None:
         yield _Module(unit.pool, chance, "pool")
     if chance.seed is not None:
         yield _Dropout(unit.dropout, chance.seed, signal.shape[:2])

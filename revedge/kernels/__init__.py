@@ -17,7 +17,19 @@ from revedge.kernels.neuron import (
     norm_neuron_forward,
     norm_neuron_pack_,
 )
-from revedge.kernels.norm import channel_stats, norm_affine, norm_backward_, norm_forward
+from revedge.kernels.norm import (
+    ChannelSums,
+    channel_stats,
+    norm_affine,
+    norm_backward_,
+    norm_forward,
+)
+from revedge.kernels.norm_neuron_pool import (
+    Window,
+    average_bits,
+    norm_neuron_pool_,
+    norm_neuron_pool_backward_,
+)
 from revedge.kernels.params import SURROGATES, NeuronParams, ReversibleParams
 from revedge.kernels.pool import max_pool, max_pool_backward
 from revedge.kernels.reversible import (
@@ -31,8 +43,11 @@ from revedge.kernels.reversible import (
 
 __all__ = [
     "SURROGATES",
+    "ChannelSums",
     "NeuronParams",
     "ReversibleParams",
+    "Window",
+    "average_bits",
     "channel_stats",
     "grid_add",
     "grid_round",
@@ -48,6 +63,8 @@ __all__ = [
     "norm_neuron_backward_",
     "norm_neuron_forward",
     "norm_neuron_pack_",
+    "norm_neuron_pool_",
+    "norm_neuron_pool_backward_",
     "pack_bits",
     "reversible_backward",
     "reversible_backward_",

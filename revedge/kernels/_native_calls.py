@@ -5,6 +5,7 @@ are NULL, which the C side reads as "not given".
 """
 
 import ctypes
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from revedge.kernels._dispatch import repeats
 from revedge.kernels._native import LIBRARY
+from revedge.kernels.reference.norm import LANES
 from revedge.kernels.reference.rounding import to_float32
 
 _Floats = Sequence[float]
@@ -126,8 +128,23 @@ def _neuron_backward(
 
 def channel_stats(y: Tensor) -> tuple[Tensor, Tensor]:
     """See reference.channel_stats."""
-    mean, variance = y.new_empty(y.shape[1]), y.new_empty(y.shape[1])
-    _call("channel_stats", [y, mean, variance], _planes(y, 1), [])
+    lanes = y.new_zeros((2, y.shape[1], LANES), dtype=torch.float64)
+    channel_lanes_(y, lanes)
+    return lane_stats(lanes, y.numel() // max(1, y.shape[1]))
+
+
+def channel_lanes_(y: Tensor, lanes: Tensor) -> None:
+    """See reference.channel_lanes_."""
+    _check_shape("lanes", lanes, (2, y.shape[1], LANES))
+    _call("channel_lanes", [y, lanes], _planes(y, 1), [])
+
+
+def lane_stats(lanes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """See reference.lane_stats; float32."""
+    channels = lanes.shape[1]
+    _check_shape("lanes", lanes, (2, channels, LANES))
+    mean, variance = (lanes.new_empty(channels, dtype=torch.float32) for _ in range(2))
+    _call("lane_stats", [lanes, mean, variance], [channels, count], [])
     return mean, variance
 
 
@@ -376,9 +393,78 @@ def max_pool_backward(
 
 
 def _pool_sizes(x: Tensor, y: Tensor, *windows: list[int]) -> list[int]:
-    for k, p in zip(windows[0], windows[2], strict=True):
-        if k < 1 or p < 0 or 2 * p > k:
-            raise ValueError(f"a window of {k} with padding {p} is not one; use at most {k // 2}")
+    window = _checked([size for pair in windows for size in pair])
     height, width = x.shape[-2:]
     planes = x.numel() // max(1, height * width)
-    return [planes, height, width, *y.shape[-2:], *(size for pair in windows for size in pair)]
+    return [planes, height, width, *y.shape[-2:], *window]
+
+
+def norm_neuron_pool_(
+    y: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    p: _Floats,
+    bits: Tensor,
+    channels: int,
+    first: int,
+    window: list[int],
+) -> None:
+    """See reference.norm_neuron_pool_."""
+    for name, tensor in (("scale", scale), ("shift", shift)):
+        _check_shape(name, tensor, y.shape[2:3])
+    _check_range("bits", channels, y.shape[2], first)
+    pooled = pooled_shape(y, window[:2], window[2:4], window[4:])
+    numel = math.prod([*y.shape[:2], channels, *pooled[-2:]])
+    _check_shape("bits", bits, [(numel + 7) // 8])
+    sizes = [*y.shape, channels, first, *pooled[-2:], *_checked(window)]
+    _call("norm_neuron_pool", [y, scale, shift, bits], sizes, p)
+
+
+def norm_neuron_pool_backward_(
+    y: Tensor,
+    g_pooled: Tensor,
+    g: Tensor,
+    mean: Tensor,
+    inv_std: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    p: _Floats,
+    first: int,
+    window: list[int],
+    average: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See reference.norm_neuron_pool_backward_."""
+    channels = _check_slab("g", g, y, 2, first)
+    pooled = pooled_shape(y, window[:2], window[2:4], window[4:])
+    _check_shape("g_pooled", g_pooled, [*y.shape[:2], channels, *pooled[-2:]])
+    norm = {"mean": mean, "inv_std": inv_std, "weight": weight, "bias": bias}
+    for name, tensor in norm.items():
+        _check_shape(name, tensor, y.shape[2:3])
+    g_weight, g_bias = torch.empty_like(weight), torch.empty_like(weight)
+    g_leak = _leak_like(y[0], p)
+    scale = weight * inv_std
+    shift = bias - mean * scale
+    sizes = [*y.shape, channels, first, *pooled[-2:], *_checked(window), int(average)]
+    tensors = [y, g_pooled, g, scale, shift, mean, inv_std, weight, g_weight, g_bias, g_leak]
+    _call("norm_neuron_pool_backward", tensors, sizes, p)
+    return g_weight, g_bias, g_leak
+
+
+def average_bits(bits: Tensor, shape: list[int], window: list[int]) -> Tensor:
+    """See reference.average_bits."""
+    numel = math.prod(shape)
+    if bits.numel() * 8 < numel:
+        raise ValueError(f"{bits.numel()} bytes hold no {numel} bits of {shape}")
+    parts = window[:2], window[2:4], window[4:]
+    mean = torch.empty(pooled_shape(torch.empty(shape, device="meta"), *parts))
+    planes = numel // max(1, shape[-2] * shape[-1])
+    sizes = [planes, *shape[-2:], *mean.shape[-2:], *_checked(window)]
+    _call("average_bits", [bits, mean], sizes, [])
+    return mean
+
+
+def _checked(window: list[int]) -> list[int]:
+    for k, p in zip(window[:2], window[4:], strict=True):
+        if k < 1 or p < 0 or 2 * p > k:
+            raise ValueError(f"a window of {k} with padding {p} is not one; use at most {k // 2}")
+    return window

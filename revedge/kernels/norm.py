@@ -13,6 +13,23 @@ _channel_stats = register(
     native=native.channel_stats,
     meta=lambda y: (y.new_empty(y.shape[1]), y.new_empty(y.shape[1])),
 )
+_channel_lanes = register(
+    "channel_lanes_(Tensor y, Tensor(a!) lanes) -> ()",
+    reference=reference.channel_lanes_,
+    native=native.channel_lanes_,
+    meta=lambda y, lanes: None,
+    dtypes=(torch.float32, torch.float64),
+)
+_lane_stats = register(
+    "lane_stats(Tensor lanes, int count) -> (Tensor, Tensor)",
+    reference=lambda lanes, count: tuple(a.float() for a in reference.lane_stats(lanes, count)),
+    native=native.lane_stats,
+    meta=lambda lanes, count: (
+        lanes.new_empty(lanes.shape[1], dtype=torch.float32),
+        lanes.new_empty(lanes.shape[1], dtype=torch.float32),
+    ),
+    dtypes=(torch.float64,),
+)
 _norm_forward = register(
     "norm_forward(Tensor y, Tensor scale, Tensor shift) -> Tensor",
     reference=reference.norm_forward,
@@ -40,6 +57,34 @@ def channel_stats(y: Tensor) -> tuple[Tensor, Tensor]:
     """
     mean, variance = _channel_stats(y)
     return mean, variance
+
+
+class ChannelSums:
+    """The statistics of a tensor [M, C, ...] that comes in chunks of M, in order: `channel_stats`, bit for bit.
+
+    A chunk is looked at when it has just been made, and is still in the cache.
+    Memory: 256 bytes a channel.
+    """
+
+    def __init__(self) -> None:
+        self._lanes: Tensor | None = None
+        self._count = 0
+
+    @torch.no_grad()
+    def add(self, y: Tensor) -> None:
+        """Add a chunk [m, C, ...], contiguous."""
+        if self._lanes is None:
+            shape = (2, y.shape[1], reference.LANES)
+            self._lanes = y.new_zeros(shape, dtype=torch.float64)
+        _channel_lanes(y, self._lanes)
+        self._count += y.numel() // max(1, y.shape[1])
+
+    @torch.no_grad()
+    def stats(self) -> tuple[Tensor, Tensor]:
+        """Return (mean [C], biased variance [C]) of all chunks; at least one."""
+        assert self._lanes is not None
+        mean, variance = _lane_stats(self._lanes, self._count)
+        return mean, variance
 
 
 @torch.no_grad()

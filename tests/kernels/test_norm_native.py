@@ -28,6 +28,17 @@ def test_native_equals_reference(shape: tuple[int, ...], threads: int) -> None:
         assert_same_bits(value, value_expected)
 
 
+@pytest.mark.parametrize("plane", [1, 9, 32, 67])
+def test_statistics_in_chunks(plane: int, threads: int) -> None:
+    """Sums taken chunk by chunk give the bits of the statistics of the whole."""
+    y = torch.randn(13, 5, plane) + 2
+    sums = kernels.ChannelSums()
+    for chunk in y.split([1, 4, 7, 1]):
+        sums.add(chunk)
+    for value, expected in zip(sums.stats(), reference.channel_stats(y), strict=True):
+        assert_same_bits(value, expected)
+
+
 def test_sum_order_is_the_documented_one() -> None:
     """Sixteen lanes over each plane, planes in order, pairs of lanes last: written out in full."""
     values = torch.randn(3, 2, 37)

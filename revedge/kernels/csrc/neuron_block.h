@@ -164,11 +164,9 @@ INLINE int64_t backward_steps(int64_t T, int64_t size) { return (T + 1) * size; 
 /* Floats of scratch that a backward pass needs: the steps, and a row for g_v. */
 INLINE int64_t backward_scratch(int64_t T, int64_t size) { return backward_steps(T, size) + size; }
 
-/* All steps back over one block. g_v [n]: dL/dv[T-1] in, dL/dv0 out. g_leak [n] written if given.
- * scratch: see backward_scratch; its last row is left to the caller. */
-CLONES static void backward_block(rows_t rows, const float *v0, float *g_v, float *g_leak,
-                                  int64_t T, int64_t n, int64_t size, float *scratch,
-                                  const neuron_t *q) {
+/* All steps over one block; scratch holds h of each from then on. */
+CLONES static void forward_steps(rows_t rows, const float *v0, int64_t T, int64_t n, int64_t size,
+                                 float *scratch, const neuron_t *q) {
     float *h = scratch, *v = scratch + T * size;
     start_row(v0, v, n, q);
     for (int64_t t = 0; t < T; ++t) {
@@ -176,6 +174,12 @@ CLONES static void backward_block(rows_t rows, const float *v0, float *g_v, floa
         const written_t out = {h + t * size, NULL, NULL};
         step_any(WANT_H, rows.y + t * rows.y_stride, rows.affine, v, out, n, q);
     }
+}
+
+/* And back; scratch as forward_steps left it. */
+CLONES static void back_steps(rows_t rows, const float *v0, float *g_v, float *g_leak, int64_t T,
+                              int64_t n, int64_t size, float *scratch, const neuron_t *q) {
+    float *h = scratch, *v = scratch + T * size;
     if (g_leak) memset(g_leak, 0, (size_t)n * sizeof(float));
     for (int64_t t = T - 1; t >= 0; --t) {
         if (t > 0) fetch_row(rows.g_s + (t - 1) * rows.g_stride, n);
@@ -189,6 +193,14 @@ CLONES static void backward_block(rows_t rows, const float *v0, float *g_v, floa
         leak_row(rows.affine.mode, rows.y + t * rows.y_stride, rows.affine, v, h + t * size,
                  g_leak, n, q);
     }
+}
+
+/* All steps back over one block. g_v [n]: dL/dv[T-1] in, dL/dv0 out. g_leak [n] written if given.
+ * scratch: see backward_scratch; its last row is left to the caller. */
+INLINE void backward_block(rows_t rows, const float *v0, float *g_v, float *g_leak, int64_t T,
+                           int64_t n, int64_t size, float *scratch, const neuron_t *q) {
+    forward_steps(rows, v0, T, n, size, scratch, q);
+    back_steps(rows, v0, g_v, g_leak, T, n, size, scratch, q);
 }
 
 #endif

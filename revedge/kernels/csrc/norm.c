@@ -2,23 +2,35 @@
  * worked on; everything else: [C]. A thread owns a channel. */
 #include "norm_channel.h"
 
-CLONES static void stats_channel(const float *y, float *mean, float *variance, int64_t M,
+/* Add the elements of y to the lanes [2][C][LANES] of sums and squares. */
+CLONES static void lanes_channel(const float *y, double *lanes, double *squares, int64_t M,
                                  int64_t S, int64_t stride) {
-    double sums[2];
-    sums_of(0, y, stride, NULL, 0, 0.0f, M, S, sums);
-    const double count = (double)(M * S), average = sums[0] / count, square = sums[1] / count;
-    const double spread = square - average * average;
-    *mean = (float)average;
-    *variance = (float)(spread > 0.0 ? spread : 0.0 * square); /* rounding may go below 0 */
+    add_to_lanes(0, y, stride, NULL, 0, 0.0f, M, S, lanes, squares);
 }
 
-REVEDGE_API int revedge_channel_stats(const float *y, float *mean, float *variance, int64_t M,
-                                      int64_t C, int64_t S, const float *p, int threads) {
+REVEDGE_API int revedge_channel_lanes(const float *y, double *lanes, int64_t M, int64_t C,
+                                      int64_t S, const float *p, int threads) {
     (void)p;
     threads = threads_for(M * C * S, C, threads);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (int64_t c = 0; c < C; ++c)
-        stats_channel(y + c * S, mean + c, variance + c, M, S, C * S);
+        lanes_channel(y + c * S, lanes + c * LANES, lanes + (C + c) * LANES, M, S, C * S);
+    return 0;
+}
+
+REVEDGE_API int revedge_lane_stats(const double *lanes, float *mean, float *variance, int64_t C,
+                                   int64_t count, const float *p, int threads) {
+    (void)p, (void)threads;
+    for (int64_t c = 0; c < C; ++c) {
+        double sums[LANES], squares[LANES];
+        memcpy(sums, lanes + c * LANES, sizeof sums);
+        memcpy(squares, lanes + (C + c) * LANES, sizeof squares);
+        const double average = pairwise(sums) / (double)count;
+        const double square = pairwise(squares) / (double)count;
+        const double spread = square - average * average;
+        mean[c] = (float)average;
+        variance[c] = (float)(spread > 0.0 ? spread : 0.0 * square); /* rounding may go below 0 */
+    }
     return 0;
 }
 

@@ -20,16 +20,17 @@ INLINE double pairwise(double *lane) {
     return lane[0];
 }
 
-/* sums[0] = sum of first, sums[1] = sum of first * second, where
+/* Add first to the lanes `sums` and first * second to the lanes `products`, where
  * first = y, second = y (statistics; g NULL), or first = g, second = y - mean (gradient). */
-INLINE void sums_of(int gradient, const float *y, int64_t y_stride, const float *g,
-                    int64_t g_stride, float mean, int64_t M, int64_t S, double sums[2]) {
+INLINE void add_to_lanes(int gradient, const float *y, int64_t y_stride, const float *g,
+                         int64_t g_stride, float mean, int64_t M, int64_t S, double *sums,
+                         double *products) {
     union {
         double lane[LANES];
         double4 four[LANES / 4];
     } a, b;
-    memset(&a, 0, sizeof a);
-    memset(&b, 0, sizeof b);
+    memcpy(&a, sums, sizeof a);
+    memcpy(&b, products, sizeof b);
     for (int64_t m = 0; m < M; ++m) {
         const float *py = y + m * y_stride, *pg = gradient ? g + m * g_stride : py;
         int64_t i = 0;
@@ -50,16 +51,17 @@ INLINE void sums_of(int gradient, const float *y, int64_t y_stride, const float 
             b.lane[j] = b.lane[j] + wide * (double)second;
         }
     }
-    sums[0] = pairwise(a.lane);
-    sums[1] = pairwise(b.lane);
+    memcpy(sums, &a, sizeof a);
+    memcpy(products, &b, sizeof b);
 }
 
 /* Overwrite g with the gradient of y; write the gradients of weight and bias. */
 CLONES static void norm_backward_channel(const float *y, int64_t y_stride, float *g,
                                          int64_t g_stride, float mean, float inv_std, float weight,
                                          float *g_weight, float *g_bias, int64_t M, int64_t S) {
-    double sums[2];
-    sums_of(1, y, y_stride, g, g_stride, mean, M, S, sums);
+    double lanes[LANES] = {0}, products[LANES] = {0};
+    add_to_lanes(1, y, y_stride, g, g_stride, mean, M, S, lanes, products);
+    const double sums[2] = {pairwise(lanes), pairwise(products)};
     const double count = (double)(M * S), inv = (double)inv_std;
     const float a = (float)(sums[0] / count);
     const float b = (float)(((inv * sums[1]) * inv) / count);

@@ -4,30 +4,18 @@
  * gradient goes to, and gradients are added in the order of the windows. Nothing is kept between
  * forward and backward: the place of the largest is found again.
  */
-#include "revedge.h"
-
-typedef struct {
-    int64_t H, W, OH, OW, kh, kw, sh, sw, ph, pw;
-} window_t;
-
-INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+#include "window.h"
 
 /* Index of the largest in the window of output (i, j). */
 INLINE int64_t place_of(const float *x, const window_t *w, int64_t i, int64_t j) {
-    const int64_t top = i * w->sh - w->ph, left = j * w->sw - w->pw;
-    const int64_t from = larger(top, 0), to = smaller(top + w->kh, w->H);
-    const int64_t start = larger(left, 0), stop = smaller(left + w->kw, w->W);
-    int64_t best = from * w->W + start;
-    for (int64_t r = from; r < to; ++r)
-        for (int64_t c = start; c < stop; ++c) {
+    const cover_t at = cover_of(w, i, j);
+    int64_t best = at.from * w->W + at.start;
+    for (int64_t r = at.from; r < at.to; ++r)
+        for (int64_t c = at.start; c < at.stop; ++c) {
             const float value = x[r * w->W + c];
             if (value > x[best] || value != value) best = r * w->W + c;
         }
     return best;
-}
-
-INLINE int is_halving(const window_t *w) {
-    return w->kh == 2 && w->kw == 2 && w->sh == 2 && w->sw == 2 && w->ph == 0 && w->pw == 0;
 }
 
 #define LATER(value, best) ((value) > (best) || (value) != (value))

@@ -8,12 +8,20 @@ from revedge.kernels.reference.bits import pack_bits, unpack_bits
 from revedge.kernels.reference.grid import grid_add_
 from revedge.kernels.reference.neuron import neuron_backward, neuron_backward_, neuron_forward
 from revedge.kernels.reference.norm import (
+    LANES,
+    channel_lanes_,
     channel_stats,
+    lane_stats,
     norm_backward_,
     norm_forward,
     norm_neuron_backward_,
     norm_neuron_forward,
     norm_neuron_pack_,
+)
+from revedge.kernels.reference.norm_neuron_pool import (
+    average_bits,
+    norm_neuron_pool_,
+    norm_neuron_pool_backward_,
 )
 from revedge.kernels.reference.pool import max_pool, max_pool_backward
 from revedge.kernels.reference.reversible import (
@@ -29,9 +37,13 @@ from revedge.kernels.reference.reversible import (
 from revedge.kernels.reference.surrogates import exp_of_negative, surrogate_derivative
 
 __all__ = [
+    "LANES",
+    "average_bits",
+    "channel_lanes_",
     "channel_stats",
     "exp_of_negative",
     "grid_add_",
+    "lane_stats",
     "max_pool",
     "max_pool_backward",
     "neuron_backward",
@@ -42,6 +54,8 @@ __all__ = [
     "norm_neuron_backward_",
     "norm_neuron_forward",
     "norm_neuron_pack_",
+    "norm_neuron_pool_",
+    "norm_neuron_pool_backward_",
     "pack_bits",
     "reversible_backward",
     "reversible_backward_",

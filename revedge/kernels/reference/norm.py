@@ -7,7 +7,7 @@ from revedge.kernels.params import NeuronParams
 from revedge.kernels.reference.bits import pack_bits, unpack_bits
 from revedge.kernels.reference.neuron import neuron_backward_, neuron_forward
 
-_LANES = 16
+LANES = 16  # in which a sum is taken
 
 
 def channel_sums(values: Tensor) -> Tensor:
@@ -17,16 +17,23 @@ def channel_sums(values: Tensor) -> Tensor:
     added in pairs, j and j + half, from 16 down to 1. The order is the same on every machine and
     for every number of threads.
     """
+    start = values.new_zeros((values.shape[1], LANES), dtype=torch.float64)
+    return _add_lanes(_to_lanes(values, start))
+
+
+def _to_lanes(values: Tensor, start: Tensor) -> Tensor:
+    """Return the lanes ``start`` [C, LANES] and what ``values`` [M, C, ...] add to them."""
     m, c = values.shape[:2]
     flat = values.reshape(m, c, -1).double()
-    padding = -flat.shape[2] % _LANES
-    flat = torch.nn.functional.pad(flat, (0, padding))
-    lanes = flat.reshape(m, c, -1, _LANES).permute(1, 3, 0, 2).reshape(c, _LANES, -1)
-    if lanes.shape[2] == 0:
-        return flat.new_zeros(c)
+    flat = torch.nn.functional.pad(flat, (0, -flat.shape[2] % LANES))
+    lanes = flat.reshape(m, c, -1, LANES).permute(1, 3, 0, 2).reshape(c, LANES, -1)
+    lanes = torch.cat((start[:, :, None], lanes), 2)
     # cumsum adds one by one on the CPU, sum does not; elsewhere no order is promised.
-    total = lanes.cumsum(2)[:, :, -1] if lanes.device.type == "cpu" else lanes.sum(2)
-    width = _LANES
+    return lanes.cumsum(2)[:, :, -1] if lanes.device.type == "cpu" else lanes.sum(2)
+
+
+def _add_lanes(total: Tensor) -> Tensor:
+    width = LANES
     while width > 1:
         width //= 2
         total = total[:, :width] + total[:, width : 2 * width]
@@ -42,11 +49,25 @@ def _per_channel(values_C: Tensor, like: Tensor, channel_dim: int = 1) -> Tensor
 def channel_stats(y: Tensor) -> tuple[Tensor, Tensor]:
     """Return (mean [C], biased variance [C]) of ``y`` [M, C, ...], from float64 sums."""
     count = y.numel() // max(1, y.shape[1])
-    mean = channel_sums(y) / count
-    square = channel_sums(y.double() * y.double()) / count
+    mean, square = channel_sums(y) / count, channel_sums(y.double() * y.double()) / count
+    return mean.to(y.dtype), _variance(mean, square).to(y.dtype)
+
+
+def channel_lanes_(y: Tensor, lanes: Tensor) -> None:
+    """Add ``y`` [M, C, ...] and its squares to ``lanes`` [2, C, LANES], float64."""
+    lanes[0] = _to_lanes(y, lanes[0])
+    lanes[1] = _to_lanes(y.double() * y.double(), lanes[1])
+
+
+def lane_stats(lanes: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return (mean [C], biased variance [C]), float64, of ``count`` values a channel."""
+    mean, square = _add_lanes(lanes[0]) / count, _add_lanes(lanes[1]) / count
+    return mean, _variance(mean, square)
+
+
+def _variance(mean: Tensor, square: Tensor) -> Tensor:
     variance = square - mean * mean
-    variance = torch.where(variance > 0.0, variance, 0.0 * square)  # keeps NaN
-    return mean.to(y.dtype), variance.to(y.dtype)
+    return torch.where(variance > 0.0, variance, 0.0 * square)  # keeps NaN
 
 
 def norm_forward(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
