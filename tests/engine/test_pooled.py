@@ -35,7 +35,9 @@ def step(run: Feed, slab_bytes: int | None, *, frozen: bool = False) -> list[tor
     """Output and all gradients."""
     run.set_slab_bytes(slab_bytes)
     run.train(not frozen)
-    x = (torch.rand(T, B, 2, 18, 16, generator=torch.Generator().manual_seed(1)) * 2).requires_grad_()
+    x = (
+        torch.rand(T, B, 2, 18, 16, generator=torch.Generator().manual_seed(1)) * 2
+    ).requires_grad_()
     out = run(x)
     (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
     gradients = [x.grad, *(p.grad for p in run.parameters())]

@@ -31,7 +31,7 @@ def check(y: torch.Tensor, p: NeuronParams, window: Window) -> None:
         assert_same_bits(kernels.average_bits(kernels.pack_bits(s), flat.shape, window), pooled)
     else:
         pooled = torch.max_pool2d(flat, *window[:3])
-    assert pooled.shape[2:] == window.pooled(*y.shape[3:])
+    assert pooled.shape[2:] == window.pooled(y.shape[3], y.shape[4])
     g_pooled = torch.randn_like(pooled).view(steps, batch, channels, *pooled.shape[2:])
     g_pooled[..., 0] = -0.0
     norm = (mean, inv_std, weight, bias)
@@ -48,7 +48,16 @@ def check(y: torch.Tensor, p: NeuronParams, window: Window) -> None:
                 slab, scale[part], shift[part], p, bits, window, channels=channels, first=first
             )
         found = kernels.norm_neuron_pool_backward_(
-            slab, g_pooled, g, *(value[part] for value in norm), p, window, first=first
+            slab,
+            g_pooled,
+            g,
+            mean[part],
+            inv_std[part],
+            weight[part],
+            bias[part],
+            p,
+            window,
+            first=first,
         )
         for value, whole in zip(found[:2], expected[:2], strict=True):
             assert_same_bits(value, whole[part])
@@ -67,10 +76,10 @@ def check(y: torch.Tensor, p: NeuronParams, window: Window) -> None:
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_windows_and_sizes(
-    size: tuple[int, ...], window: tuple, average: bool, threads: int
+    size: tuple[int, ...], window: tuple[tuple[int, int], ...], average: bool, threads: int
 ) -> None:
     """Windows that halve, overlap or leave gaps; planes of even and odd sizes, whose bits share bytes."""
-    check(torch.randn(size) * 1.5, VARIANTS[3], Window(*window, average))
+    check(torch.randn(size) * 1.5, VARIANTS[3], Window(window[0], window[1], window[2], average))
 
 
 @pytest.mark.parametrize("p", VARIANTS, ids=name_of)
