@@ -24,6 +24,7 @@ from revedge.engine import update_in_backward
 from revedge.errors import RevedgeError
 
 _PAUSE_S = 0.05  # between two looks whether a pause is over
+_TIMED_STEPS = 12  # the first of a process, whose times are reported
 
 Event = dict[str, Any]
 Indices = npt.NDArray[np.int64]
@@ -135,6 +136,7 @@ class TrainingLoop:
         self._saved_s = time.monotonic()
         self._saved_step = -1
         self._reported_s = 0.0
+        self._steps_s: list[float] = []
 
     def tensors(self) -> dict[str, Tensor]:
         """Return everything that a checkpoint holds: live tensors, not copies."""
@@ -186,7 +188,9 @@ class TrainingLoop:
             if position.evaluate_next:
                 self._end_epoch()
                 continue
+            began_s = time.monotonic()
             self._train_step()
+            self._time_step(time.monotonic() - began_s)
             position.evaluate_next = position.step % self.steps_per_epoch == 0
             self._pause()
             if self.should_stop():
@@ -285,6 +289,13 @@ class TrainingLoop:
         if now - self._reported_s >= 0.2:
             self._reported_s = now
             self.report({"event": "step", "step": position.step, "loss": batch_loss, "lr": rate})
+
+    def _time_step(self, step_s: float) -> None:
+        if len(self._steps_s) == _TIMED_STEPS:
+            return
+        self._steps_s.append(round(step_s, 6))
+        if len(self._steps_s) == _TIMED_STEPS:
+            self.report({"event": "pace", "steps_s": self._steps_s})
 
     def _micro_batch(
         self, indices: Indices, shifts: Indices | None, batch_size: int

@@ -6,10 +6,12 @@ A child process draws them after training, so matplotlib costs no budget.
 """
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from revedge import child
 from revedge.devices.atomic import replace_text
@@ -77,6 +79,7 @@ def draw(run_dir: Path, budget_bytes: int) -> None:
 def write_report(run_dir: Path) -> None:
     """Write report.html of a run that has ended."""
     from revedge.planner import explain, report
+    from revedge.planner.step_time import StepTime
 
     run = RunFolder(run_dir)
     result = json.loads(run.result.read_text())
@@ -91,11 +94,17 @@ def write_report(run_dir: Path) -> None:
         "budget_bytes": chosen.budget_bytes,
         "predicted_peak_bytes": chosen.predicted_peak_bytes,
     }
-    happened = {
+    happened: dict[str, Any] = {
         "result": result,
         "epochs": [line for line in lines if line.get("event") == "epoch"],
         "memory": [line for line in lines if line.get("event") == "memory"],
+        "rungs": [line for line in lines if line.get("event") == "rung"],
     }
+    pace = [line["steps_s"] for line in lines if line.get("event") == "pace"]
+    if pace:  # the last one: after a restart a step may be another
+        happened["step_time"] = (
+            StepTime(least_s=0.0, most_s=math.inf, source="").corrected(pace[-1]).to_json()
+        )
     replace_text(run.report, report.page(found, happened))
 
 

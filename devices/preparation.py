@@ -119,7 +119,7 @@ def _search(wanted: dict[str, Any]) -> dict[str, Any]:
     request = Request(
         **wanted, in_shape=info.in_shape, num_classes=info.num_classes, static=info.static
     )
-    found = choose(request, timeline=True, rungs=True)
+    found = choose(request, timeline=True, rungs=True, times=request.prefer == "speed")
     plan = found.require()
     planning = json.dumps(explain.payload(found, request.budget_bytes))
     return {

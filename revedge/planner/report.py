@@ -8,9 +8,10 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from revedge.planner.explain import describe
+from revedge.planner.explain import describe, time_text
 from revedge.planner.report_parts import Cell, Tip, document, esc, figure, table
 from revedge.planner.setting import Setting
+from revedge.planner.step_time import StepTime
 from revedge.units import format_bytes
 
 _MIB = 2**20
@@ -34,7 +35,8 @@ def page(found: Mapping[str, Any], run: Mapping[str, Any] | None = None) -> str:
 
     Args:
         found: `revedge.planner.explain.payload` of a search, and ``timeline`` where it could be traced.
-        run: of a training: ``result`` (its result.json), ``epochs`` and ``memory`` (lines of its metrics.jsonl).
+        run: of a training: ``result`` (its result.json), ``epochs`` and ``memory`` (lines of its metrics.jsonl), where
+            there are any ``rungs`` (such lines too) and ``step_time`` (`StepTime.to_json`).
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -47,7 +49,7 @@ def page(found: Mapping[str, Any], run: Mapping[str, Any] | None = None) -> str:
     else:
         parts += _chosen(found, config, run)
     if run:
-        parts += _what_happened(run, found["budget_bytes"])
+        parts += _what_happened(found, run)
     if found.get("timeline"):
         parts += [
             "<h2>Live bytes over one step and an evaluation</h2>",
@@ -87,7 +89,7 @@ def _chosen(
     ]
 
 
-def _what_happened(run: Mapping[str, Any], budget: int) -> list[str]:
+def _what_happened(found: Mapping[str, Any], run: Mapping[str, Any]) -> list[str]:
     result, epochs = run["result"], run["epochs"]
     facts: list[list[Cell]] = [
         ["test accuracy", f"{100 * result['test_accuracy']:.2f} %"],
@@ -96,9 +98,14 @@ def _what_happened(run: Mapping[str, Any], budget: int) -> list[str]:
         ["time", f"{result['wall_s']:.0f} s"],
         ["restarts", str(result["restarts"])],
     ]
+    for name, whose in (("predicted", found), ("measured", run)):
+        if whose.get("step_time"):
+            text = time_text(StepTime(**whose["step_time"]))
+            facts.append([f"{name} time", text])
+    facts += [["a rung lower", f"{each['change']}: {each['why']}"] for each in run.get("rungs", ())]
     parts = ["<h2>What happened</h2>", table(["", ""], facts)]
     if run["memory"]:
-        parts.append(_memory(run["memory"], result["predicted_peak_bytes"], budget))
+        parts.append(_memory(run["memory"], result["predicted_peak_bytes"], found["budget_bytes"]))
     if epochs:
         parts.append(_accuracy(epochs))
     return parts

@@ -36,6 +36,8 @@ def test_a_plan_with_all_savings_trains(make_run: MakeRun, start: Start) -> None
     page = runs[1].report.read_text("utf-8")
     assert "Measured peak" in page
     assert "Resident memory over the training" in page
+    assert "measured time" in page
+    assert "by real steps" in page
     digests = [digest(run) for run in runs]
     assert digests[0] == digests[1]  # slabs may round otherwise
 
@@ -84,6 +86,8 @@ def test_out_of_memory_starts_again_one_rung_lower(make_run: MakeRun, start: Sta
     assert result["measured_peak_bytes"] <= budget
     assert result["predicted_peak_bytes"] == peaks[-1]
     assert result["restarts"] == len(rungs)
+    page = run.report.read_text("utf-8")
+    assert page.count("<td>a rung lower") == len(rungs)
 
 
 def test_two_trainings_in_one_folder_are_refused(make_run: MakeRun, start: Start) -> None:
