@@ -4,6 +4,8 @@ Memory: instead of a gradient for every parameter, those of one unit. The update
 backward pass, so the gradients are those of the weights of the forward pass, to the last bit.
 """
 
+from typing import Protocol, runtime_checkable
+
 from torch import nn
 
 from revedge.engine.run import Run
@@ -11,21 +13,32 @@ from revedge.engine.vjp import Update
 from revedge.errors import UsageError
 
 
+@runtime_checkable
+class _Holder(Protocol):
+    """What holds runs that are no submodules: the forward that `apply` puts in the place of a module's own."""
+
+    def set_update(self, update: Update | None) -> None: ...
+
+
 def update_in_backward(model: nn.Module, update: Update | None) -> None:
     """Call ``update(parameter, gradient)`` for every parameter of the model's runs during the backward pass.
 
-    ``parameter.grad`` then stays None. For one backward pass per optimizer step: gradients cannot be accumulated over
-    micro-batches, nor clipped by their global norm.
+    ``parameter.grad`` then stays None. For one forward and one backward pass per optimizer step: gradients cannot be
+    accumulated over micro-batches, nor clipped by their global norm. Parameters that no run holds (of a model under
+    `apply`, or beside its runs) get their ``grad`` as ever, and are the optimizer's to update.
 
     Args:
-        model: a `SpikingNet`, or any module with runs in it.
+        model: a `SpikingNet`, a model under `apply`, or any module with runs in it.
         update: takes the parameter and its gradient, which it may overwrite; None ends it.
 
     Raises:
         UsageError: the model has no run, or one of its parameters is used twice.
     """
-    runs = [module for module in model.modules() if isinstance(module, Run)]
-    if not runs:
+    modules = list(model.modules())
+    runs = [module for module in modules if isinstance(module, Run)]
+    forwards = [module.__dict__.get("forward") for module in modules]
+    holders = [forward for forward in forwards if isinstance(forward, _Holder)]
+    if not runs and not holders:
         raise UsageError(
             f"{type(model).__name__} has no run of revedge, so nothing can be updated in its backward pass; "
             "update it with optimizer.step() after backward"
@@ -40,3 +53,10 @@ def update_in_backward(model: nn.Module, update: Update | None) -> None:
         seen[parameter] = name
     for run in runs:
         run.update = update
+    try:
+        for holder in holders:
+            holder.set_update(update)
+    except UsageError:
+        for holder in holders:
+            holder.set_update(None)
+        raise

@@ -9,8 +9,9 @@ import torch
 from apply_nets import STYLES, Block, X, assert_close, bits, make, step
 from torch import Tensor, nn
 
-from revedge.engine import STRATEGIES, apply
-from revedge.neurons import reset_net
+from revedge.engine import STRATEGIES, apply, update_in_backward
+from revedge.errors import UsageError
+from revedge.neurons import LIFNode, reset_net
 
 
 def _autocast_step(net: nn.Module) -> dict[str, Tensor]:
@@ -55,6 +56,68 @@ def test_hooks_of_parameters_fire_once():
         )
     step(net)
     assert all(made == ["hook", "post"] for made in calls.values()), calls
+
+
+def _descend(parameter: nn.Parameter, gradient: Tensor) -> None:
+    parameter.data.sub_(gradient, alpha=1e-2)
+
+
+def _train(net: nn.Module, steps: int = 2) -> dict[str, Any]:
+    """Weights and statistics after some steps; a gradient that is left is applied after backward."""
+    for _ in range(steps):
+        reset_net(net)
+        net.zero_grad(set_to_none=True)
+        torch.manual_seed(7)
+        net(X).square().sum().backward()
+        for parameter in net.parameters():
+            if parameter.grad is not None:
+                _descend(parameter, parameter.grad)
+    return dict(net.state_dict())
+
+
+@pytest.mark.parametrize("strategy", ["store", "reverse"])
+@pytest.mark.parametrize("style", STYLES)
+def test_updates_in_backward(style, strategy):
+    """The same weights as with a step after backward, also in programs traced later; what no run holds keeps its grad."""
+    net = make(style)
+    apply(net, strategy, grid=True)
+    expected = bits(net, _train(net, 4))
+    net = make(style)
+    apply(net, strategy, grid=True)
+    updated: list[nn.Parameter] = []
+    update_in_backward(net, lambda p, g: (updated.append(p), _descend(p, g))[1])
+    _train(net, 2)
+    net.remark = "another state of the model gets another program"
+    assert bits(net, _train(net, 2)) == expected
+    left = [p for p in net.parameters() if p.grad is not None]
+    assert len(updated) + 4 * len(left) == 4 * len(list(net.parameters()))
+    assert len(updated) > 4
+    update_in_backward(net, None)
+    _train(net, 1)
+    assert all(p.grad is not None for p in net.parameters())
+
+
+class _Tied(nn.Module):
+    """One linear layer that is called twice: around a neuron, or once in a run and once beside it."""
+
+    def __init__(self, *, beside: bool) -> None:
+        super().__init__()
+        self.fc, self.lif, self.beside = nn.Linear(8, 8), LIFNode(), beside
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = self.lif(self.fc(x))
+        return torch.einsum("tbhwi,oi->tbhwo", s, self.fc.weight) if self.beside else self.fc(s)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_weight_used_twice_is_not_updated_in_backward(beside):
+    """Its gradient is complete only after backward: refused at once, and gradients come as ever."""
+    net = _Tied(beside=beside).train()
+    apply(net, "keep-spikes")
+    with pytest.raises(UsageError, match=r"fc.weight is used more than once"):
+        update_in_backward(net, _descend)
+    net(X).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
 
 
 def test_module_hooks_are_called():

@@ -13,6 +13,8 @@ from revedge.engine.adopt.program import Program
 from revedge.engine.adopt.rest import forget
 from revedge.engine.adopt.trace import UntraceableError, trace
 from revedge.engine.run import Run
+from revedge.engine.vjp import Update
+from revedge.errors import UsageError
 
 _SIMPLE = (bool, int, float, str, type(None))
 _STATES = ("v", "v_seq")  # of our neurons: they change from call to call
@@ -29,6 +31,7 @@ class Forward:
         current: the program that ran last, or was made first.
         failures: why a module's forward could not be traced, by module.
         why: why a module is in no run, by name, in the program that was made last.
+        update: see `revedge.engine.update_in_backward`; a copy of the model has none.
     """
 
     def __init__(self, root: nn.Module, settings: "Settings", strategies: list[str]) -> None:
@@ -36,6 +39,7 @@ class Forward:
         self.failures: dict[nn.Module, str] = {}
         self.why: dict[str, str] = {}
         self.current: Program | None = None
+        self.update: Update | None = None
         self._programs: dict[Any, Program | None] = {}
         self._signature = inspect.signature(type(root).forward)
 
@@ -132,11 +136,32 @@ class Forward:
         return program
 
     def dress(self, program: Program) -> None:
-        """Give the runs of ``program`` their strategies; the last one serves those that the list does not reach."""
+        """Give the runs of ``program`` their strategies; the last one serves those that the list does not reach.
+
+        Raises:
+            UsageError: parameters are to be updated in the backward pass, and one of them is used twice.
+        """
+        shared = program.used_twice() if self.update is not None else None
+        if shared is not None:
+            raise UsageError(
+                f"{shared} is used more than once in the forward of this {type(self.root).__name__}, and its gradient "
+                "is complete only after backward; it cannot be updated in the backward pass: use optimizer.step()"
+            )
         for index, run in enumerate(runs_of(program)):
+            run.update = self.update
             run.set_strategy(
                 self.strategies[min(index, len(self.strategies) - 1)], check=self.settings.check
             )
+
+    def set_update(self, update: Update | None) -> None:
+        """Update parameters in the backward pass of the runs, of those to come too; None ends it.
+
+        Raises:
+            UsageError: a parameter is used twice.
+        """
+        self.update = update
+        for program in self.programs():
+            self.dress(program)
 
     def __getstate__(self) -> dict[str, Any]:
         """Programs are made again in a copy, of the copied modules."""

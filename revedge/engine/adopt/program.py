@@ -3,7 +3,7 @@
 import operator
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from revedge.engine.adopt.blocks import pieces_of
@@ -51,6 +51,26 @@ class Program:
             for done in self._last_use.get(node, ()):
                 del values[done]
         return result
+
+    def used_twice(self) -> str | None:
+        """Name of a parameter that a run uses, and another unit, or something beside the runs, too; None if none."""
+        held: dict[Tensor, int] = {}
+        for run in (run for piece in self.pieces for run in piece.runs):
+            for _, parameter in run.named_parameters(remove_duplicate=False):
+                held[parameter] = held.get(parameter, 0) + 1
+        beside = {tensor for node in self._nodes for tensor in self._read_by(node)}
+        names: dict[Tensor, str] = {p: name for name, p in self.root.named_parameters()}
+        found = (p for p, count in held.items() if count > 1 or p in beside)
+        return next((names.get(p, "a parameter") for p in found), None)
+
+    def _read_by(self, node: fx.Node) -> list[Tensor]:
+        """Parameters that a node beside the runs reads."""
+        if node.op == "call_module":
+            return list(self.modules[str(node.target)].parameters())
+        if node.op == "get_attr":
+            value = operator.attrgetter(str(node.target))(self.root)
+            return [value] if isinstance(value, Tensor) else []
+        return []
 
     def _run(self, node: fx.Node, values: dict[fx.Node, Any], inputs: dict[str, Any]) -> Any:
         if node.op == "placeholder":
