@@ -26,7 +26,7 @@ def row(strategy: str, anon: int, cpu_s: float, **more) -> dict:
 
 
 def test_smallest_and_fastest_are_measured():
-    """Of the rows within a tenth of the least bytes the fastest; of those within a tenth of the least time the smallest."""
+    """Of the rows near the least bytes the fastest, of those near the least time the smallest."""
     rows = [row("a", 1000, 3.0), row("b", 1099, 2.0), row("c", 5000, 1.0), row("d", 4000, 1.09)]
     rows += [row("g", 1101, 1.5), row("h", 3000, 1.11)]
     assert best(rows, "smallest")["strategy"] == "b"

@@ -1,6 +1,7 @@
 """Loading, switching off, shapes without values, and a light import."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -67,6 +68,8 @@ def every_operator(device: str) -> list[torch.Tensor]:
     bits, v_2 = kernels.norm_neuron_forward(y, scale, shift, None, p, pack=True)
     reversible = kernels.reversible_forward(y, rp, 2)
     y_stored, v_stored, m_stored = kernels.reversible_forward_stored(y, rp, 2)
+    sums = kernels.ChannelSums()
+    sums.add(y_MC)
     results = [
         mean,
         var,
@@ -94,9 +97,25 @@ def every_operator(device: str) -> list[torch.Tensor]:
     for values in (
         kernels.neuron_backward_(y, None, g.clone(), None, p),
         kernels.norm_neuron_backward_(y, g.clone(), mean, inv_std, weight, bias, p),
+        *pooled_operators(y, mean, inv_std, weight, bias, p),
+        sums.stats(),
     ):
         results += [a for a in values if a is not None]
     return results
+
+
+def pooled_operators(y, mean, inv_std, weight, bias, p) -> list:
+    """Those with a window, as tuples of results."""
+    window = kernels.Window((2, 2), (2, 2), (0, 0), False)
+    shape = (*y.shape[:3], *window.pooled(y.shape[3], y.shape[4]))
+    bits = y.new_zeros((math.prod(shape) + 7) // 8, dtype=torch.uint8)
+    kernels.norm_neuron_pool_(y, inv_std, mean, p, bits, window, channels=y.shape[2])
+    g = torch.empty_like(y)
+    found = kernels.norm_neuron_pool_backward_(
+        y, y.new_zeros(shape), g, mean, inv_std, weight, bias, p, window
+    )
+    planes = (y.shape[0] * y.shape[1], *y.shape[2:])
+    return [(bits, g), found, (kernels.average_bits(kernels.pack_bits(y), planes, window),)]
 
 
 def test_meta_tensors_give_the_same_shapes() -> None:

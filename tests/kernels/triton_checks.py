@@ -227,6 +227,7 @@ CHECKS = {
         norm.norm_order_of_sums,
         norm.norm_of_constants,
         norm.norm_neuron,
+        norm.norm_neuron_pool,
         norm.slabs_of_channels,
         norm.slabs_that_do_not_fit,
         grid,

@@ -104,6 +104,37 @@ def norm_neuron(where: Where) -> None:
         check_norm_neuron(where, VARIANTS[3], torch.randn(2, 3, 5, 31), with_state=False)
 
 
+def norm_neuron_pool(where: Where) -> None:
+    """With a pool behind: halves and overlapping windows, means too, a slab of the channels."""
+    p, y = VARIANTS[3], torch.randn(3, 2, 3, 6, 7) * 1.5
+    floats, channels, first = p.as_floats(), 5, 1
+    weight, bias = torch.rand(3) + 0.5, torch.randn(3) * 0.3
+    mean, var = reference.channel_stats(y.flatten(0, 1))
+    scale, shift, inv_std = norm_affine(mean, var, weight, bias, 1e-5)
+    norm = (mean, inv_std, weight, bias)
+    for window in ([2, 2, 2, 2, 0, 0], [3, 3, 2, 2, 1, 1]):
+        height, width = (3, 3) if window[0] == 2 else (3, 4)
+        total = 3 * 2 * channels * height * width
+        bits, expected_bits = (torch.zeros((total + 7) // 8, dtype=torch.uint8) for _ in range(2))
+        reference.norm_neuron_pool_(y, scale, shift, p, expected_bits, channels, first, window)
+        where("norm_neuron_pool_", y, scale, shift, floats, bits, channels, first, window)
+        assert torch.equal(bits, expected_bits)
+        shape = [4, 3, 6, 7]
+        spikes = torch.randint(0, 256, (4 * 3 * 6 * 7 // 8,), dtype=torch.uint8)
+        means = reference.average_bits(spikes, shape, window)
+        same(where("average_bits", spikes, shape, window), (means,))
+        g_pooled = torch.randn(3, 2, channels, height, width)
+        for average in (False, True):
+            g, g_expected = (torch.ones(3, 2, channels, 6, 7) for _ in range(2))
+            with documented_order():
+                expected = reference.norm_neuron_pool_backward_(
+                    y, g_pooled, g_expected, *norm, p, first, window, average
+                )
+            args = (y, g_pooled, g, *norm, floats, first, window, average)
+            same(where("norm_neuron_pool_backward_", *args), expected)
+            assert_same_bits(g, g_expected)
+
+
 # Planes, and the (first channel, channels) of slabs: bits of two slabs in a byte, and not.
 SLABS = [
     (1, [(0, 2), (2, 3), (5, 1), (6, 1)]),

@@ -15,6 +15,11 @@ from revedge.kernels.triton.norm_neuron import (
     norm_neuron_forward,
     norm_neuron_pack_,
 )
+from revedge.kernels.triton.norm_neuron_pool import (
+    average_bits,
+    norm_neuron_pool_,
+    norm_neuron_pool_backward_,
+)
 from revedge.kernels.triton.reversible import (
     reversible_backward,
     reversible_backward_,
@@ -26,6 +31,7 @@ from revedge.kernels.triton.reversible import (
 )
 
 __all__ = [
+    "average_bits",
     "channel_stats",
     "grid_add_",
     "neuron_backward",
@@ -36,6 +42,8 @@ __all__ = [
     "norm_neuron_backward_",
     "norm_neuron_forward",
     "norm_neuron_pack_",
+    "norm_neuron_pool_",
+    "norm_neuron_pool_backward_",
     "pack_bits",
     "reversible_backward",
     "reversible_backward_",
