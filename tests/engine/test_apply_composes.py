@@ -78,7 +78,7 @@ def _train(net: nn.Module, steps: int = 2) -> dict[str, Any]:
 @pytest.mark.parametrize("strategy", ["store", "reverse"])
 @pytest.mark.parametrize("style", STYLES)
 def test_updates_in_backward(style, strategy):
-    """The same weights as with a step after backward, also in programs traced later; what no run holds keeps its grad."""
+    """The same weights as with a step after backward, also in programs traced later; the rest keeps its grad."""
     net = make(style)
     apply(net, strategy, grid=True)
     expected = bits(net, _train(net, 4))
