@@ -21,7 +21,8 @@ _TEXTS = (
     r"CUDA error: out of memory",
     r"CUDA out of memory",
     r"CUDNN_STATUS_(ALLOC_FAILED|NOT_INITIALIZED|INTERNAL_ERROR)",
-    r"CUBLAS_STATUS_ALLOC_FAILED",
+    r"CUBLAS_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)",  # its handle needs memory too
+    r"FIND was unable to find an engine to execute this computation",  # cuDNN: none whose workspace fits
     r"CUDA driver error: operation not supported",  # expandable segments on Tegra
     r"NvMapMemAllocInternalTagged",
     r"Unable to allocate .{1,40} for an array",  # numpy

@@ -21,6 +21,8 @@ TEXTS = [
     "RuntimeError: cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
     "RuntimeError: cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
     "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "RuntimeError: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "RuntimeError: FIND was unable to find an engine to execute this computation",
     "RuntimeError: CUDA driver error: operation not supported",
     "NvMapMemAllocInternalTagged: 1075072515 error 12",
     "numpy._core._exceptions._ArrayMemoryError: Unable to allocate 1.00 GiB for an array with shape (1,)",
