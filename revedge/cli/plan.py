@@ -10,11 +10,11 @@ from revedge.errors import RevedgeError, UsageError
 from revedge.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
-    from revedge.planner.request import Request
+    from revedge.planner.request import KnownRun, Request
 
 _EPILOG = """examples:
   revedge plan --data digits --model revsresnet11 --budget 400MiB --verify --out plan.toml
-  revedge plan --in-shape 3,32,32 --classes 10 --model ms-resnet --budget 1GiB --prefer depth
+  revedge plan --in-shape 3,32,32 --classes 10 --model ms-resnet18 --budget 1GiB --depth 8..64 --timesteps 4..16
   revedge plan --data nmnist --data-dir DIR --model revsresnet --budget auto --device raspberry-pi-4-2gb
 """
 _RESERVE_BYTES, _RESERVE_SHARE = 128 * 10**6, 0.05
@@ -41,7 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="a model, or a family to choose from; default: one for the data",
     )
-    add("--timesteps", type=int, metavar="T", help="time steps; free with --prefer timesteps")
+    add(
+        "--timesteps",
+        metavar="T",
+        help="time steps, or a range, 4..16; free with --prefer timesteps",
+    )
     add("--batch", type=int, metavar="B", help="samples per optimizer step")
     add(
         "--micro-batch",
@@ -55,9 +59,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="store, keep-conv, keep-spikes, reverse or invert; default: chosen",
     )
     add_memory_options(parser)
-    add("--prefer", metavar="WHAT", help="what to make large: depth, timesteps or speed")
-    add("--width", type=int, metavar="N", help="channels of the model's first stage")
-    add("--depth", type=int, metavar="N", help="blocks of the model")
+    add(
+        "--prefer",
+        metavar="WHAT",
+        help="what to make large: depth, timesteps, speed or accuracy-per-byte",
+    )
+    add(
+        "--runs",
+        nargs="+",
+        metavar="DIR",
+        help="finished trainings of these data, for --prefer accuracy-per-byte to choose among",
+    )
+    add("--width", metavar="N", help="channels of the model's first stage, or a range, 16..64")
+    add("--depth", metavar="N", help="blocks of the model, or a range, 8..64")
     add("--neuron", metavar="NAME", help="if, lif, plif, or for VGG and ResNets reversible")
     add("--device", metavar="BOARD", help="plan for this board (see revedge devices list)")
     add("--threads", type=int, metavar="N", help="CPU threads of the training")
@@ -167,24 +181,75 @@ def run(args: argparse.Namespace) -> int:
 def _request(args: argparse.Namespace, notes: list[str]) -> "Request":
     from revedge.planner.request import Request
 
-    for name in ("timesteps", "batch", "micro_batch", "width", "depth", "threads", "classes"):
+    ranges, fixed = dict[str, tuple[int, int]](), dict[str, int]()
+    for name in ("depth", "timesteps", "width"):
+        low, high = _range(name, getattr(args, name))
+        if low is not None and high is not None:
+            ranges[name] = low, high
+        elif low is not None:
+            fixed[name] = low
+    for name in ("batch", "micro_batch", "threads", "classes"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value} is not possible; give 1 or more")
     budget_bytes = _budget_bytes(args, notes)
-    options = {name: getattr(args, name) for name in ("width", "depth", "neuron")}
+    options = {name: fixed.get(name) for name in ("width", "depth")} | {"neuron": args.neuron}
+    data = _data(args)
     return Request(
         budget_bytes=budget_bytes,
-        **_data(args),
+        **data,
         model=args.model,
         model_options={name: value for name, value in options.items() if value is not None},
-        timesteps=args.timesteps,
+        timesteps=fixed.get("timesteps"),
+        ranges=ranges,
+        runs=tuple(_known_run(folder, data["data"]) for folder in args.runs or []),
         batch_size=args.batch,
         micro_batch_size=args.micro_batch,
         strategy=args.strategy,
         **memory_wishes(args),
         prefer=args.prefer,
         threads=args.threads or len(os.sched_getaffinity(0)),
+    )
+
+
+def _range(name: str, text: str | None) -> tuple[int | None, int | None]:
+    """Return (number, None), or both ends of a range, or (None, None) where nothing was given."""
+    if text is None:
+        return None, None
+    low, dots, high = text.partition("..")
+    try:
+        found = int(low), int(high) if dots else None
+    except ValueError:
+        raise UsageError(
+            f"--{name} {text!r} is not understood; give a number, or a range as 4..16"
+        ) from None
+    if found[0] < 1:
+        raise UsageError(f"--{name} {text} is not possible; give 1 or more")
+    return found
+
+
+def _known_run(folder: str, data: str) -> "KnownRun":
+    """Return what a finished training of ``data`` reached."""
+    from revedge.devices.run_folder import RunFolder
+    from revedge.planner.plan import Plan
+    from revedge.planner.request import KnownRun
+
+    run = RunFolder(folder)
+    run.require_begun()
+    plan, result = Plan.load(run.plan), run.read_result()
+    if result is None:
+        raise UsageError(
+            f"--runs {folder}: this training is not finished; leave it out, or resume it"
+        )
+    if plan.data != data:
+        raise UsageError(
+            f"--runs {folder}: it was trained on {plan.data}, not on {data}; leave it out"
+        )
+    return KnownRun(
+        model=plan.model,
+        model_options=plan.model_options,
+        timesteps=plan.timesteps,
+        accuracy=float(result["test_accuracy"]),
     )
 
 

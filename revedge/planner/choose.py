@@ -6,7 +6,8 @@ from revedge.planner import base
 from revedge.planner.cost import predict
 from revedge.planner.descent import descend
 from revedge.planner.request import Request
-from revedge.planner.search import Progress, SearchResult, search
+from revedge.planner.result import SearchResult
+from revedge.planner.search import Progress, search
 from revedge.planner.setting import Setting
 from revedge.planner.timing import timed
 from revedge.planner.trace_client import TraceClient

@@ -46,6 +46,7 @@ class Prediction:
     """The predicted peak of supervisor and trainer together, and its parts, which sum to it."""
 
     parts: Mapping[str, int]
+    runs: int = 1  # of the network: so many strategies a plan can have
 
     @property
     def predicted_peak_bytes(self) -> int:
@@ -74,7 +75,8 @@ def predict(setting: Setting, base: Base, tracer: Tracer) -> Prediction:
             "supervisor_bytes": base.supervisor_bytes,
             **{name: traced[name] for name in PARTS if name in traced},
             "slack_bytes": slack,
-        }
+        },
+        runs=traced["runs"],
     )
 
 

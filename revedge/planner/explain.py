@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from revedge.planner.plan import Plan
-from revedge.planner.search import Alternative, Rejected, SearchResult
+from revedge.planner.result import Alternative, Rejected, SearchResult
 from revedge.planner.setting import Setting
 from revedge.planner.step_time import StepTime
 from revedge.planner.way import Way

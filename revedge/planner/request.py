@@ -10,10 +10,20 @@ from revedge.planner.plan import OPTIMIZERS, STRATEGIES, Plan
 from revedge.planner.setting import Setting
 from revedge.planner.way import SLAB_TIME_FACTORS, Way, ways
 
-PREFERENCES = ("depth", "timesteps", "speed")
+PREFERENCES = ("depth", "timesteps", "speed", "accuracy-per-byte")
 ANY = "any"  # of the optimizers
 # SGD takes this many times the learning rate that is set for AdamW.
 SGD_RATE_FACTOR = 25.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnownRun:
+    """A training that was finished, and what it reached on the test split; fields are those of `Plan`."""
+
+    model: str
+    model_options: Mapping[str, Any]
+    timesteps: int
+    accuracy: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +43,12 @@ class Request:
     model: str | None = None  # a model, or a family of models
     model_options: Mapping[str, Any] = field(default_factory=dict)
     timesteps: int | None = None
+    ranges: Mapping[str, tuple[int, int]] = field(
+        default_factory=dict
+    )  # of "depth", "timesteps", "width": least and most, where they are free
+    runs: tuple[
+        KnownRun, ...
+    ] = ()  # with these data, to choose among with --prefer accuracy-per-byte
     batch_size: int | None = None
     micro_batch_size: int | None = None
     strategy: str | None = None
@@ -48,6 +64,18 @@ class Request:
         """Check the names and the sizes."""
         if self.prefer is not None and self.prefer not in PREFERENCES:
             raise UsageError(f"--prefer {self.prefer!r} is not known; choose one of {PREFERENCES}")
+        if (self.prefer == "accuracy-per-byte") != bool(self.runs):
+            raise UsageError(
+                "--prefer accuracy-per-byte and --runs go together: accuracies are taken from finished trainings, "
+                "as in --runs runs/a runs/b"
+            )
+        if self.runs and self.ranges:
+            raise UsageError("--runs says what to choose among; leave the ranges out")
+        for name, (low, high) in self.ranges.items():
+            if not 1 <= low <= high:
+                raise UsageError(f"--{name} {low}..{high} is no range; give it as 4..16")
+            if name in self.model_options or (name == "timesteps" and self.timesteps is not None):
+                raise UsageError(f"--{name} is a number and a range; give one")
         if self.strategy is not None and self.strategy not in STRATEGIES:
             raise UsageError(f"strategy {self.strategy!r} is not known; choose one of {STRATEGIES}")
         if self.optimizer not in (None, ANY, *OPTIMIZERS):
@@ -78,7 +106,8 @@ class Request:
         """Return the strategies that may be chosen."""
         if self.strategy is not None:
             return [self.strategy]
-        reversible = self.model_options.get("neuron") == "reversible"
+        options = [self.model_options, *(each.model_options for each in self.runs)]
+        reversible = all(each.get("neuron") == "reversible" for each in options[1:] or options)
         return [name for name in STRATEGIES if name != "invert" or reversible]
 
     def ways(self, micro_batch: int) -> list[Way]:

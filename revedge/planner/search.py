@@ -1,79 +1,28 @@
 """Chooses the training for a number of bytes, and says why not another one. Free of torch.
 
 Order of wishes: the full batch in one piece (a smaller micro-batch changes batch norm, so it is the
-last resort), then the preferred optimizer, then the best rung of the ladder (what ``--prefer``
-names), then the fastest way of saving memory that fits. With ``--prefer speed`` the way comes
-before the rung. Memory grows along a rising ladder, so the best rung is bisected; every
-configuration that is accepted or called rejected was itself predicted, none is extrapolated.
+last resort), then the preferred optimizer (with ``--optimizer any``), then the best rung of the ladder (what
+``--prefer`` names, then what else is free), then the fastest way of saving memory that fits, for each run of the
+network. With ``--prefer speed`` the way comes before the rung. Memory grows along a rising ladder, so the best rung is
+bisected; every configuration that is accepted or called rejected was itself predicted, none is extrapolated.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
-from revedge.errors import BudgetError, UsageError
-from revedge.planner import descent
+from revedge.errors import UsageError
 from revedge.planner.cost import Prediction
-from revedge.planner.ladder import Ladder, Rung, build
-from revedge.planner.plan import Plan
+from revedge.planner.ladder import Dimension, Ladder, Rung, build
 from revedge.planner.request import Request
+from revedge.planner.result import Alternative, Rejected, SearchResult
 from revedge.planner.setting import Setting
-from revedge.planner.step_time import StepTime
-from revedge.planner.way import Way
+from revedge.planner.way import TIME_FACTORS, Way
+from revedge.planner.way_out import ways_out
 from revedge.units import format_bytes
 
-_NARROW = (4, 8, 12, 16, 24, 32, 48, 64)  # widths that are offered where nothing fits
 Predict = Callable[[Setting], Prediction]
 Progress = Callable[[int], None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rejected:
-    """A neighbor of the choice (or, where nothing fits, the nearest miss) and why it is not chosen."""
-
-    setting: Setting
-    predicted_peak_bytes: int
-    missing_bytes: int  # 0: it fits, but something else is better
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Alternative:
-    """One way of saving memory at the chosen network, batch and optimizer."""
-
-    setting: Setting
-    predicted_peak_bytes: int
-    time_factor: float  # of a step, in sizes of that of `store`
-    on_front: bool  # nothing takes less memory and is as fast
-    step_time: StepTime | None = None  # None: not asked for, or not known (another board)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SearchResult:
-    """What was found. ``plan`` is None where nothing fits; ``way_out`` then says what to change."""
-
-    plan: Plan | None
-    floor_bytes: int  # the smallest budget that the request is feasible with
-    tried: int  # configurations predicted
-    space: int = 0  # configurations among which it was chosen
-    rejected: tuple[Rejected, ...] = ()
-    alternatives: tuple[Alternative, ...] = ()  # the fastest first
-    timeline: Mapping[str, Any] | None = None  # see timeline.py; for a report
-    rungs: tuple[descent.Rung, ...] = ()  # the plan, and what lies below it
-    reason: str = ""
-    way_out: str = ""
-    floor_setting: Setting | None = None
-    step_time: StepTime | None = None  # of the plan
-
-    def require(self) -> Plan:
-        """Return the plan.
-
-        Raises:
-            BudgetError: nothing fits.
-        """
-        if self.plan is None:
-            raise BudgetError(f"{self.reason}; {self.way_out}", floor_bytes=self.floor_bytes)
-        return self.plan
 
 
 def search(
@@ -103,9 +52,9 @@ class _Search:
         self._request, self._predict, self._progress = request, predict, progress
         self._known: dict[str, Prediction] = {}
         self._impossible: list[UsageError] = []
-        self._goal = ladder.goal
         self._rising = ladder.rising
-        self._rungs = self._possible(ladder)
+        self._rungs = self._possible(list(ladder.rungs))
+        self._dimensions = ladder.dimensions
 
     def run(self) -> SearchResult:
         floor, floor_setting = self._floor()
@@ -119,32 +68,37 @@ class _Search:
         raise AssertionError("the floor fits, so the smallest micro-batch does")
 
     def _found(
-        self, place: int, way: Way, micro: int, optimizer: str, floor: int, floor_setting: Setting
+        self, rung: Rung, way: Way, micro: int, optimizer: str, floor: int, floor_setting: Setting
     ) -> SearchResult:
-        setting = self._setting(self._rungs[place], micro, optimizer, way)
+        way = self._mixed(rung, way, micro, optimizer)
+        setting = self._setting(rung, micro, optimizer, way)
         return SearchResult(
             plan=self._request.plan(setting, self._prediction(setting).parts),
             floor_bytes=floor,
             floor_setting=floor_setting,
-            rejected=self._neighbors(place, way, micro, optimizer),
-            alternatives=self._alternatives(self._rungs[place], micro, optimizer),
+            rejected=self._neighbors(rung, way, micro, optimizer),
+            alternatives=self._alternatives(rung, way, micro, optimizer),
             tried=len(self._known),
             space=self._space(),
         )
 
-    def _possible(self, ladder: Ladder) -> list[Rung]:
-        """Rungs that can exist. On a rising one, those below the first that can are left out."""
+    def _possible(self, rungs: list[Rung]) -> list[Rung]:
+        """Rungs that can exist. On a rising ladder, those below the first that can are left out."""
         micro = self._request.micro_batches()[-1]
         optimizer, way = self._request.optimizers()[-1], self._request.ways(micro)[-1]
-        rungs = list(ladder.rungs)
-        if ladder.rising:
+        if self._rising:
             while rungs and self._peak(rungs[0], micro, optimizer, way) is None:
                 rungs.pop(0)
                 if len(self._impossible) > 8:
-                    break
+                    raise self._impossible[-1]
         else:
-            rungs = [rung for rung in rungs if self._peak(rung, micro, optimizer, way) is not None]
-        if not rungs or len(self._impossible) > 8:
+            peaks = [self._peak(rung, micro, optimizer, way) for rung in rungs]
+            found = [(rung, peak) for rung, peak in zip(rungs, peaks, strict=True) if peak]
+            if self._request.prefer == "accuracy-per-byte":
+                chance = 1 / self._request.num_classes
+                found.sort(key=lambda each: ((each[0].accuracy or 0) - chance) / each[1])
+            rungs = [rung for rung, _ in found]
+        if not rungs:
             raise self._impossible[-1]
         return rungs
 
@@ -159,6 +113,9 @@ class _Search:
             self._known[key] = self._predict(setting)
             self._progress(len(self._known))
         return self._known[key]
+
+    def _bytes(self, setting: Setting) -> int:
+        return self._prediction(setting).predicted_peak_bytes
 
     def _peak(self, rung: Rung, micro: int, optimizer: str, way: Way) -> int | None:
         """Predicted peak, None for a setting that cannot exist."""
@@ -192,42 +149,56 @@ class _Search:
         best = min(settings, key=lambda each: self._prediction(each).predicted_peak_bytes)
         return self._prediction(best).predicted_peak_bytes, best
 
-    def _best(self, micro: int, optimizer: str) -> tuple[int, Way] | None:
-        """Return the place of the best rung, and the fastest way that fits there."""
+    def _best(self, micro: int, optimizer: str) -> tuple[Rung, Way] | None:
+        """Return the best rung, and the fastest way that fits there."""
+        ways = self._request.ways(micro)
         if self._request.prefer == "speed":
-            for way in self._request.ways(micro):
-                place = self._climb([way], micro, optimizer)
-                if place is not None:
-                    return place, way
+            for way in ways:
+                rung = self._highest([way], micro, optimizer)
+                if rung is not None:
+                    return rung, way
             return None
-        place = self._climb(self._sparing(micro), micro, optimizer)
+        # The slowest ways mostly reach highest; each of the others then costs one prediction to be ruled out.
+        rung = self._highest(self._sparing(micro)[::-1], micro, optimizer)
+        if rung is None:
+            return None
+        return rung, next(way for way in ways if self._fits(rung, micro, optimizer, way))
+
+    def _highest(self, ways: Sequence[Way], micro: int, optimizer: str) -> Rung | None:
+        """Climb the first dimension, then from there each of the others."""
+        place = self._climb(self._rungs, ways, micro, optimizer, rising=self._rising)
         if place is None:
             return None
         rung = self._rungs[place]
-        ways = self._request.ways(micro)
-        return place, next(way for way in ways if self._fits(rung, micro, optimizer, way))
+        for dimension in self._dimensions[1:]:
+            rungs = dimension.rungs(rung)
+            place = self._climb(rungs, ways, micro, optimizer, rising=dimension.rising)
+            rung = rung if place is None else rungs[place]
+        return rung
 
-    def _climb(self, ways: Iterable[Way], micro: int, optimizer: str) -> int | None:
+    def _climb(
+        self, rungs: list[Rung], ways: Iterable[Way], micro: int, optimizer: str, *, rising: bool
+    ) -> int | None:
         """Return the place of the best rung that fits with any of ``ways``."""
         best: int | None = None
-        if not self._rising:
-            for way in ways:
-                above = range(len(self._rungs) - 1, -1 if best is None else best, -1)
-                fits = (p for p in above if self._fits(self._rungs[p], micro, optimizer, way))
-                best = next(fits, best)
-            return best
         for way in ways:  # each must beat the best so far, which mostly costs one prediction
-            best = self._climb_on(best, way, micro, optimizer)
+            if rising:
+                best = self._climb_on(rungs, best, way, micro, optimizer)
+                continue
+            above = range(len(rungs) - 1, -1 if best is None else best, -1)
+            best = next((p for p in above if self._fits(rungs[p], micro, optimizer, way)), best)
         return best
 
-    def _climb_on(self, best: int | None, way: Way, micro: int, optimizer: str) -> int | None:
+    def _climb_on(
+        self, rungs: list[Rung], best: int | None, way: Way, micro: int, optimizer: str
+    ) -> int | None:
         """Return the last rung above ``best`` that fits, or ``best``."""
         low = -1 if best is None else best  # fits, or lies before the first
-        high = len(self._rungs)  # does not fit, or lies behind the last
+        high = len(rungs)  # does not fit, or lies behind the last
         peaks: dict[int, int] = {}
         while high - low > 1:
             guess = self._guess(low, high, peaks)
-            peak = self._peak(self._rungs[guess], micro, optimizer, way)
+            peak = self._peak(rungs[guess], micro, optimizer, way)
             if peak is not None:
                 peaks[guess] = peak
             if peak is not None and peak <= self._request.budget_bytes:
@@ -251,10 +222,45 @@ class _Search:
             guess = pair[0] + left * (pair[1] - pair[0]) // rise
         return max(low + 1, min(high - 1, guess))
 
-    def _alternatives(self, rung: Rung, micro: int, optimizer: str) -> tuple[Alternative, ...]:
+    def _mixed(self, rung: Rung, way: Way, micro: int, optimizer: str) -> Way:
+        """Give single runs of the network a faster strategy than ``way`` has, as long as that fits.
+
+        From the last run to the first, each the fastest that fits. In that order they add few bytes for the time that
+        they save: stages become smaller towards the head, and what a late run keeps is used up before the peak of an
+        early one. It ends after two runs that have to stay. Runs count as equally long.
+        """
+        uniform = way.strategy
+        if self._request.strategy is not None or not isinstance(uniform, str):
+            return way
+        names = [uniform] * self._prediction(self._setting(rung, micro, optimizer, way)).runs
+        faster = [n for n in self._request.strategies() if TIME_FACTORS[n] < TIME_FACTORS[uniform]]
+        faster.sort(key=TIME_FACTORS.__getitem__)
+        stayed = 0
+        for place in range(len(names) - 1, -1, -1):
+            for name in faster if len(names) > 1 and stayed < 2 else ():
+                mixed = (*names[:place], name, *names[place + 1 :])
+                strategy = mixed[0] if len(set(mixed)) == 1 else mixed
+                if self._fits(rung, micro, optimizer, replace(way, strategy=strategy)):
+                    names[place] = name
+                    break
+            else:
+                stayed += 1
+        return way if set(names) == {uniform} else replace(way, strategy=tuple(names))
+
+    def _alternatives(
+        self, rung: Rung, chosen: Way, micro: int, optimizer: str
+    ) -> tuple[Alternative, ...]:
         found: list[Alternative] = []
         least: int | None = None
-        for way in self._request.ways(micro):  # the fastest first
+        ways = [
+            way
+            for way in self._request.ways(micro)
+            if way.update_in_backward == chosen.update_in_backward
+            or way.strategy == chosen.strategy
+        ]
+        if chosen not in ways:  # a strategy for each run
+            ways = sorted([*ways, chosen], key=lambda way: way.time_factor)
+        for way in ways:  # the fastest first
             setting = self._setting(rung, micro, optimizer, way)
             peak = self._prediction(setting).predicted_peak_bytes
             found.append(
@@ -271,11 +277,24 @@ class _Search:
     def _space(self) -> int:
         sizes = self._request.micro_batches()
         ways = sum(len(self._request.ways(micro)) for micro in sizes)
-        return len(self._rungs) * ways * len(self._request.optimizers())
+        others = math.prod(len(each.values) for each in self._dimensions[1:])
+        return len(self._rungs) * others * ways * len(self._request.optimizers())
 
-    def _neighbors(self, place: int, way: Way, micro: int, optimizer: str) -> tuple[Rejected, ...]:
+    def _above(self, rung: Rung) -> Iterator[tuple[Rung, Dimension]]:
+        """Yield the next rung along each dimension."""
+        for dimension in self._dimensions:
+            values = dimension.values
+            if (
+                dimension is self._dimensions[0]
+            ):  # without what cannot exist, in the order of the search
+                values = tuple(each.value(dimension.name) for each in self._rungs)
+            place = values.index(rung.value(dimension.name))
+            if place + 1 < len(values):
+                yield rung.changed(dimension.name, values[place + 1]), dimension
+
+    def _neighbors(self, rung: Rung, way: Way, micro: int, optimizer: str) -> tuple[Rejected, ...]:
         """What differs from the choice in one thing: why not that."""
-        rung, found = self._rungs[place], list[Rejected | None]()
+        found = list[Rejected | None]()
         own_bytes = self._peak(rung, micro, optimizer, way)
         assert own_bytes is not None
         for other in self._request.ways(micro):
@@ -290,9 +309,8 @@ class _Search:
                 # What is slower and takes as much is no choice that anybody could want.
                 if rejected.predicted_peak_bytes < own_bytes or other.time_factor < way.time_factor:
                     found.append(rejected)
-        if place + 1 < len(self._rungs):
-            above = self._rungs[place + 1]
-            found.append(self._nearest(above, micro, optimizer, f"more {self._goal}"))
+        for above, dimension in self._above(rung):
+            found.append(self._nearest(above, micro, optimizer, f"more {dimension.goal}"))
         preferred = self._request.optimizers()[0]
         if optimizer != preferred:
             found.append(self._nearest(rung, micro, preferred, f"{preferred}, which is preferred"))
@@ -321,20 +339,21 @@ class _Search:
 
     def _infeasible(self, floor: int, setting: Setting) -> SearchResult:
         request = self._request
-        micro, optimizer = setting.micro_batch_size, setting.optimizer
-        best = Way.of(setting)
+        micro, best = setting.micro_batch_size, Way.of(setting)
         rejected = [
             self._reject(replace(setting, strategy=way.strategy), "the least that was asked for")
             for way in self._sparing(micro)
             if way.slab_bytes == best.slab_bytes
         ]
         missing = floor - request.budget_bytes
+        parts = self._prediction(setting).parts
+        bare = parts.get("base_bytes", 0) + parts.get("supervisor_bytes", 0)
         return SearchResult(
             plan=None,
             floor_bytes=floor,
             floor_setting=setting,
             rejected=tuple(rejected),
-            way_out=" ".join(self._ways_out(floor, setting, optimizer, best)),
+            way_out=" ".join(ways_out(request, setting, floor, self._bytes, bare)),
             tried=len(self._known),
             space=self._space(),
             reason=(
@@ -343,55 +362,6 @@ class _Search:
                 f"({best.text()}, micro-batch {micro}), {format_bytes(missing)} more"
             ),
         )
-
-    def _ways_out(self, floor: int, setting: Setting, optimizer: str, way: Way) -> list[str]:
-        """Three things to change, as far as there are three that help."""
-        request = self._request
-        parts = self._prediction(setting).parts
-        fixed = parts.get("base_bytes", 0) + parts.get("supervisor_bytes", 0)
-        found = [f"give --budget {-(-floor // 2**20)}MiB or more"]
-        if fixed >= request.budget_bytes:
-            return [*found, f"(no smaller network helps: torch alone takes {format_bytes(fixed)})"]
-        options = {k: v for k, v in setting.model_options.items() if k not in request.model_options}
-        micro = setting.micro_batch_size
-        fewer = self._last_fitting(
-            [
-                Rung(model=setting.model, timesteps=t, options=options)
-                for t in range(1, setting.timesteps)
-            ],
-            micro, optimizer, way,
-        )  # fmt: skip
-        if fewer is not None:
-            found.append(f"or --timesteps {fewer.timesteps}")
-        narrower = self._last_fitting(
-            [
-                Rung(model=setting.model, timesteps=setting.timesteps, options={**options, "width": n})
-                for n in _NARROW
-                if n < setting.model_options.get("width", _NARROW[-1] + 1)
-            ],
-            micro, optimizer, way,
-        )  # fmt: skip
-        if narrower is not None:
-            found.append(f"or --width {narrower.options['width']}")
-        if request.optimizer is None and optimizer != "sgd":
-            leaner = self._peak(
-                Rung(model=setting.model, timesteps=setting.timesteps, options=options),
-                micro, "sgd", way,
-            )  # fmt: skip
-            if leaner is not None and leaner <= request.budget_bytes:
-                found.append("or --optimizer sgd")
-        if len(found) == 1:
-            found.append("or take a smaller model or smaller frames")
-        return found
-
-    def _last_fitting(self, rungs: list[Rung], micro: int, optimizer: str, way: Way) -> Rung | None:
-        """Return the best of ``rungs``, which rise, that fits."""
-        kept, self._rungs = self._rungs, rungs
-        try:
-            place = self._climb_on(None, way, micro, optimizer)
-        finally:
-            self._rungs = kept
-        return None if place is None else rungs[place]
 
 
 def _against(other: Way, chosen: Way) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from revedge.planner import step_time
 from revedge.planner.request import Request
-from revedge.planner.search import Alternative, SearchResult
+from revedge.planner.result import Alternative, SearchResult
 from revedge.planner.setting import Setting
 from revedge.planner.step_time import StepTime
 

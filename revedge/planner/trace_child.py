@@ -9,6 +9,7 @@ request -> ``{"error": text, "kind": class name}``. Ends when stdin does.
 import contextlib
 import dataclasses
 import functools
+import gc
 import json
 import os
 import signal
@@ -142,6 +143,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 def main() -> int:
     """Answer requests until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; its end closes stdin
+    gc.freeze()  # the collector need not look through torch's own objects at every trace
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out, contextlib.redirect_stdout(sys.stderr):
         for line in sys.stdin:
             print(json.dumps(answer(json.loads(line))), file=out, flush=True)

@@ -8,14 +8,13 @@ counted, in any strategy, without a formula that could be forgotten. Runs in a c
 import functools
 import math
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from revedge.allocator import MMAP_THRESHOLD_BYTES
 from revedge.planner.work import Work
@@ -155,6 +154,15 @@ def convolution_workspace_bytes(
     return workspace_bytes(_copied(name, args, made), 4) + narrow * _PRODUCT_BYTES
 
 
+def _tensors(out: Any) -> Iterator[Tensor]:
+    """Yield the tensors of an operator's result; a third of a trace's time when torch's own walk does it."""
+    if isinstance(out, Tensor):
+        yield out
+    elif isinstance(out, tuple | list):
+        for each in out:
+            yield from _tensors(each)
+
+
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
 
@@ -282,7 +290,7 @@ class StorageTracker(TorchDispatchMode):
             return 1  # a meta tensor has no value: checks such as bool((w > 0).all()) pass
         out = self._run(func, args, kwargs or {})
         self.operations += 1
-        made = [each for each in tree_iter(out) if isinstance(each, Tensor)]
+        made = list(_tensors(out))
         if _nature(func) != "view":
             given = [each for each in args if isinstance(each, Tensor)]
             self.work.count(name, args, given + [each for each in made if each is not args[0]])

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from revedge.errors import BudgetError, UsageError
 from revedge.planner import ladder
 from revedge.planner.cost import Prediction
-from revedge.planner.request import Request
-from revedge.planner.search import SearchResult, search
+from revedge.planner.request import KnownRun, Request
+from revedge.planner.result import SearchResult
+from revedge.planner.search import search
 from revedge.planner.setting import Setting
 
 FAMILIES = {"net": ["net5", "net9", "net21"], "odd": ["odd3", "odd7"]}
@@ -212,3 +213,152 @@ def test_wrong_wishes_are_usage_errors(changes: dict[str, object]) -> None:
     """Unknown words and a micro-batch that does not divide the batch are refused at once."""
     with pytest.raises(UsageError):
         request(100, **changes)
+
+
+def test_ranges_are_climbed_one_after_the_other() -> None:
+    """First what is preferred, then depth, then T, each as far as it fits; none outside its range."""
+    predict = predictor((1, 3, 0))
+    ranges = {"depth": (4, 30), "timesteps": (2, 9)}
+    for prefer, first, second in (
+        (None, "depth", "timesteps"),
+        ("timesteps", "timesteps", "depth"),
+    ):
+        asked = request(400, ranges=ranges, prefer=prefer)
+        result = search(asked, FAMILIES, predict)
+        plan = result.require()
+        found = {"depth": plan.model_options["depth"], "timesteps": plan.timesteps}
+
+        def least(values: dict[str, int], asked: Request = asked) -> int:
+            return min(
+                predict(
+                    asked.setting(
+                        "net9", {"depth": values["depth"]}, values["timesteps"], 8, "adamw", way
+                    )
+                ).predicted_peak_bytes
+                for way in asked.ways(8)
+            )
+
+        bottom = {name: low for name, (low, _) in ranges.items()}
+        reached = {**bottom, first: found[first]}
+        assert least(reached) <= 400
+        assert found[first] == ranges[first][1] or least({**reached, first: found[first] + 1}) > 400
+        assert least(found) <= 400
+        assert (
+            found[second] == ranges[second][1] or least({**found, second: found[second] + 1}) > 400
+        )
+        for name, (low, high) in ranges.items():
+            assert low <= found[name] <= high
+        goals = {each.reason.split(",")[0] for each in result.rejected}
+        assert {f"more {n}" for n in found if found[n] < ranges[n][1]} <= goals
+
+
+def test_a_range_of_widths() -> None:
+    """Of multiples of eight and both ends the widest that fits, beside a depth that is given."""
+
+    def predict(setting: Setting) -> Prediction:
+        return Prediction(parts={"base_bytes": 10 * setting.model_options["width"]})
+
+    asked = request(350, ranges={"width": (12, 60)}, model_options={"depth": 3})
+    assert search(asked, FAMILIES, predict).require().model_options == {"depth": 3, "width": 32}
+    asked = request(700, ranges={"width": (12, 60)})
+    assert search(asked, FAMILIES, predict).require().model_options == {"width": 60}
+
+
+def by_runs(setting: Setting) -> Prediction:
+    """Three runs that keep 100, 30 and 10 bytes with each strategy's factor."""
+    names = [setting.strategy] * 3 if isinstance(setting.strategy, str) else setting.strategy
+    kept = sum(
+        _KEPT[name] * size + beside
+        for name, size, beside in zip(names, (100, 30, 10), (0, 0, 0), strict=True)
+    )
+    return Prediction(parts={"base_bytes": kept + (1 if setting.slab_bytes else 0)}, runs=3)
+
+
+def test_runs_have_a_strategy_each() -> None:
+    """What a uniform strategy leaves free is given to late runs, which cost the fewest bytes."""
+    asked = request(
+        2 * 140 + 100, update_in_backward=False
+    )  # keep-spikes everywhere, and 100 bytes
+    result = search(asked, FAMILIES, by_runs)
+    plan = result.require()
+    assert plan.strategy == (
+        "keep-spikes",
+        "keep-spikes",
+        "store",
+    )  # 70 more; keep-conv for the second: 90 more
+    assert plan.predicted_peak_bytes == 2 * 130 + 9 * 10
+    assert Setting.of(plan) in [each.setting for each in result.alternatives]
+    fixed = request(2 * 140 + 100, strategy="keep-spikes", update_in_backward=False)
+    assert search(fixed, FAMILIES, by_runs).require().strategy == "keep-spikes"
+
+
+def test_no_neighbor_is_worse_in_both() -> None:
+    """What takes as much memory and is slower than the choice is not listed."""
+    result = search(request(2 * 140 + 100), FAMILIES, by_runs)
+    own = result.require().predicted_peak_bytes
+    listed = [each for each in result.rejected if "slower" in each.reason]
+    assert listed
+    assert all(each.predicted_peak_bytes < own for each in listed)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"timesteps": 64},
+        {"timesteps": 2, "model_options": {"depth": 30}},
+        {"timesteps": 1, "model_options": {"depth": 3}, "strategy": "store"},
+        {"timesteps": 1, "micro_batch_size": 8, "optimizer": "adamw"},
+        {"timesteps": 4, "model_options": {"depth": 20}},
+    ],
+)
+def test_each_way_out_works(changes: dict[str, object]) -> None:
+    """Every option that is offered where nothing fits makes the same request feasible."""
+    predict = predictor((1, 1, 0))
+    budget = search(request(1, **changes), FAMILIES, predict).floor_bytes * 3 // 4
+    result = search(request(budget, **changes), FAMILIES, predict)
+    assert result.plan is None
+    words = result.way_out.split(" or ")
+    assert len(words) > 2
+    for word in words:
+        changed = dict(changes)
+        match word.removeprefix("or ").split():
+            case ["give", "--budget", size, *_]:
+                assert search(request(int(size[:-3]) << 20, **changes), FAMILIES, predict).plan
+                continue
+            case ["more", *_]:
+                continue
+            case ["leave", "out", "--strategy"]:
+                del changed["strategy"]
+            case ["leave", "out", "--micro-batch"]:
+                del changed["micro_batch_size"]
+            case ["--timesteps", value]:
+                changed["timesteps"] = int(value)
+            case ["--optimizer", "sgd"]:
+                changed["optimizer"] = "sgd"
+            case [name, value]:
+                options = dict(changed.get("model_options", {}))  # type: ignore[call-overload]
+                changed["model_options"] = {**options, name[2:]: int(value)}
+            case other:
+                raise AssertionError(other)
+        assert search(request(budget, **changed), FAMILIES, predict).plan, word
+
+
+def test_accuracy_per_byte_is_taken_from_finished_trainings() -> None:
+    """The best ratio of accuracy above chance to bytes among those that fit; without trainings it is refused."""
+
+    def predict(setting: Setting) -> Prediction:
+        return Prediction(
+            parts={"base_bytes": {"net5": 100, "net9": 120, "net21": 1000}[setting.model]}
+        )
+
+    runs = tuple(
+        KnownRun(model=name, model_options={}, timesteps=steps, accuracy=accuracy)
+        for name, steps, accuracy in (("net5", 4, 0.45), ("net9", 8, 0.75), ("net21", 8, 0.95))
+    )
+    asked = request(2000, prefer="accuracy-per-byte", runs=runs)
+    plan = search(asked, FAMILIES, predict).require()
+    assert (plan.model, plan.timesteps) == ("net9", 8)  # 0.2/100, 0.5/120, 0.7/1000
+    small = request(110, prefer="accuracy-per-byte", runs=runs)
+    assert search(small, FAMILIES, predict).require().model == "net5"
+    with pytest.raises(UsageError, match="--runs"):
+        request(2000, prefer="accuracy-per-byte")

@@ -10,7 +10,8 @@ import pytest
 from revedge.planner import step_time, timing
 from revedge.planner.cost import Prediction
 from revedge.planner.request import Request
-from revedge.planner.search import SearchResult, search
+from revedge.planner.result import SearchResult
+from revedge.planner.search import search
 from revedge.planner.setting import Setting
 from revedge.planner.step_time import StepTime, measure, probed
 
