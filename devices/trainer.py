@@ -115,12 +115,10 @@ def _train(run: RunFolder, report: Reporter, stop: StopRequest, wanted: Orders) 
     device_bytes = _device_meter(plan.device)
     watch = Watch(plan.budget_bytes, device_bytes, wanted)
     loop.restore()
-    allocator.trim()  # nothing of what loading took and gave back may stay through the first pass
     if loop.position.step < loop.total_steps:
         _start_threads()
-        _fence(
-            plan, watch, device_bytes(), warm=False
-        )  # a plan that is wrong must not show it here
+        # A plan that is wrong must not show it in the first pass.
+        _fence(plan, watch, device_bytes(), warm=False)
         loop.warm_up()
     _fence(plan, watch, device_bytes(), warm=True)
     base_bytes = ProcessMeter().rss_bytes()
