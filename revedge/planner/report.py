@@ -5,14 +5,14 @@ by a search. What a mark means is its SVG title: shown when the mouse rests on i
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from revedge.planner.explain import describe, time_text
 from revedge.planner.report_parts import Cell, Tip, document, esc, figure, table
 from revedge.planner.setting import Setting
 from revedge.planner.step_time import StepTime
-from revedge.units import format_bytes
+from revedge.units import format_bytes, format_seconds
 
 _MIB = 2**20
 _FAR = 8  # peaks further apart are drawn on a logarithmic scale
@@ -84,7 +84,7 @@ def _chosen(
     ]
     return [
         f"<p>{esc(describe(setting))}</p><p>{esc(said)}.</p>",
-        _bar(config["parts"], budget, measured),
+        _bar(config["parts"], found.get("timeline", {}).get("kept_bytes", ()), budget, measured),
         table(["part", "bytes"], rows),
     ]
 
@@ -102,7 +102,8 @@ def _what_happened(found: Mapping[str, Any], run: Mapping[str, Any]) -> list[str
         if whose.get("step_time"):
             text = time_text(StepTime(**whose["step_time"]))
             facts.append([f"{name} time", text])
-    facts += [["a rung lower", f"{each['change']}: {each['why']}"] for each in run.get("rungs", ())]
+    for each in run.get("rungs", ()):
+        facts.append(["a rung lower", f"{each['change']}: {each['why']}"])
     parts = ["<h2>What happened</h2>", table(["", ""], facts)]
     if run["memory"]:
         parts.append(_memory(run["memory"], result["predicted_peak_bytes"], found["budget_bytes"]))
@@ -111,12 +112,15 @@ def _what_happened(found: Mapping[str, Any], run: Mapping[str, Any]) -> list[str
     return parts
 
 
-def _bar(parts: Mapping[str, int], budget: int, measured: int | None) -> str:
+def _bar(parts: Mapping[str, int], kept: Sequence[int], budget: int, measured: int | None) -> str:
     def draw(axes: Any, tip: Tip) -> None:
         left = 0.0
-        for name, size in parts.items():
-            (bar,) = axes.barh(0, size / _MIB, left=left, height=0.5, color=COLOURS[_kind(name)])
-            tip(bar, f"{_kind(name)} {format_bytes(size)}")
+        for name, size, text in _pieces(parts, kept):
+            (bar,) = axes.barh(
+                0, size / _MIB, left=left, height=0.5, color=COLOURS[name],
+                edgecolor="white", linewidth=0.3 if name == "activations" else 0,
+            )  # fmt: skip
+            tip(bar, f"{text} {format_bytes(size)}")
             left += size / _MIB
         axes.axvline(budget / _MIB, color="#b00020", label=f"budget {format_bytes(budget)}")
         if measured:
@@ -134,7 +138,7 @@ def _front(found: Mapping[str, Any]) -> str:
     def draw(axes: Any, tip: Tip) -> None:
         front = [each for each in found["alternatives"] if each["on_front"]]
         axes.step(
-            [each["time_factor"] for each in front],
+            [_time(each) for each in front],
             [each["predicted_peak_bytes"] / _MIB for each in front],
             where="post",
             color=COLOURS["weights"],
@@ -144,7 +148,7 @@ def _front(found: Mapping[str, Any]) -> str:
             here = _identity(each["config"]) == chosen
             colour = "#b00020" if here else COLOURS["weights" if each["on_front"] else "base"]
             (point,) = axes.plot(
-                each["time_factor"],
+                _time(each),
                 each["predicted_peak_bytes"] / _MIB,
                 marker="*" if here else "o",
                 markersize=14 if here else 6,
@@ -155,7 +159,9 @@ def _front(found: Mapping[str, Any]) -> str:
             tip(point, _words(each))
         axes.axhline(found["budget_bytes"] / _MIB, color="#b00020", label="budget")
         axes.set(
-            xlabel="time of a step, in those of the fastest kind", ylabel="predicted peak, MiB"
+            xlabel="time of a step, "
+            + ("s" if "step_time" in found["alternatives"][0] else "in those of the fastest kind"),
+            ylabel="predicted peak, MiB",
         )
         peaks = [each["predicted_peak_bytes"] for each in found["alternatives"]]
         if max(peaks) > _FAR * min(peaks):
@@ -163,6 +169,18 @@ def _front(found: Mapping[str, Any]) -> str:
         axes.legend(frameon=False)
 
     return figure("Memory against time of every way to train this network", draw)
+
+
+def _pieces(parts: Mapping[str, int], kept: Sequence[int]) -> Iterator[tuple[str, int, str]]:
+    """Yield kind, bytes and words of each part; of activations what each run keeps, then what is worked on."""
+    for part, size in parts.items():
+        kind, left = _kind(part), size
+        for number, own in enumerate(kept if kind == "activations" else ()):
+            if 0 < own <= left:
+                yield kind, own, f"activations of run {number + 1}"
+                left -= own
+        if left or not size:
+            yield kind, left, kind if left == size else "activations at work"
 
 
 def _timeline(found: Mapping[str, Any]) -> str:
@@ -223,7 +241,7 @@ def _alternatives(found: Mapping[str, Any]) -> str:
                 esc(strategy if isinstance(strategy, str) else "+".join(strategy)),
                 ("none", 1e18) if slab is None else (format_bytes(slab), slab),
                 "yes" if config["update_in_backward"] else "no",
-                (f"{each['time_factor']:.2f}", each["time_factor"]),
+                (_time_text(each), _time(each)),
                 (format_bytes(peak), peak),
                 (format_bytes(missing) if missing else "fits", missing),
             ]
@@ -246,9 +264,23 @@ def _rejected(rejected: Sequence[Mapping[str, Any]]) -> str:
     return table(["instead", "predicted peak", "missing", "reason"], rows, sortable=True)
 
 
+def _time(each: Mapping[str, Any]) -> float:
+    """Return the middle of the interval of a step, s; where it was not measured, the factor."""
+    if "step_time" not in each:
+        return float(each["time_factor"])
+    return StepTime(**each["step_time"]).middle_s
+
+
+def _time_text(each: Mapping[str, Any]) -> str:
+    if "step_time" not in each:
+        return f"{each['time_factor']:.2f}"
+    found = each["step_time"]
+    return f"{format_seconds(found['least_s'])} to {format_seconds(found['most_s'])}"
+
+
 def _words(each: Mapping[str, Any]) -> str:
     setting = Setting.from_json(each["config"])
-    return f"{describe(setting)}: {format_bytes(each['predicted_peak_bytes'])}, {each['time_factor']:.2f}"
+    return f"{describe(setting)}: {format_bytes(each['predicted_peak_bytes'])}, {_time_text(each)}"
 
 
 def _identity(config: Mapping[str, Any]) -> str:

@@ -2,8 +2,9 @@
 
 ``{"do": "families"}`` -> ``{"families": {family: [model, ...]}}``
 ``{"do": "trace", "setting": {...}}`` -> the bytes of two training steps and an evaluation, see
-`trace`. ``{"do": "timeline", "setting": {...}}`` -> see `revedge.planner.timeline`. A mistake in a
-request -> ``{"error": text, "kind": class name}``. Ends when stdin does.
+`trace`. ``{"do": "timeline", "setting": {...}}`` -> see `revedge.planner.timeline`, and ``kept_bytes``, the
+activations at the peak that each run's forward pass has made. A mistake in a request ->
+``{"error": text, "kind": class name}``. Ends when stdin does.
 """
 
 import contextlib
@@ -93,6 +94,9 @@ def _follow(setting: Setting, *, thorough: bool) -> tuple[Rehearsal, StorageTrac
         rehearsal.train_step(watch)
         left_out.after_backward()  # and after the update, which leaves none
 
+    for number, each in enumerate(rehearsal.net.runs()):
+        each.register_forward_pre_hook(functools.partial(_enter, tracker, number))
+        each.register_forward_hook(functools.partial(_enter, tracker, None))
     tracker.add(rehearsal.weights(), "weights")
     tracker.add(rehearsal.optimizer_state(), "optimizer")
     before = tracker.live_bytes
@@ -105,6 +109,10 @@ def _follow(setting: Setting, *, thorough: bool) -> tuple[Rehearsal, StorageTrac
             step()
         rehearsal.evaluate(watch)
     return rehearsal, tracker, work, left_out
+
+
+def _enter(tracker: StorageTracker, number: int | None, *_: object) -> None:
+    tracker.run = number
 
 
 def _few_chunks(work: Work, signal: Signal, *, whole: bool) -> Iterator[tuple[int, int]]:
@@ -131,8 +139,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             }
         setting = Setting.from_json(request["setting"])
         if request["do"] == "timeline":
-            _, tracker, _, _ = _follow(setting, thorough=True)
-            return timeline(tracker.storages, tracker.operations)
+            rehearsal, tracker, _, _ = _follow(setting, thorough=True)
+            kept = tracker.kept_at_peak(len(rehearsal.net.runs()))
+            return {**timeline(tracker.storages, tracker.operations), "kept_bytes": kept}
         return dict(trace(setting))
     except RevedgeError as error:
         return {"error": str(error), "kind": type(error).__name__}

@@ -37,6 +37,7 @@ class Storage:
     kind: str
     born: int
     died: int | None = None
+    run: int | None = None  # of the network, in whose forward pass it was made
 
 
 def allocated_bytes(nbytes: int, page_bytes: int) -> int:
@@ -221,6 +222,7 @@ class StorageTracker(TorchDispatchMode):
         self.peak_workspace_bytes = 0
         self.peak_operation = 0
         self.convolutions: set[tuple[Any, ...]] = set()  # those that oneDNN computes
+        self.run: int | None = None  # that is in its forward pass; set from outside
         self.narrow = False  # one of them as a matrix product
         self.work = Work()
         self.extra: dict[str, int] = {}  # bytes by kind beside the storages that are followed
@@ -242,7 +244,7 @@ class StorageTracker(TorchDispatchMode):
             if key in self._live:
                 continue
             size = self.taken_bytes(tensor)
-            record = Storage(size, kind, self.operations)
+            record = Storage(size, kind, self.operations, run=self.run)
             self._live[key] = record
             self.storages.append(record)
             self.live_bytes += size
@@ -257,12 +259,23 @@ class StorageTracker(TorchDispatchMode):
     def bytes_at_peak(self) -> dict[str, int]:
         """Return live bytes by kind at the peak; with `peak_workspace_bytes` they sum to `peak_bytes`."""
         found = dict(self._extra_at_peak)
-        for each in self.storages:
-            if each.born <= self.peak_operation and (
-                each.died is None or each.died > self.peak_operation
-            ):
-                found[each.kind] = found.get(each.kind, 0) + each.size_bytes
+        for each in self._alive_at_peak():
+            found[each.kind] = found.get(each.kind, 0) + each.size_bytes
         return found
+
+    def kept_at_peak(self, runs: int) -> list[int]:
+        """Return the activations at the peak that each run's forward pass has made."""
+        found = [0] * runs
+        for each in self._alive_at_peak():
+            if each.kind == "activations" and each.run is not None:
+                found[each.run] += each.size_bytes
+        return found
+
+    def _alive_at_peak(self) -> Iterator[Storage]:
+        peak = self.peak_operation
+        for each in self.storages:
+            if each.born <= peak and (each.died is None or each.died > peak):
+                yield each
 
     def _free(self, key: int) -> None:
         record = self._live.pop(key)

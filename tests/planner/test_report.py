@@ -102,6 +102,17 @@ def test_every_part_alternative_and_neighbor_is_told() -> None:
         assert report.esc(each["reason"]) in text
 
 
+def test_activations_are_told_by_run() -> None:
+    """What each run keeps is a piece of the bar, and the rest of the activations another; together they are all."""
+    given = found()
+    whole = given["config"]["parts"]["activations_bytes"]
+    given["timeline"] = {**TIMELINE, "kept_bytes": [100, 0, 50]}
+    bar = pictures(report.page(given))[0]
+    for name, size in (("of run 1", 100), ("of run 3", 50), ("at work", whole - 150)):
+        assert f"<title>activations {name} {report.format_bytes(size)}</title>" in bar
+    assert "of run 2" not in bar
+
+
 def test_an_infeasible_search_says_what_to_do() -> None:
     """Nothing fits: the reason and the ways out stand on top."""
     given = found(101)

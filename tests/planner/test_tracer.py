@@ -293,6 +293,19 @@ def test_accumulation_keeps_gradients() -> None:
     assert many["peak_bytes"] >= one["peak_bytes"]
 
 
+def test_what_each_run_keeps_is_told() -> None:
+    """At the peak the runs' shares are part of the activations; under `store` they are most, under `reverse` few."""
+    shares = []
+    for strategy in ("store", "reverse"):
+        each = setting(model="revsresnet16", strategy=strategy, batch_size=8, micro_batch_size=8)
+        found = answer({"do": "timeline", "setting": each.to_json()})
+        traced = trace(each)
+        assert len(found["kept_bytes"]) == traced["runs"]
+        assert 0 < sum(found["kept_bytes"]) <= traced["activations_bytes"]
+        shares.append(sum(found["kept_bytes"]) / traced["activations_bytes"])
+    assert shares[0] > 0.5 > shares[1]
+
+
 def test_bad_requests_are_answered() -> None:
     """A model that does not exist, or not in this form, is an answer and not an end."""
     unknown = answer({"do": "trace", "setting": setting(model="revsresnet").to_json()})
