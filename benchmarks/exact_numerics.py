@@ -6,12 +6,14 @@
 RUN is a run folder that holds a finish (revedge train --finish exact). Every row is compared, step by step and each
 running on its own states, with eager PyTorch at one thread and batch 24: spikes that differ, and values of states and
 logits whose bits differ. --float does the same with the float form, for comparison. --models takes members of the
-registry at full width instead, untrained and on random frames, with as large a batch as gives that many spikes.
+registry ("all": every one) at full width instead, or with --narrow at the smallest there is, untrained and on random
+frames, with as large a batch as gives that many spikes.
 
 Ends with 1 if an exact row differs.
 """
 
 import argparse
+import itertools
 import sys
 import tempfile
 import time
@@ -21,9 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_export import Frames, events, full_width
+from bench_export import Frames, events, full_width, lively
 
+from revedge import models
 from revedge.cli.export import _load_network, _open_frames, _read_description
+from revedge.errors import UsageError
 from revedge.export.cells import WATCH
 from revedge.export.exact_form import exact_form
 from revedge.export.formats import Choices
@@ -197,11 +201,21 @@ def of_run(run: Path, spikes: float, numerics: str) -> tuple[Any, float, list[An
     return net, frames.scale, recordings
 
 
-def of_member(name: str, spikes: float) -> tuple[Any, float, list[Any]]:
-    """A member of the registry at full width, and one random recording."""
-    net = full_width(name)
+def of_member(name: str, spikes: float, *, narrow: bool) -> tuple[Any, float, list[Any]]:
+    """A member of the registry, and one random recording."""
+    net = smallest(name) if narrow else full_width(name)
     batch = max(6, int(np.ceil(spikes / STEPS / neurons(net))))
     return net, 0.5, [events(STEPS, batch, 3, net.in_shape)]
+
+
+def smallest(name: str) -> Any:
+    """A member with the fewest channels on the smallest frames that it takes."""
+    for side, width in itertools.product((8, 16, 32), (2, 8)):
+        try:
+            return lively(name, in_shape=(2, side, side), width=width)
+        except UsageError:
+            continue
+    raise AssertionError(f"{name} takes none of these sizes")
 
 
 def neurons(net: Any) -> int:
@@ -230,15 +244,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--models", default="", help="members of the registry, with commas")
+    parser.add_argument("--narrow", action="store_true", help="smallest instead of full width")
     parser.add_argument("--spikes", type=float, default=20e6)
     parser.add_argument("--float", action="store_true")
     args = parser.parse_args()
     numerics = "float" if args.float else "exact"
     torch.set_num_threads(1)
     equal = True
-    for name in filter(None, args.models.split(",")):
+    names = models.names() if args.models == "all" else args.models.split(",")
+    for name in filter(None, names):
         print(name, flush=True)
-        equal = check(*of_member(name, args.spikes), numerics) and equal
+        equal = check(*of_member(name, args.spikes, narrow=args.narrow), numerics) and equal
     if args.run is not None:
         equal = check(*of_run(args.run, args.spikes, numerics), numerics) and equal
     return 0 if equal or args.float else 1

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--low-memory",
         action="store_true",
-        help="without a second copy of the weights; an eighth slower",
+        help="without a second copy of the weights; a third slower",
     )
 
 
