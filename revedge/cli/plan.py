@@ -74,6 +74,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--depth", metavar="N", help="blocks of the model, or a range, 8..64")
     add("--neuron", metavar="NAME", help="if, lif, plif, or for VGG and ResNets reversible")
     add("--device", metavar="BOARD", help="plan for this board (see revedge devices list)")
+    add(
+        "--accelerator",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="train on the CPU (default), or on the GPU of the board or of this machine",
+    )
     add("--threads", type=int, metavar="N", help="CPU threads of the training")
     add(
         "--no-times",
@@ -208,8 +214,27 @@ def _request(args: argparse.Namespace, notes: list[str]) -> "Request":
         strategy=args.strategy,
         **memory_wishes(args),
         prefer=args.prefer,
+        device=args.accelerator,
+        context_bytes=_context_bytes(args, notes),
         threads=args.threads or len(os.sched_getaffinity(0)),
     )
+
+
+def _context_bytes(args: argparse.Namespace, notes: list[str]) -> int | None:
+    """What CUDA takes on a board that is not this machine; None where it is measured or not used."""
+    if args.device is None or args.accelerator == "cpu":
+        return None
+    from revedge.devices import boards
+    from revedge.planner.base import context_prior_bytes
+
+    board = boards.load(args.device)
+    if board.compute_capability in (None, "none"):
+        raise UsageError(f"board {board.name} has no GPU for CUDA; leave out --accelerator cuda")
+    found = context_prior_bytes(str(board.compute_capability))
+    notes.append(
+        f"{format_bytes(found)} are taken for driver and libraries of CUDA: an upper estimate, measured on no board"
+    )
+    return found
 
 
 def _range(name: str, text: str | None) -> tuple[int | None, int | None]:
@@ -308,7 +333,7 @@ def _budget_bytes(args: argparse.Namespace, notes: list[str]) -> int:
         free = int(ram * _BOARD_SHARE)
         notes.append(
             f"planned for {board.title} ({format_bytes(ram)}), with the base of torch as measured on "
-            "this machine and with its CPU only; verify on the board with revedge plan --verify"
+            "this machine; verify on the board with revedge plan --verify"
         )
     reserve = max(_RESERVE_BYTES, int(ram * _RESERVE_SHARE))
     if budget is None:

@@ -23,11 +23,13 @@ _PATIENCE_S = 300.0
 class Base:
     """Resident bytes of bare processes on this machine, with ``threads`` CPU threads on ``device``.
 
-    Each figure takes some 4 s the first time it is asked for on a machine.
+    Each figure takes some 4 s the first time it is asked for on a machine. ``context_bytes``: what a GPU that is not
+    here takes for its driver and libraries; it is added to what the trainer takes here without it.
     """
 
-    def __init__(self, threads: int, device: str) -> None:
-        self._threads, self._device = threads, device
+    def __init__(self, threads: int, device: str, context_bytes: int | None) -> None:
+        self._threads, self._device = threads, device if context_bytes is None else "cpu"
+        self._context_bytes = context_bytes or 0
         self._memory = Memory("base.json", limit=100)
         self._asked: dict[tuple[str, ...], int] = {}
 
@@ -52,7 +54,8 @@ class Base:
         """
         found = re.match(r"[a-z]+(-[a-z]+)*", model)
         family = found[0] if found else model
-        return self._known("trainer", str(self._threads), self._device, family, form)
+        known = self._known("trainer", str(self._threads), self._device, family, form)
+        return known + self._context_bytes
 
     def _known(self, *arguments: str) -> int:
         if arguments not in self._asked:
@@ -67,9 +70,19 @@ class Base:
         return self._asked[arguments]
 
 
-def measure(threads: int, device: str = "cpu") -> Base:
+def measure(threads: int, device: str = "cpu", *, context_bytes: int | None = None) -> Base:
     """Return the base of trainings with ``threads`` CPU threads on ``device``."""
-    return Base(threads, device)
+    return Base(threads, device, context_bytes)
+
+
+def context_prior_bytes(compute_capability: str) -> int:
+    """Return what driver and libraries of CUDA are taken to use on a board that cannot be measured from here.
+
+    No trustworthy figure has been found; these are upper ends of what owners report: JetPack 4 (capability below 7)
+    "about 2 GB used by CUDA" of a Nano's 4 (onnxruntime issue 4259); JetPack 6 and 7, 250 MB more for importing torch
+    and 900 MB for context, cuBLAS and cuDNN.
+    """
+    return 2_000_000_000 if float(compute_capability) < 7 else 1_150_000_000
 
 
 def _probe(*arguments: str) -> int:

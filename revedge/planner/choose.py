@@ -36,7 +36,7 @@ def choose(
         DeviceError: a child process failed.
     """
     progress(0)
-    measured = base.measure(request.threads, request.device)
+    measured = base.measure(request.threads, request.device, context_bytes=request.context_bytes)
     with TraceClient() as tracer:
         found = search(
             request,

@@ -18,8 +18,8 @@ SLACK_PER_CONVOLUTION_BYTES = (
 SLACK_PER_PARAMETER_BYTES = (
     10 << 10
 )  # each tensor of weights: modules, nodes of autograd, states on Python's heap
-# The caching allocator reserves segments of 20 MiB and fragments; a bound, not a simulation.
-CUDA_SLACK_BYTES, CUDA_SLACK_SHARE = 64 << 20, 0.25
+# Beside what the caching allocator reserves (cuda_pool.py): workspaces of cuDNN, measured on no GPU yet.
+CUDA_SLACK_BYTES, CUDA_SLACK_SHARE = 64 << 20, 0.05
 PARTS = (
     "base_bytes",
     "supervisor_bytes",
@@ -29,6 +29,7 @@ PARTS = (
     "activations_bytes",
     "workspace_bytes",
     "data_bytes",
+    "pool_bytes",  # CUDA only: what its allocator reserves beyond the live bytes
     "slack_bytes",
 )
 
@@ -69,11 +70,14 @@ def predict(setting: Setting, base: Base, tracer: Tracer) -> Prediction:
         slack += CUDA_SLACK_BYTES + math.ceil(dynamic * CUDA_SLACK_SHARE)
     slack += traced["convolutions"] * SLACK_PER_CONVOLUTION_BYTES
     slack += traced["parameter_tensors"] * SLACK_PER_PARAMETER_BYTES
+    parts = {name: traced[name] for name in PARTS if name in traced}
+    if "reserved_bytes" in traced:
+        parts["pool_bytes"] = max(0, traced["reserved_bytes"] - dynamic)
     return Prediction(
         parts={
             "base_bytes": base.trainer_bytes(setting.model, _form(traced)),
             "supervisor_bytes": base.supervisor_bytes,
-            **{name: traced[name] for name in PARTS if name in traced},
+            **parts,
             "slack_bytes": slack,
         },
         runs=traced["runs"],

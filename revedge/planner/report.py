@@ -26,6 +26,7 @@ COLOURS = {
     "activations": "#e69f00",
     "workspace": "#d55e00",
     "data": "#cc79a7",
+    "pool": "#8c6d31",
     "slack": "#f0e442",
 }
 

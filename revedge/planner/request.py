@@ -58,6 +58,7 @@ class Request:
     prefer: str | None = None
     learning_rate: float | None = None
     device: str = "cpu"
+    context_bytes: int | None = None  # of CUDA on another board (base.py); None: as measured here
     threads: int = 1
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ from revedge.engine import tail
 from revedge.engine.signal import Signal, chunks
 from revedge.errors import RevedgeError
 from revedge.kernels import native_status
+from revedge.planner.cuda_pool import reserved_bytes
 from revedge.planner.setting import Setting
 from revedge.planner.stack import LeftOut, shallower
 from revedge.planner.step import Rehearsal
@@ -44,9 +45,11 @@ def trace(setting: Setting, *, thorough: bool = False) -> dict[str, int]:
     ``weights_bytes, gradients_bytes, optimizer_bytes, data_bytes, activations_bytes,
     workspace_bytes`` as they stand at the peak, ``sgd_bytes`` (the optimizer's, were it SGD), the counts
     ``parameters, parameter_tensors, runs, convolutions`` (that oneDNN computes; ``narrow``: one of them as a matrix
-    product), ``operations``, and the work of one micro-batch: ``multiplications, moved_bytes, calls``.
+    product), ``operations``, and the work of one micro-batch: ``multiplications, moved_bytes, calls``;
+    for CUDA ``reserved_bytes``, what its caching allocator takes for this.
     """
-    rehearsal, tracker, work, left_out = _follow(setting, thorough=thorough)
+    on_cuda = setting.device == "cuda"  # its pool has to see every allocation
+    rehearsal, tracker, work, left_out = _follow(setting, thorough=thorough or on_cuda)
     rounds = 1 if setting.micro_batch_size == setting.batch_size else 2
     parts = tracker.bytes_at_peak()
     kinds = ("weights", "gradients", "optimizer", "data", "activations")
@@ -64,6 +67,7 @@ def trace(setting: Setting, *, thorough: bool = False) -> dict[str, int]:
         "multiplications": work.multiplications // rounds,
         "moved_bytes": work.moved_bytes // rounds,
         "calls": work.calls // rounds,
+        **({"reserved_bytes": reserved_bytes(tracker.events)} if on_cuda else {}),
     }
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from revedge.allocator import MMAP_THRESHOLD_BYTES
+from revedge.planner.cuda_pool import Event
 from revedge.planner.work import Work
 
 BACKWARD = "aten::convolution_backward"
@@ -37,6 +38,7 @@ class Storage:
     kind: str
     born: int
     died: int | None = None
+    number: int = 0
     run: int | None = None  # of the network, in whose forward pass it was made
 
 
@@ -216,6 +218,7 @@ class StorageTracker(TorchDispatchMode):
         self._run = self._quickly if short_cuts else _run
         self._live: dict[int, Storage] = {}
         self.storages: list[Storage] = []
+        self.events: list[Event] = []  # in order: (number of a storage, its bytes; 0 where it ends)
         self.operations = 0
         self.live_bytes = 0
         self.peak_bytes = 0
@@ -246,6 +249,8 @@ class StorageTracker(TorchDispatchMode):
             size = self.taken_bytes(tensor)
             record = Storage(size, kind, self.operations, run=self.run)
             self._live[key] = record
+            self.events.append((len(self.storages), tensor.untyped_storage().nbytes()))
+            record.number = len(self.storages)
             self.storages.append(record)
             self.live_bytes += size
             weakref.finalize(storage, self._free, key).atexit = False
@@ -280,6 +285,7 @@ class StorageTracker(TorchDispatchMode):
     def _free(self, key: int) -> None:
         record = self._live.pop(key)
         record.died = self.operations
+        self.events.append((record.number, 0))
         self.live_bytes -= record.size_bytes
 
     def _note_peak(self, workspace: int) -> None:
@@ -311,6 +317,7 @@ class StorageTracker(TorchDispatchMode):
         workspace = self._workspace(name, args, made)
         if workspace:
             self._note_peak(workspace)
+            self.events += [(-self.operations, workspace), (-self.operations, 0)]
         self.operations += 1  # what dies from here on was alive at the peak that was just noted
         return out
 

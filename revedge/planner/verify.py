@@ -62,6 +62,11 @@ def verify(plan: Plan, *, timeout_s: float = 3600.0) -> Verification:
             f"two real steps took {format_bytes(measured)}, "
             f"{format_bytes(measured - plan.predicted_peak_bytes)} more than predicted"
         )
+    if problem is None and measured > plan.budget_bytes:
+        problem = (
+            f"two real steps took {format_bytes(measured)}, "
+            f"{format_bytes(measured - plan.budget_bytes)} more than the budget"
+        )
     step_s = found.get("step_s")
     if step_s is not None:  # the rehearsal lets two micro-batches stand for any number
         rounds = plan.batch_size // plan.micro_batch_size

@@ -85,6 +85,23 @@ def test_a_board(capsys: pytest.CaptureFixture[str]) -> None:
     assert "this machine" in found["notes"][0]
 
 
+def test_a_gpu_of_a_board(capsys: pytest.CaptureFixture[str]) -> None:
+    """On CUDA the plan has what the allocator reserves and a prior for the driver, which a note calls an estimate."""
+    words = [*SHAPE, "--budget", "auto", "--strategy", "reverse", "--slab", "none"]
+    _, cpu, _ = plan(capsys, *words, "--device", "jetson-orin-nano-8gb")
+    cuda = ("--accelerator", "cuda")
+    code, found, _ = plan(capsys, *words, "--device", "jetson-orin-nano-8gb", *cuda)
+    assert code == 0
+    parts = found["config"]["parts"]
+    assert found["config"]["device"] == "cuda"
+    assert parts["pool_bytes"] > 0
+    assert parts["base_bytes"] - cpu["config"]["parts"]["base_bytes"] == 1_150_000_000
+    assert any("estimate" in note for note in found["notes"])
+    code, found, _ = plan(capsys, *words, "--device", "raspberry-pi-5-8gb", *cuda)
+    assert code == 2
+    assert "no GPU" in found["error"]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

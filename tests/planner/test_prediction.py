@@ -90,7 +90,7 @@ def test_never_under_and_close(setting: Setting) -> None:
     """Two real steps in a fresh process take at most what was predicted, and not much less."""
     with TraceClient() as client:
         plan = plan_for(setting, client)
-    assert tuple(plan.parts) == PARTS
+    assert tuple(plan.parts) == tuple(name for name in PARTS if name != "pool_bytes")
     found = verify(plan)
     excess = (plan.predicted_peak_bytes - found.measured_peak_bytes) / found.measured_peak_bytes
     print(f"{setting.model} {setting.strategy}: predicted {excess:+.2%} above measured")
