@@ -104,9 +104,8 @@ def fire(unit: Unit, y: Tensor, stats: Stats | None, *, pack: bool) -> Signal:
         return Signal(y.shape, dense=out, membranes=membranes)
     window = head_window(unit, y.shape, stats)
     if window is not None:
-        assert unit.norm is not None
-        scale, shift, _ = affine(unit.norm, _given(stats))
-        return fire_pooled(unit, y, scale, shift, window, pack=pack)
+        norm = None if unit.norm is None else affine(unit.norm, _given(stats))[:2]
+        return fire_pooled(unit, y, norm, window, pack=pack)
     params = unit.neuron.params()
     if unit.norm is None:
         s, _ = kernels.neuron_forward(y, None, params, pack=pack, state=False)
@@ -152,18 +151,20 @@ def fire_backward_(
     assert y is not None
     if unit.neuron is None:
         return norm_backward_(unit.norm, y, g, _given(stats), gradients)
-    params = unit.neuron.params()
-    if unit.norm is None:
+    params, window = unit.neuron.params(), head_window(unit, y.shape, stats)
+    if unit.norm is None and window is not None:
+        g_pooled, g = g, gradient_room(y, free=y_is_free)
+        _, _, g_leak = kernels.norm_neuron_pool_backward_(y, g_pooled, g, (), params, window)
+    elif unit.norm is None:
         g, _, g_leak = kernels.neuron_backward_(y, None, g, None, params, state=False)
     elif stats is not None and stats.of_batch:
         norm = (stats.mean, _inv_std(unit.norm, stats), unit.norm.weight, unit.norm.bias)
-        window = head_window(unit, y.shape, stats)
         if window is None:
             g_weight, g_bias, g_leak = kernels.norm_neuron_backward_(y, g, *norm, params)
         else:
             g_pooled, g = g, gradient_room(y, free=y_is_free)
             g_weight, g_bias, g_leak = kernels.norm_neuron_pool_backward_(
-                y, g_pooled, g, *norm, params, window
+                y, g_pooled, g, norm, params, window
             )
         add_gradient(gradients, unit.norm.weight, g_weight)
         add_gradient(gradients, unit.norm.bias, g_bias)

@@ -25,9 +25,9 @@ def window_of(unit: Unit, shape: torch.Size, *, batch_stats: bool) -> Window | N
     Args:
         unit: whose pool.
         shape: of what the unit normalizes, ``[T, B, C, H, W]``.
-        batch_stats: whether the norm has the statistics of the batch.
+        batch_stats: whether the norm, if there is one, has the statistics of the batch.
     """
-    if not (batch_stats and unit.norm is not None and unit.spikes_are_bits and len(shape) == 5):
+    if not ((unit.norm is None or batch_stats) and unit.spikes_are_bits and len(shape) == 5):
         return None
     if _plane_bytes(shape) * (shape[0] + 2) > _MOST_SCRATCH_BYTES:
         return None
@@ -51,17 +51,23 @@ def pooled_shape(shape: torch.Size, window: Window) -> torch.Size:
 
 
 def fire_pooled(
-    unit: Unit, y: Tensor, scale: Tensor, shift: Tensor, window: Window, *, pack: bool
+    unit: Unit,
+    y: Tensor,
+    norm: tuple[Tensor, Tensor] | None,
+    window: Window,
+    *,
+    pack: bool,
 ) -> Signal:
-    """Normalize ``y`` ``[T, B, C, H, W]``, let the neuron answer and pool its answer."""
+    """Normalize ``y`` ``[T, B, C, H, W]`` by ``norm`` (scale and shift) or not, let the neuron answer, pool its answer."""
     assert isinstance(unit.neuron, BaseNode)
     params = unit.neuron.params()
     shape = pooled_shape(y.shape, window)
     if window.average:
-        bits, _ = kernels.norm_neuron_forward(y, scale, shift, None, params, pack=True, state=False)
+        bits = _bits_of_all(y, norm, params)
         signal = Signal(shape, bits=bits, window=window, unpooled=y.shape)
     else:
         bits = packed(y, shape)
+        scale, shift = norm or (None, None)
         kernels.norm_neuron_pool_(y, scale, shift, params, bits, window, channels=shape[2])
         signal = Signal(shape, bits=bits, window=window)
     if pack:
@@ -69,12 +75,20 @@ def fire_pooled(
     return Signal(shape, dense=signal.whole().view(shape), window=window)
 
 
+def _bits_of_all(
+    y: Tensor, norm: tuple[Tensor, Tensor] | None, params: kernels.NeuronParams
+) -> Tensor:
+    if norm is None:
+        return kernels.neuron_forward(y, None, params, pack=True, state=False)[0]
+    return kernels.norm_neuron_forward(y, *norm, None, params, pack=True, state=False)[0]
+
+
 def gradient_room(y: Tensor, *, free: bool) -> Tensor:
     """Return where the gradient of ``y`` ``[T, B, C, H, W]`` goes: over ``y``, if nobody needs it and a channel of it
     is small enough for the scratch of the kernel.
     """
     fits = _plane_bytes(y.shape) * y.shape[0] * (y.shape[1] + 1) <= _MOST_SCRATCH_BYTES
-    return y if free and fits and y.is_contiguous() else torch.empty_like(y)
+    return y if free and fits and y.is_contiguous() else y.new_empty(y.shape)
 
 
 def _plane_bytes(shape: torch.Size) -> int:

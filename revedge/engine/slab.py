@@ -109,7 +109,11 @@ def fire_slabs_backward_(
     leaks = g.new_empty(g.shape[1:]) if params.learns_leak else None
     for first, slab in y.slabs():
         count = slab.shape[2]
-        if unit.norm is None:
+        if unit.norm is None and window is not None:
+            _, _, g_leak = kernels.norm_neuron_pool_backward_(
+                slab, g_pooled, g, (), params, window, first=first
+            )
+        elif unit.norm is None:
             own = g[:, :, first : first + count]
             g_slab, _, g_leak = kernels.neuron_backward_(
                 slab, None, own.contiguous(), None, params, state=False
@@ -125,7 +129,7 @@ def fire_slabs_backward_(
                 found = kernels.norm_neuron_backward_(slab, g, *norm, params, first=first)
             else:
                 found = kernels.norm_neuron_pool_backward_(
-                    slab, g_pooled, g, *norm, params, window, first=first
+                    slab, g_pooled, g, norm, params, window, first=first
                 )
             g_weight, g_bias, g_leak = found
             parts.append((g_weight, g_bias))
@@ -197,9 +201,9 @@ def _add(
 
 
 def _window(unit: Unit, shape: torch.Size, stats: Stats | None) -> kernels.Window | None:
-    if unit.norm is None:
-        return None
-    batch_stats = of_batch(unit.norm) if stats is None else stats.of_batch
+    batch_stats = stats is not None and stats.of_batch
+    if stats is None and unit.norm is not None:
+        batch_stats = of_batch(unit.norm)
     return window_of(unit, shape, batch_stats=batch_stats)
 
 

@@ -29,7 +29,8 @@ def _fit(
     args: tuple[object, ...], dtypes: tuple[torch.dtype, ...], device: str, *, repeated: bool
 ) -> bool:
     """Whether compiled code can read all tensors of ``args``; of the first one, ``repeated``."""
-    for index, argument in enumerate(args):
+    listed = [each for a in args if isinstance(a, list) for each in a if isinstance(each, Tensor)]
+    for index, argument in enumerate([*args, *listed]):
         if not isinstance(argument, Tensor):
             continue
         if argument.dtype not in dtypes or argument.device.type != device:

@@ -3,12 +3,13 @@
 T time, B batch, C channels, planes of H * W, of which the pool makes OH * OW; float32.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from revedge.kernels import _native_calls as native
+from revedge.kernels import _native_pool as native
 from revedge.kernels import reference
 from revedge.kernels._dispatch import register
 from revedge.kernels.params import NeuronParams
@@ -37,7 +38,7 @@ class Window(NamedTuple):
 
 
 _norm_neuron_pool = register(
-    "norm_neuron_pool_(Tensor y, Tensor scale, Tensor shift, float[] p, Tensor(a!) bits,"
+    "norm_neuron_pool_(Tensor y, Tensor? scale, Tensor? shift, float[] p, Tensor(a!) bits,"
     " int channels, int first, int[] window) -> ()",
     reference=lambda y, scale, shift, p, bits, channels, first, window: reference.norm_neuron_pool_(
         y, scale, shift, NeuronParams.from_floats(p), bits, channels, first, window
@@ -45,24 +46,24 @@ _norm_neuron_pool = register(
     native=native.norm_neuron_pool_,
     meta=lambda y, scale, shift, p, bits, channels, first, window: None,
     dtypes=(torch.float32, torch.uint8),
+    repeated_input=True,
 )
 _norm_neuron_pool_backward = register(
-    "norm_neuron_pool_backward_(Tensor y, Tensor g_pooled, Tensor(a!) g, Tensor mean, Tensor inv_std,"
-    " Tensor weight, Tensor bias, float[] p, int first, int[] window, bool average)"
-    " -> (Tensor, Tensor, Tensor)",
-    reference=lambda y, g_pooled, g, mean, inv_std, weight, bias, p, first, window, average: (
+    "norm_neuron_pool_backward_(Tensor y, Tensor g_pooled, Tensor(a!) g, Tensor[] norm, float[] p,"
+    " int first, int[] window, bool average) -> (Tensor, Tensor, Tensor)",
+    reference=lambda y, g_pooled, g, norm, p, first, window, average: (
         reference.norm_neuron_pool_backward_(
-            y, g_pooled, g, mean, inv_std, weight, bias, NeuronParams.from_floats(p),
-            first, window, average,
+            y, g_pooled, g, norm, NeuronParams.from_floats(p), first, window, average
         )
     ),
     native=native.norm_neuron_pool_backward_,
-    meta=lambda y, g_pooled, g, mean, inv_std, weight, bias, p, first, window, average: (
-        torch.empty_like(weight),
-        torch.empty_like(bias),
+    meta=lambda y, g_pooled, g, norm, p, first, window, average: (
+        y.new_empty(y.shape[2] if norm else 0),
+        y.new_empty(y.shape[2] if norm else 0),
         torch.empty_like(y[0]) if p[9] or p[10] or p[11] else y.new_empty(0),
     ),
-)  # fmt: skip
+    repeated_input=True,
+)
 _average_bits = register(
     "average_bits(Tensor bits, int[] shape, int[] window) -> Tensor",
     reference=reference.average_bits,
@@ -78,8 +79,8 @@ _average_bits = register(
 @torch.no_grad()
 def norm_neuron_pool_(
     y: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
     p: NeuronParams,
     bits: Tensor,
     window: Window,
@@ -90,8 +91,9 @@ def norm_neuron_pool_(
     """Write, per window, whether a neuron of it spikes: the largest of the spikes, which never stand in memory.
 
     Args:
-        y: [T, B, C, H, W], the channels ``first`` to ``first + C`` of ``channels``.
-        scale, shift: [C], see :func:`norm_affine`.
+        y: [T, B, C, H, W], the channels ``first`` to ``first + C`` of ``channels``; one step expanded over time is
+            read as it is.
+        scale, shift: [C], see :func:`norm_affine`; None: there is no norm.
         p: the neuron; it starts at ``p.v_initial``.
         bits: uint8 [ceil(T * B * channels * OH * OW / 8)], zeroed before the first slab.
         window: of the largest, not of the average, whose spikes are packed one by one.
@@ -110,10 +112,7 @@ def norm_neuron_pool_backward_(
     y: Tensor,
     g_pooled: Tensor,
     g: Tensor,
-    mean: Tensor,
-    inv_std: Tensor,
-    weight: Tensor,
-    bias: Tensor,
+    norm: Sequence[Tensor],
     p: NeuronParams,
     window: Window,
     *,
@@ -127,20 +126,19 @@ def norm_neuron_pool_backward_(
         y: what the norm was given [T, B, C, H, W].
         g_pooled: gradient of the pool's result [T, B, D, OH, OW], contiguous; D channels, at least C.
         g: written with the gradient of y [T, B, D, H, W]; channels beside those of y are left alone. It may be y.
-        mean, inv_std, weight, bias: the norm [C].
+        norm: mean, inv_std, weight and bias [C]; or nothing, if there is no norm.
         p: the neuron.
         window: the pool.
         first: the channel of ``g`` that belongs to the first of y.
 
     Returns:
-        (g_weight [C], g_bias [C], g_leak [B, C, H, W] or None).
+        (g_weight [C], g_bias [C], g_leak [B, C, H, W] or None); the first two are empty without a norm.
 
     Memory: 4 (T + 2) bytes of scratch per element of a plane and thread, and 4 T B more where g is y.
     """
     g_weight, g_bias, g_leak = _norm_neuron_pool_backward(
-        y, g_pooled, g, mean, inv_std, weight, bias, p.as_floats(), first, window.as_ints(),
-        window.average,
-    )  # fmt: skip
+        y, g_pooled, g, list(norm), p.as_floats(), first, window.as_ints(), window.average
+    )
     return g_weight, g_bias, g_leak if p.learns_leak else None
 
 

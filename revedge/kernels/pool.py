@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from revedge.kernels import _native_calls as native
+from revedge.kernels import _native_pool as native
 from revedge.kernels import reference
 from revedge.kernels._dispatch import register
 

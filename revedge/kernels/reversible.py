@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from revedge.errors import UsageError
-from revedge.kernels import _native_calls as native
+from revedge.kernels import _native_reversible as native
 from revedge.kernels import reference
 from revedge.kernels._dispatch import register
 from revedge.kernels.params import ReversibleParams

@@ -21,12 +21,12 @@ POOLS = {
 
 
 def feed(pool: nn.Module, strategy: str) -> Feed:
-    """Two units with a pool each."""
+    """Two units with a pool each, one with a norm and one without."""
     torch.manual_seed(0)
     units = [
         Unit(op=nn.Conv2d(2, C, 3, padding=1)),
         Unit(norm=nn.BatchNorm2d(C), neuron=LIFNode(), pool=pool, op=nn.Conv2d(C, C, 3, padding=1)),
-        Unit(norm=nn.BatchNorm2d(C), neuron=ParametricLIFNode(), pool=pool, op=nn.Conv2d(C, 5, 1)),
+        Unit(neuron=ParametricLIFNode(), pool=pool, op=nn.Conv2d(C, 5, 1)),
     ]
     return Feed([Branch(units, norm=nn.BatchNorm2d(5))], strategy=strategy)
 

@@ -112,7 +112,7 @@ def pooled_operators(y, mean, inv_std, weight, bias, p) -> list:
     kernels.norm_neuron_pool_(y, inv_std, mean, p, bits, window, channels=y.shape[2])
     g = torch.empty_like(y)
     found = kernels.norm_neuron_pool_backward_(
-        y, y.new_zeros(shape), g, mean, inv_std, weight, bias, p, window
+        y, y.new_zeros(shape), g, [mean, inv_std, weight, bias], p, window
     )
     planes = (y.shape[0] * y.shape[1], *y.shape[2:])
     return [(bits, g), found, (kernels.average_bits(kernels.pack_bits(y), planes, window),)]

@@ -34,10 +34,10 @@ def check(y: torch.Tensor, p: NeuronParams, window: Window) -> None:
     assert pooled.shape[2:] == window.pooled(y.shape[3], y.shape[4])
     g_pooled = torch.randn_like(pooled).view(steps, batch, channels, *pooled.shape[2:])
     g_pooled[..., 0] = -0.0
-    norm = (mean, inv_std, weight, bias)
+    norm = [mean, inv_std, weight, bias]
     g_expected = torch.empty_like(y)
     expected = reference.norm_neuron_pool_backward_(
-        y, g_pooled, g_expected, *norm, p, 0, ints, window.average
+        y, g_pooled, g_expected, norm, p, 0, ints, window.average
     )
     g, bits = torch.empty_like(y), torch.zeros((pooled.numel() + 7) // 8, dtype=torch.uint8)
     half = channels // 2
@@ -48,16 +48,7 @@ def check(y: torch.Tensor, p: NeuronParams, window: Window) -> None:
                 slab, scale[part], shift[part], p, bits, window, channels=channels, first=first
             )
         found = kernels.norm_neuron_pool_backward_(
-            slab,
-            g_pooled,
-            g,
-            mean[part],
-            inv_std[part],
-            weight[part],
-            bias[part],
-            p,
-            window,
-            first=first,
+            slab, g_pooled, g, [value[part] for value in norm], p, window, first=first
         )
         for value, whole in zip(found[:2], expected[:2], strict=True):
             assert_same_bits(value, whole[part])
@@ -66,7 +57,7 @@ def check(y: torch.Tensor, p: NeuronParams, window: Window) -> None:
             assert_same_bits(found[2], expected[2][:, part].contiguous())
     assert_same_bits(g, g_expected)
     same = y.clone()
-    kernels.norm_neuron_pool_backward_(same, g_pooled, same, *norm, p, window)
+    kernels.norm_neuron_pool_backward_(same, g_pooled, same, norm, p, window)
     assert_same_bits(same, g_expected)
     if not window.average:
         assert torch.equal(bits, kernels.pack_bits(pooled))
@@ -80,6 +71,29 @@ def test_windows_and_sizes(
 ) -> None:
     """Windows that halve, overlap or leave gaps; planes of even and odd sizes, whose bits share bytes."""
     check(torch.randn(size) * 1.5, VARIANTS[3], Window(window[0], window[1], window[2], average))
+
+
+@pytest.mark.parametrize("average", [False, True], ids=["max", "mean"])
+@pytest.mark.parametrize("repeated", [False, True], ids=["steps", "one-step"])
+def test_without_a_norm(repeated: bool, average: bool) -> None:
+    """A neuron and a pool alone; an image that stands for every step is read as it is."""
+    p, window = VARIANTS[3], Window((2, 2), (2, 2), (0, 0), average)
+    y = torch.randn(4, 2, 3, 7, 6) * 1.5
+    y = y[:1].expand(y.shape) if repeated else y
+    g_pooled = torch.randn(4, 2, 3, 3, 3)
+    g, g_expected = (torch.empty(4, 2, 3, 7, 6) for _ in range(2))
+    found = kernels.norm_neuron_pool_backward_(y, g_pooled, g, [], p, window)
+    args = (y, g_pooled, g_expected, [], p, 0, window.as_ints(), average)
+    expected = reference.norm_neuron_pool_backward_(*args)
+    assert_same_bits(g, g_expected)
+    assert found[0].numel() == found[1].numel() == 0
+    assert found[2] is not None
+    assert_same_bits(found[2], expected[2])
+    if not average:
+        bits, bits_expected = (torch.zeros(27, dtype=torch.uint8) for _ in range(2))
+        kernels.norm_neuron_pool_(y, None, None, p, bits, window, channels=3)
+        reference.norm_neuron_pool_(y, None, None, p, bits_expected, 3, 0, window.as_ints())
+        assert torch.equal(bits, bits_expected)
 
 
 @pytest.mark.parametrize("p", VARIANTS, ids=name_of)
@@ -99,7 +113,7 @@ def test_what_no_window_can_be() -> None:
         kernels.norm_neuron_pool_(y, one, one, p, bits, halves, channels=1)
     with pytest.raises(ValueError, match="at most 1"):
         kernels.norm_neuron_pool_backward_(
-            y, y, y, one, one, one, one, p, Window((2, 2), (2, 2), (2, 2), False)
+            y, y, y, [one] * 4, p, Window((2, 2), (2, 2), (2, 2), False)
         )
     with pytest.raises(ValueError, match="hold no"):
         kernels.average_bits(bits, (1, 1, 4, 4), halves)

@@ -111,7 +111,7 @@ def norm_neuron_pool(where: Where) -> None:
     weight, bias = torch.rand(3) + 0.5, torch.randn(3) * 0.3
     mean, var = reference.channel_stats(y.flatten(0, 1))
     scale, shift, inv_std = norm_affine(mean, var, weight, bias, 1e-5)
-    norm = (mean, inv_std, weight, bias)
+    norm = [mean, inv_std, weight, bias]
     for window in ([2, 2, 2, 2, 0, 0], [3, 3, 2, 2, 1, 1]):
         height, width = (3, 3) if window[0] == 2 else (3, 4)
         total = 3 * 2 * channels * height * width
@@ -128,9 +128,9 @@ def norm_neuron_pool(where: Where) -> None:
             g, g_expected = (torch.ones(3, 2, channels, 6, 7) for _ in range(2))
             with documented_order():
                 expected = reference.norm_neuron_pool_backward_(
-                    y, g_pooled, g_expected, *norm, p, first, window, average
+                    y, g_pooled, g_expected, norm, p, first, window, average
                 )
-            args = (y, g_pooled, g, *norm, floats, first, window, average)
+            args = (y, g_pooled, g, norm, floats, first, window, average)
             same(where("norm_neuron_pool_backward_", *args), expected)
             assert_same_bits(g, g_expected)
 

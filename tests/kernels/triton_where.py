@@ -26,7 +26,7 @@ class Where:
 
     def __call__(self, name: str, *args: object) -> tuple[Any, ...]:
         """Run an operator on copies on the device; return its results on the CPU."""
-        sent = [self._send(a) if isinstance(a, Tensor) else a for a in args]
+        sent = [self._sent(a) for a in args]
         results = self.op(name)(*sent)
         for before, after in zip(args, sent, strict=True):  # what was overwritten comes back
             if isinstance(before, Tensor) and isinstance(after, Tensor) and not repeats(before):
@@ -34,6 +34,11 @@ class Where:
         if not isinstance(results, (tuple, list)):
             results = (results,)
         return tuple(r.cpu() if isinstance(r, Tensor) else r for r in results)
+
+    def _sent(self, a: object) -> object:
+        if isinstance(a, list):
+            return [self._sent(each) for each in a]
+        return self._send(a) if isinstance(a, Tensor) else a
 
     def _send(self, a: Tensor) -> Tensor:
         return a[:1].to(self.device).expand(a.shape) if repeats(a) else a.to(self.device)

@@ -1,6 +1,7 @@
 /* Batch norm, neuron and pool in one sweep, a plane at a time. y: [T, B, C, H, W]; pooled spikes and
  * g_pooled: [T, B, all, OH, OW]; g: [T, B, all, H, W]; channel c of y is `first + c` of `all`.
- * If y has all channels, g may be y.
+ * If y has all channels, g may be y. Without scale and shift, and mean to weight, there is no norm;
+ * `step` is how far the time steps of y are apart, 0 for one that is repeated.
  *
  * Of two spikes neither is larger, so the gradient of a window's maximum goes to its first spike, or
  * to its first element if there is none, as in pool.c.
@@ -9,6 +10,10 @@
 #include "neuron_block.h"
 #include "norm_channel.h"
 #include "window.h"
+
+INLINE affine_t affine_of(const float *scale, const float *shift, int64_t c) {
+    return scale ? (affine_t){BY_ONE, scale + c, shift + c} : (affine_t){PLAIN, NULL, NULL};
+}
 
 /* Whether a window has a spike: its maximum. */
 CLONES static void pool_ones(const uint8_t *ones, uint8_t *restrict pooled, const window_t *w) {
@@ -35,7 +40,7 @@ REVEDGE_API int revedge_norm_neuron_pool(const float *y, const float *scale, con
                                          int64_t H, int64_t W, int64_t all, int64_t first,
                                          int64_t OH, int64_t OW, int64_t kh, int64_t kw,
                                          int64_t sh, int64_t sw, int64_t ph, int64_t pw,
-                                         const float *p, int threads) {
+                                         int64_t step, const float *p, int threads) {
     const neuron_t q = neuron_of(p);
     const window_t w = {H, W, OH, OW, kh, kw, sh, sw, ph, pw};
     const int64_t S = H * W, O = OH * OW, scratch = S * (int64_t)(sizeof(float) + 1) + O;
@@ -47,11 +52,11 @@ REVEDGE_API int revedge_norm_neuron_pool(const float *y, const float *scale, con
         const int64_t b = unit / C, c = unit % C;
         float *v = (float *)(scratches + thread_index() * scratch);
         uint8_t *ones = (uint8_t *)(v + S), *pooled = ones + S;
-        const affine_t a = {BY_ONE, scale + c, shift + c};
+        const affine_t a = affine_of(scale, shift, c);
         start_row(NULL, v, S, &q);
         for (int64_t t = 0; t < T; ++t) {
             const int64_t to = ((t * B + b) * all + first + c) * O;
-            step_any(WANT_BYTES, y + (t * B * C + unit) * S, a, v, (written_t){NULL, NULL, ones}, S,
+            step_any(WANT_BYTES, y + t * step + unit * S, a, v, (written_t){NULL, NULL, ones}, S,
                      &q);
             pool_ones(ones, pooled, &w);
             if (O % 8 == 0)
@@ -117,7 +122,7 @@ REVEDGE_API int revedge_norm_neuron_pool_backward(
     const float *mean, const float *inv_std, const float *weight, float *g_weight, float *g_bias,
     float *g_leak, int64_t T, int64_t B, int64_t C, int64_t H, int64_t W, int64_t all,
     int64_t first, int64_t OH, int64_t OW, int64_t kh, int64_t kw, int64_t sh, int64_t sw,
-    int64_t ph, int64_t pw, int64_t average, const float *p, int threads) {
+    int64_t ph, int64_t pw, int64_t step, int64_t average, const float *p, int threads) {
     const neuron_t q = neuron_of(p);
     const window_t w = {H, W, OH, OW, kh, kw, sh, sw, ph, pw};
     const int64_t S = H * W, O = OH * OW, steps = backward_scratch(T, S);
@@ -138,8 +143,7 @@ REVEDGE_API int revedge_norm_neuron_pool_backward(
         for (int64_t b = 0; b < B; ++b) {
             const int64_t at = (b * C + c) * S;
             float *g_b = g_c + b * apart;
-            const rows_t rows = {y + at, B * C * S, g_b, g_b, B * apart,
-                                 {BY_ONE, scale + c, shift + c}};
+            const rows_t rows = {y + at, step, g_b, g_b, B * apart, affine_of(scale, shift, c)};
             forward_steps(rows, NULL, T, S, S, h, &q);
             for (int64_t t = 0; t < T; ++t) {
                 const float *g_o = g_pooled + ((t * B + b) * all + c) * O;
@@ -152,8 +156,9 @@ REVEDGE_API int revedge_norm_neuron_pool_backward(
             memset(g_v, 0, (size_t)S * sizeof(float));
             back_steps(rows, NULL, g_v, g_leak ? g_leak + at : NULL, T, S, S, h, &q);
         }
-        norm_backward_channel(y + c * S, C * S, g_c, apart, mean[c], inv_std[c], weight[c],
-                              g_weight + c, g_bias + c, T * B, S);
+        if (weight)
+            norm_backward_channel(y + c * S, C * S, g_c, apart, mean[c], inv_std[c], weight[c],
+                                  g_weight + c, g_bias + c, T * B, S);
         for (int64_t k = 0; in_place && k < T * B; ++k)
             memcpy(g + (k * C + c) * S, g_c + k * S, (size_t)S * sizeof(float));
     }
