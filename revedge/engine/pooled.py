@@ -15,6 +15,9 @@ from revedge.engine.unit import Unit
 from revedge.kernels import Window
 from revedge.neurons import BaseNode
 
+_LEAST_PLANE = (
+    64  # neurons; the kernels work plane by plane, and smaller ones are quicker all at once
+)
 # Scratch of the kernels, per thread; planes that take more are pooled by the tail, chunk by chunk.
 _MOST_SCRATCH_BYTES = 2**20
 
@@ -28,6 +31,8 @@ def window_of(unit: Unit, shape: torch.Size, *, batch_stats: bool) -> Window | N
         batch_stats: whether the norm, if there is one, has the statistics of the batch.
     """
     if not ((unit.norm is None or batch_stats) and unit.spikes_are_bits and len(shape) == 5):
+        return None
+    if shape[3] * shape[4] < _LEAST_PLANE:
         return None
     if _plane_bytes(shape) * (shape[0] + 2) > _MOST_SCRATCH_BYTES:
         return None
@@ -58,7 +63,7 @@ def fire_pooled(
     *,
     pack: bool,
 ) -> Signal:
-    """Normalize ``y`` ``[T, B, C, H, W]`` by ``norm`` (scale and shift) or not, let the neuron answer, pool its answer."""
+    """Normalize ``y`` ``[T, B, C, H, W]`` by ``norm`` (scale and shift) or not, let the neuron answer; pool that."""
     assert isinstance(unit.neuron, BaseNode)
     params = unit.neuron.params()
     shape = pooled_shape(y.shape, window)

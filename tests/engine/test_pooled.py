@@ -94,10 +94,19 @@ def test_what_is_kept() -> None:
         (nn.AvgPool2d(2, divisor_override=3), (T, B, C, 8, 8)),
         (nn.AdaptiveAvgPool2d(1), (T, B, C, 8, 8)),
         (nn.MaxPool2d(2), (64, B, C, 128, 128)),
+        (nn.MaxPool2d(2), (T, B, C, 7, 9)),
     ],
-    ids=["ceil", "dilated", "without-padding", "divisor", "adaptive", "large-planes"],
+    ids=[
+        "ceil",
+        "dilated",
+        "without-padding",
+        "divisor",
+        "adaptive",
+        "large-planes",
+        "small-planes",
+    ],
 )
 def test_what_the_tail_pools(pool: nn.Module, shape: tuple[int, ...]) -> None:
-    """Windows that the kernels do not know, and planes that take too much scratch, are left to the tail."""
+    """Windows that the kernels do not know, and planes too large for their scratch or too small to gain, are left to the tail."""
     unit = Unit(norm=nn.BatchNorm2d(C), neuron=LIFNode(), pool=pool)
     assert window_of(unit, torch.Size(shape), batch_stats=True) is None

@@ -73,6 +73,12 @@ def test_windows_and_sizes(
     check(torch.randn(size) * 1.5, VARIANTS[3], Window(window[0], window[1], window[2], average))
 
 
+@pytest.mark.parametrize("plane", [(8, 8), (4, 16), (16, 24), (2, 8)], ids=str)
+def test_vectors(plane: tuple[int, int], vector_bits: int) -> None:
+    """Whatever vectors the machine has: rows of whole bytes, and planes that fill whole vectors or do not."""
+    check(torch.randn(4, 2, 3, *plane) * 1.5, VARIANTS[3], Window((2, 2), (2, 2), (0, 0), False))
+
+
 @pytest.mark.parametrize("average", [False, True], ids=["max", "mean"])
 @pytest.mark.parametrize("repeated", [False, True], ids=["steps", "one-step"])
 def test_without_a_norm(repeated: bool, average: bool) -> None:

@@ -9,6 +9,7 @@
 #include "bit_block.h"
 #include "neuron_block.h"
 #include "norm_channel.h"
+#include "pack_step.h"
 #include "window.h"
 
 INLINE affine_t affine_of(const float *scale, const float *shift, int64_t c) {
@@ -35,6 +36,25 @@ CLONES static void pool_ones(const uint8_t *ones, uint8_t *restrict pooled, cons
     }
 }
 
+/* Halving windows over rows of whole bytes, on the bits themselves; `pooled` starts at a byte. */
+CLONES static void pool_bits(const uint8_t *bits, uint8_t *restrict pooled, const window_t *w) {
+    const int64_t bytes = w->W / 8;
+    int64_t nibble = 0;
+    for (int64_t i = 0; i < w->OH; ++i) {
+        const uint8_t *up = bits + 2 * i * bytes, *down = up + bytes;
+        for (int64_t k = 0; k < bytes; ++k, ++nibble) {
+            unsigned x = up[k] | down[k];
+            x = (x | x >> 1) & 0x55; /* every other bit, then moved together */
+            x = (x | x >> 1) & 0x33;
+            x = (x | x >> 2) & 0x0f;
+            if (nibble % 2 == 0)
+                pooled[nibble / 2] = (uint8_t)x;
+            else
+                pooled[nibble / 2] = (uint8_t)(pooled[nibble / 2] | x << 4);
+        }
+    }
+}
+
 REVEDGE_API int revedge_norm_neuron_pool(const float *y, const float *scale, const float *shift,
                                          uint8_t *bits, int64_t T, int64_t B, int64_t C,
                                          int64_t H, int64_t W, int64_t all, int64_t first,
@@ -44,6 +64,8 @@ REVEDGE_API int revedge_norm_neuron_pool(const float *y, const float *scale, con
     const neuron_t q = neuron_of(p);
     const window_t w = {H, W, OH, OW, kh, kw, sh, sw, ph, pw};
     const int64_t S = H * W, O = OH * OW, scratch = S * (int64_t)(sizeof(float) + 1) + O;
+    const int by_bits = is_halving(&w) && W % 8 == 0 && H == 2 * OH && O % 8 == 0;
+    pack_step_t *const pack_step = pack_step_here();
     threads = threads_for(T * B * C * S, B * C, threads);
     char *scratches = malloc((size_t)(threads * scratch));
     if (!scratches) return OUT_OF_MEMORY;
@@ -56,8 +78,13 @@ REVEDGE_API int revedge_norm_neuron_pool(const float *y, const float *scale, con
         start_row(NULL, v, S, &q);
         for (int64_t t = 0; t < T; ++t) {
             const int64_t to = ((t * B + b) * all + first + c) * O;
-            step_any(WANT_BYTES, y + t * step + unit * S, a, v, (written_t){NULL, NULL, ones}, S,
-                     &q);
+            const float *y_t = y + t * step + unit * S;
+            /* All of the plane, or, short of whole vectors, nothing. */
+            if (by_bits && S % 16 == 0 && pack_step(a.mode, q.hard, y_t, a, v, ones, S, &q) == S) {
+                pool_bits(ones, bits + to / 8, &w);
+                continue;
+            }
+            step_any(WANT_BYTES, y_t, a, v, (written_t){NULL, NULL, ones}, S, &q);
             pool_ones(ones, pooled, &w);
             if (O % 8 == 0)
                 gather_aligned(pooled, bits + to / 8, O);
