@@ -19,8 +19,7 @@ from revedge.planner.setting import Setting
 
 MOST_FRAMES = 64
 FEWEST_SHARE = 4  # the smaller probe has this part of the larger one's frames
-# Half widths, in shares of the time. Measured on a machine that did other work beside: 34 of 36 drawn trainings took a
-# time within (benchmarks/step_time.py).
+# Half widths, in shares of the time: of 16 drawn networks 15 took a time within (benchmarks/step_time.py).
 _NEAR, _PER_DOUBLING, _MEASURED = 0.2, 0.06, 0.1
 _PATIENCE_S = 300.0
 
@@ -84,7 +83,7 @@ def measure(settings: Sequence[Setting], *, seconds: float = 10.0) -> list[StepT
     memory.save()
     known = [memory.get(each.key()) for each in settings]
     return [
-        None if found is None else _followed(each, found["points"])
+        None if found is None else followed(each, found["points"])
         for each, found in zip(settings, known, strict=True)
     ]
 
@@ -112,8 +111,13 @@ def _points(settings: Sequence[Setting], seconds: float) -> list[list[list[float
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def _followed(setting: Setting, points: Sequence[Sequence[float]]) -> StepTime:
-    """Follow the line through the probes to the frames of a micro-batch, and take as many micro-batches."""
+def followed(setting: Setting, points: Sequence[Sequence[float]]) -> StepTime:
+    """Follow the line through the probes to the frames of a micro-batch, and take as many micro-batches.
+
+    Args:
+        setting: whose step is to be told.
+        points: [frames, least seconds, most seconds] of one or two smaller steps.
+    """
     frames = setting.timesteps * setting.micro_batch_size
     (few, least_few, most_few), (many, least_many, most_many) = points[0], points[-1]
     if many > few:
