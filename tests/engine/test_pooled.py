@@ -107,6 +107,6 @@ def test_what_is_kept() -> None:
     ],
 )
 def test_what_the_tail_pools(pool: nn.Module, shape: tuple[int, ...]) -> None:
-    """Windows that the kernels do not know, and planes too large for their scratch or too small to gain, are left to the tail."""
+    """Windows that the kernels do not know, and planes too large or too small for them, are left to the tail."""
     unit = Unit(norm=nn.BatchNorm2d(C), neuron=LIFNode(), pool=pool)
     assert window_of(unit, torch.Size(shape), batch_stats=True) is None
