@@ -1,6 +1,6 @@
 """How long the planner searches, and how long when it is asked again.
 
-Run: python benchmarks/bench_search.py [--report FILE.md]
+Run: python benchmarks/bench_search.py [--count 7] [--report FILE.md]
 Runs `revedge plan` for some requests of 10,000 configurations and more, each twice, with a fresh cache folder in which
 only the base of torch is known. CPU seconds are those of all its processes, the start of Python and torch included.
 Prints a line per request, and as its last line one JSON object. The bar: under 10 s of CPU time each.
@@ -25,6 +25,7 @@ BAR_S = 10.0
 CIFAR = ("--in-shape", "3,32,32", "--classes", "10", "--batch", "16", "--budget", "512MiB")
 GESTURE = ("--in-shape", "2,48,48", "--classes", "11", "--batch", "16", "--budget", "1GiB")
 REQUESTS = [
+    (*CIFAR, "--model", "ms-resnet10", "--depth", "4..24", "--timesteps", "4..8"),
     (*CIFAR, "--model", "ms-resnet18", "--prefer", "depth"),
     (*CIFAR, "--model", "revsresnet16", "--prefer", "depth"),
     (*CIFAR, "--model", "revsresnet16", "--prefer", "timesteps"),
@@ -54,11 +55,12 @@ def plan(words: tuple[str, ...], cache: str) -> tuple[float, float, dict[str, ob
 def main() -> int:
     """Search each request twice."""
     parser = argparse.ArgumentParser(description="Time of the planner's search.")
+    parser.add_argument("--count", type=int, default=len(REQUESTS), help="the first so many (all)")
     parser.add_argument("--report", type=Path, help="Markdown file")
     args = parser.parse_args()
     rows: list[list[object]] = []
     slowest_s = slowest_again_s = 0.0
-    for words in REQUESTS:
+    for words in REQUESTS[: args.count]:
         with tempfile.TemporaryDirectory(prefix="revedge-bench-") as folder:
             plan((*words, "--strategy", "store"), folder)  # measures the base
             for path in Path(folder).glob("traces-*"):

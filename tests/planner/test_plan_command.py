@@ -66,6 +66,18 @@ def test_verify(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0 < found["measured_peak_bytes"] <= found["predicted_peak_bytes"]
 
 
+def test_a_second_search_starts_no_process(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was searched once is remembered whole: the same plan without a tracing or measuring process."""
+    words = [*SHAPE, "--budget", "600MiB", "--strategy", "reverse"]
+    _, first, _ = plan(capsys, *words)
+    monkeypatch.setattr("subprocess.Popen", None)
+    code, second, _ = plan(capsys, *words)
+    assert code == 0
+    assert second["config"] == first["config"]
+
+
 def test_times(capsys: pytest.CaptureFixture[str]) -> None:
     """The plan and each alternative have an interval of seconds for a step; with --device nobody can know."""
     words = [*SHAPE[:-1], "--budget", "600MiB", "--strategy", "store", "--slab", "none"]
