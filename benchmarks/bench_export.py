@@ -189,7 +189,7 @@ def _products_ms(step_file: Path, manifest: Manifest, frame: Any) -> float:
 
 
 def memory(folder: Path) -> tuple[list[list[Any]], bool]:
-    """Rows of the memory table, and whether the step runner meets the bar with ``low_memory``."""
+    """Rows of the memory table, and whether the step meets the bar: running, and with ``low_memory`` at its peak."""
     net = lively("revsresnet21", in_shape=(2, 32, 32), width=32)
     rows, met = [], True
     for kind in ("onnx", "onnx-scan"):
@@ -197,7 +197,8 @@ def memory(folder: Path) -> tuple[list[list[Any]], bool]:
         for low in (False, True):
             found = measure(path, 1, low_memory=low)
             peak, running = found["measured_peak_bytes"], found["running_bytes"]
-            met = met and (kind != "onnx" or not low or peak <= MEMORY_BAR_BYTES)
+            judged = peak if low else running
+            met = met and (kind != "onnx" or judged <= MEMORY_BAR_BYTES)
             setting = "low memory" if low else "default"
             rows.append(
                 [
@@ -286,8 +287,8 @@ ABOUT = {
     "speed": f"CPU milliseconds, one thread, batch 1, medians. Bars: a step {STEP_BAR:g} times, {STEPS} steps in one "
     f"Scan {SEQUENCE_BAR:g} times as fast as eager PyTorch. Bound: 16 steps if all but convolutions and linear layers "
     "were free.",
-    "memory": "RevSResNet21, width 32, 2x32x32: Python, numpy, onnxruntime and the file, one stream. Bar: "
-    f"{MEMORY_BAR_BYTES / 1e6:g} MB.",
+    "memory": "RevSResNet21, width 32, 2x32x32: Python, numpy, onnxruntime and the file, one stream. Bar for "
+    f"the step: {MEMORY_BAR_BYTES / 1e6:g} MB while it runs, and with low memory while it is loaded, too.",
     "matrix": f"TorchScript and ONNX steps at batches 1 and 3 and for {LENGTHS[0]} and {LENGTHS[1]} steps, given the "
     "network's spikes (forced) and running freely; Scan and unrolled graphs bit by bit against their own step. Random "
     "frames, statistics gathered on such frames.",
