@@ -15,7 +15,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -99,8 +99,8 @@ def _follow(setting: Setting, *, thorough: bool) -> tuple[Rehearsal, StorageTrac
         left_out.after_backward()  # and after the update, which leaves none
 
     for number, each in enumerate(rehearsal.net.runs()):
-        each.register_forward_pre_hook(functools.partial(_enter, tracker, number))
-        each.register_forward_hook(functools.partial(_enter, tracker, None))
+        # Not by hooks: for their sake the net would give up its chain, and take more.
+        each.__dict__["run_forward"] = functools.partial(_told, tracker, number, each.run_forward)
     tracker.add(rehearsal.weights(), "weights")
     tracker.add(rehearsal.optimizer_state(), "optimizer")
     before = tracker.live_bytes
@@ -115,8 +115,15 @@ def _follow(setting: Setting, *, thorough: bool) -> tuple[Rehearsal, StorageTrac
     return rehearsal, tracker, work, left_out
 
 
-def _enter(tracker: StorageTracker, number: int | None, *_: object) -> None:
+def _told(
+    tracker: StorageTracker, number: int, run_forward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    """Run the forward pass of run ``number``, and let the tracker know."""
     tracker.run = number
+    try:
+        return run_forward(*args, **kwargs)
+    finally:
+        tracker.run = None
 
 
 def _few_chunks(work: Work, signal: Signal, *, whole: bool) -> Iterator[tuple[int, int]]:
