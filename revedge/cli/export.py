@@ -98,9 +98,9 @@ def run(args: argparse.Namespace) -> int:
         steps=args.steps,
         weights=args.weights,
     )
-    from revedge.export.writer import export_network
-
+    # Before torch is here: while it finishes, this process counts against the budget.
     args.run = _exact_run(args) if args.numerics == "exact" else args.run
+    from revedge.export.writer import export_network
 
     description = _read_description(args.run)
     net = _load_network(args.run, description)
