@@ -21,7 +21,11 @@ main(["export", sys.argv[1], "--numerics", "exact", "--format", "onnx", "-o", sy
 
 def test_the_finish_runs_before_torch_is_loaded(tmp_path: Path) -> None:
     """The exporting process supervises the finish, so it stays small until that is done."""
-    (tmp_path / "model.json").write_text(json.dumps({"numerics": "float"}))
+    model = {
+        "format": "revedge-model", "version": 1, "size_bytes": 0, "sha256": "",
+        "config": {"name": "revsresnet11"}, "data": {"name": "digits", "timesteps": 8},
+    }  # fmt: skip
+    (tmp_path / "model.json").write_text(json.dumps(model))
     (tmp_path / "model.safetensors").write_bytes(b"")
     done = subprocess.run(
         [sys.executable, "-c", CODE, str(tmp_path)],
