@@ -71,8 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "example:\n  revedge bench --net ms_resnet18 --strategy all --timesteps 8 --batch 8\n"
         "  revedge bench --net iso,vgg11 --timesteps 4,8 --batch 4 --picture bench.svg\n\n"
         "anon is the growth of the process's anonymous memory from before the first step to its peak.\n"
-        "smallest takes the fastest row within a tenth of the least bytes, fastest the smallest within a tenth of the\n"
-        "least time; both measure all strategies. A * marks what none beats in both."
+        "smallest and fastest measure all strategies and choose; a * marks what none beats in both bytes and time."
     )
 
 

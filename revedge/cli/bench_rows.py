@@ -26,7 +26,8 @@ SLABS = (
 )
 _SLAB_SIZES = ("2MiB",)
 BEST = ("smallest", "fastest")
-NEAR = 1.10  # how far from the least bytes or time "smallest" and "fastest" look, see `best`
+# What the meter cannot tell apart; among such rows the other figure decides.
+_SAME_BYTES, _SAME_TIME = 1.01, 1.03
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,13 +147,14 @@ def groups(rows: Iterable[Row]) -> list[list[Row]]:
 def best(rows: Sequence[Row], wanted: str) -> Row:
     """Return the "smallest" or the "fastest" row.
 
-    "smallest" is the fastest of those within a tenth of the least bytes, "fastest" the smallest of those within a tenth
-    of the least time: the last tenth of one may cost half of the other.
+    Rows within 1 % of the least bytes, or 3 % of the least time, count as equal: the other figure decides there.
     """
-    main, other = "anon_peak_bytes", "cpu_s"
-    if wanted == "fastest":
-        main, other = other, main
-    limit = NEAR * min(row[main] for row in rows)
+    main, other, same = (
+        ("anon_peak_bytes", "cpu_s", _SAME_BYTES)
+        if wanted == "smallest"
+        else ("cpu_s", "anon_peak_bytes", _SAME_TIME)
+    )
+    limit = same * min(row[main] for row in rows)
     return min((row for row in rows if row[main] <= limit), key=lambda row: (row[other], row[main]))
 
 

@@ -37,7 +37,7 @@ def window_of(unit: Unit, shape: torch.Size, *, batch_stats: bool) -> Window | N
     if _plane_bytes(shape) * (shape[0] + 2) > _MOST_SCRATCH_BYTES:
         return None
     parts = _parts(unit.pool)
-    return _window(parts[0]) if parts else None
+    return pool_window(parts[0]) if parts else None
 
 
 def behind_window(pool: nn.Module | None) -> list[nn.Module]:
@@ -104,7 +104,8 @@ def _parts(pool: nn.Module | None) -> list[nn.Module]:
     return list(pool) if type(pool) is nn.Sequential else [] if pool is None else [pool]
 
 
-def _window(pool: nn.Module) -> Window | None:
+def pool_window(pool: nn.Module) -> Window | None:
+    """Return the window of a pool that the kernels know; None for other modules, and for pools with hooks."""
     if type(pool) is nn.MaxPool2d:
         plain = not (pool.ceil_mode or pool.return_indices) and _pair(pool.dilation) == (1, 1)
     elif type(pool) is nn.AvgPool2d:

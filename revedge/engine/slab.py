@@ -86,13 +86,13 @@ def fire_slabs(unit: Unit, y: Output, stats: Stats | None) -> tuple[Stats | None
             parts.append(_stats(unit.norm, first, slab, stats))
             scale, shift, _ = _affine(unit.norm, first, parts[-1])
         where = {"channels": shape[2], "first": first}
-        if window is None or window.average:
+        if window is None or one_by_one:
             kernels.norm_neuron_pack_(slab, scale, shift, params, bits, **where)
         else:
             kernels.norm_neuron_pool_(slab, scale, shift, params, bits, window, **where)
     if stats is None and unit.norm is not None:
         stats = gather_stats(unit.norm, parts, shape.numel() // shape[2])
-    unpooled = shape if window is not None and window.average else None
+    unpooled = shape if window is not None and one_by_one else None
     return stats, Signal(pooled, bits=bits, window=window, unpooled=unpooled)
 
 

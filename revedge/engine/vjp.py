@@ -14,6 +14,7 @@ from revedge import kernels
 from revedge.engine.attention import SpikeAttention
 from revedge.engine.autocast import lowered
 from revedge.engine.layers import Twice, Voting
+from revedge.engine.pooled import pool_window
 from revedge.engine.unit import GlobalMean
 
 Update = Callable[[nn.Parameter, Tensor], None]
@@ -53,8 +54,9 @@ def module_forward(module: nn.Module, x: Tensor) -> Tensor:
         for part in module:
             x = module_forward(part, x)
         return x
-    if type(module) is nn.MaxPool2d and _is_plain(module):
-        return kernels.max_pool(x, *_window(module))
+    window = pool_window(module)
+    if window is not None and not window.average:
+        return kernels.max_pool(x, *window[:3])
     y: Tensor = module(x)
     return y
 
@@ -146,21 +148,15 @@ def _max_pool(
     assert isinstance(module, nn.MaxPool2d)
     if not need_input:
         return None
-    if _is_plain(module):
-        return kernels.max_pool_backward(x, g.to(x.dtype).contiguous(), *_window(module))
-    window = (*_window(module), _pair(module.dilation))
+    known = pool_window(module)
+    if known is not None:
+        return kernels.max_pool_backward(x, g.to(x.dtype).contiguous(), *known[:3])
+    sizes = (module.kernel_size, module.stride, module.padding, module.dilation)
+    window = [_pair(size) for size in sizes]
     _, indices = torch.ops.aten.max_pool2d_with_indices(x, *window, module.ceil_mode)
     backward = torch.ops.aten.max_pool2d_with_indices_backward
     g_x: Tensor = backward(g.to(x.dtype), x, *window, module.ceil_mode, indices)
     return g_x
-
-
-def _is_plain(module: nn.MaxPool2d) -> bool:
-    return not (module.ceil_mode or module.return_indices) and _pair(module.dilation) == [1, 1]
-
-
-def _window(module: nn.MaxPool2d) -> tuple[list[int], list[int], list[int]]:
-    return _pair(module.kernel_size), _pair(module.stride), _pair(module.padding)
 
 
 def _global_mean(
