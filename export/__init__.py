@@ -37,4 +37,6 @@ if not TYPE_CHECKING:
     def __getattr__(name: str) -> Any:
         if name not in _HOMES:
             raise AttributeError(f"module 'revedge.export' has no attribute {name!r}")
+        if _HOMES[name] not in ("manifest", "runner"):
+            import revedge.need_torch  # noqa: F401
         return getattr(importlib.import_module(f"revedge.export.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""One ONNX graph under construction: nodes, shared constants, names. `revedge.export.onnx_rules` fills it.
+"""One ONNX graph under construction: nodes, shared constants, names. onnx_step.py and onnx_rules.py fill it.
 
 All that an opset decides stands in the two tables here; every other operator in use means the same from 13 to 23.
 """

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from revedge.errors import ExportError
 from revedge.export.manifest import Manifest
-from revedge.export.onnx_graph import BODY, input_dims, make_value, output_dims
+from revedge.export.onnx_graph import BODY, MINUS, input_dims, make_value, output_dims
 
 if TYPE_CHECKING:
     import onnx
@@ -32,6 +32,8 @@ def contained_step(model: "onnx.ModelProto", manifest: Manifest) -> "onnx.ModelP
         repeated, constants = _of_unrolled(model, manifest), list(model.graph.initializer)
     else:
         repeated, constants = _of_scan(model, manifest)
+    repeated, zero = _as_they_are(repeated, manifest)
+    constants.append(zero)
     nodes = [*_before(model, repeated, manifest), *repeated]
     alone = dataclasses.replace(manifest, graph="step", steps=None)
     used = {name for node in nodes for name in node.input}
@@ -57,8 +59,14 @@ def _of_scan(
     body = next(attribute.g for attribute in scans[0].attribute if attribute.name == "body")
     given = [value.name for value in body.input][: len(manifest.states)]
     found = [value.name for value in body.output][: len(manifest.states)]
-    names = dict(zip(given, [state.name for state in manifest.states], strict=True))
-    names |= dict(zip(found, [state.next for state in manifest.states], strict=True))
+    names = {
+        name: (MINUS if MINUS in name else "") + state.name
+        for name, state in zip(given, manifest.states, strict=True)
+    }
+    names |= {
+        name: (MINUS if MINUS in name else "") + state.next
+        for name, state in zip(found, manifest.states, strict=True)
+    }
     names |= {body.input[-1].name: "x", body.output[-1].name: "logits"}
     sums = {value.name for value in body.output[len(found) : -1]}  # not of the step: for the mean
     own = [node for node in body.node if node.output[0] not in sums]
@@ -70,12 +78,14 @@ def _of_unrolled(model: "onnx.ModelProto", manifest: Manifest) -> "list[onnx.Nod
     frames = _frames(model)
     first: list[bytes] = []
     nodes: list[onnx.NodeProto] = []
+    written = {node.output[0] for node in model.graph.node}
     for t in range(manifest.steps):
         prefix = f"t{t}/"
         names = {}
         for state in manifest.states:
-            before = f"t{t - 1}/{state.next}" if t else f"rest_{state.name}"
-            names[before] = state.name
+            sign = MINUS if f"t0/{MINUS}{state.next}" in written else ""
+            before = f"t{t - 1}/{sign}{state.next}" if t else f"rest_{state.name}"
+            names[before] = sign + state.name
         names |= {name: "x" for name, at in frames.items() if at == t}
         own = [node for node in model.graph.node if node.output[0].startswith(prefix)]
         nodes = _renamed(own, names, prefix)
@@ -84,6 +94,22 @@ def _of_unrolled(model: "onnx.ModelProto", manifest: Manifest) -> "list[onnx.Nod
             raise ExportError(f"time step {t} of the unrolled graph is not the step before it")
         first = same
     return nodes
+
+
+def _as_they_are(
+    nodes: "list[onnx.NodeProto]", manifest: Manifest
+) -> "tuple[list[onnx.NodeProto], onnx.TensorProto]":
+    """Turn states that the step keeps as their negatives round where they come in and go out."""
+    from onnx import TensorProto, helper
+
+    zero = "zero_of_states"
+    read = {name for node in nodes for name in node.input}
+    first, last = [], []
+    for state in manifest.states:
+        if MINUS + state.name in read:
+            first.append(helper.make_node("Sub", [zero, state.name], [MINUS + state.name]))
+            last.append(helper.make_node("Sub", [zero, MINUS + state.next], [state.next]))
+    return [*first, *nodes, *last], helper.make_tensor(zero, TensorProto.FLOAT, [], [0.0])
 
 
 def _frames(model: "onnx.ModelProto") -> dict[str, int]:

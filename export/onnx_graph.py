@@ -1,4 +1,4 @@
-"""The four ONNX graphs of one network. All write the same step (onnx_rules.py) and differ in what stands around it.
+"""The four ONNX graphs of one network. All write the same step (onnx_step.py) and differ in what stands around it.
 
     step       x, state_i -> logits, next_state_i           one time step
     blocks     x, state_i -> logits, next_state_i           any number of steps: Scan around the step
@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import nn
 
+from revedge.export import onnx_rules  # noqa: F401 - each module of a form finds its rule
 from revedge.export.inference import InferenceNet
 from revedge.export.manifest import Manifest
 from revedge.export.onnx_builder import IR_VERSIONS
-from revedge.export.onnx_rules import StepGraph
+from revedge.export.onnx_neurons import ONE_PASS
+from revedge.export.onnx_step import StepGraph
+from revedge.export.targets import TARGETS
 
 if TYPE_CHECKING:
     import onnx
 
 BODY = "step/"  # prefix of everything inside the body of Scan
+MINUS = "minus_"  # of a state that is kept as its negative
 GRAPHS = ("step", "blocks", "scan", "unrolled")
 Dims = list[str | int]
 Runs = list[tuple[str, nn.Module]]
@@ -42,7 +46,8 @@ def build_model(form: InferenceNet, manifest: Manifest) -> "onnx.ModelProto":
 
     assert manifest.opset is not None
     home = "" if manifest.graph in ("step", "unrolled") else "outer/"
-    g = StepGraph(manifest.opset, home, int8=_int8(manifest))
+    unrolled = manifest.graph == "unrolled"
+    g = _empty(manifest, home, keeps_states=unrolled)
     g.ranks["x"] = len(input_dims(manifest)[0][1])
     {"step": _step, "blocks": _scan, "scan": _scan, "unrolled": _unrolled}[manifest.graph](
         g, form, manifest
@@ -100,8 +105,15 @@ def _time(manifest: Manifest) -> str | int:
     return "time" if manifest.steps is None else manifest.steps
 
 
-def _int8(manifest: Manifest) -> bool:
-    return manifest.weights == "int8"
+def _empty(manifest: Manifest, home: str, *, keeps_states: bool) -> StepGraph:
+    assert manifest.opset is not None
+    return StepGraph(
+        manifest.opset,
+        home,
+        int8=manifest.weights == "int8",
+        at_once=TARGETS[manifest.target].operators >= ONE_PASS,
+        keeps_states=keeps_states,
+    )
 
 
 def make_value(name: str, dims: Dims) -> "onnx.ValueInfoProto":
@@ -121,15 +133,23 @@ def _write(
     x: str,
     states: list[str],
     manifest: Manifest,
-) -> None:
-    """Write one time step; its results are named ``logits`` and ``next_state_i`` behind the prefix of the step."""
-    since, g.states, g.new_states = len(g.nodes), list(states), []
+) -> list[str]:
+    """Write one time step; return the names of the new states.
+
+    They and the logits are called ``next_state_i`` and ``logits`` behind the prefix of the step; a state that is kept
+    as its negative ``minus_next_state_i``.
+    """
+    since, g.states, g.new_states, g.negative = len(g.nodes), list(states), [], []
     for name, state in zip(states, manifest.states, strict=True):
         g.ranks[name] = 1 + len(state.shape)
     for name, run in runs:
         x = g.apply(run, x, name)
-    names = [f"{g.step}{state.next}" for state in manifest.states]
+    names = [
+        f"{g.step}{MINUS if negative else ''}{state.next}"
+        for state, negative in zip(manifest.states, g.negative, strict=True)
+    ]
     g.rename({x: f"{g.step}logits", **dict(zip(g.new_states, names, strict=True))}, since)
+    return names
 
 
 def _step(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
@@ -140,19 +160,25 @@ def _scan(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
     from onnx import helper
 
     lead, rest = _split(g, form, manifest)
-    body = StepGraph(g.opset, int8=_int8(manifest))
+    body = _empty(manifest, "", keeps_states=True)
     body.step = BODY
     given = [f"{BODY}{state.name}" for state in manifest.states]
-    found = [f"{BODY}{state.next}" for state in manifest.states]
     if manifest.static:  # Scan goes over something of T entries; the image is seen from outside
         ticks = g.constant("ticks", np.zeros(manifest.timesteps, np.float32))
         body.ranks[lead] = g.ranks[lead]
-        _write(body, rest, lead, given, manifest)
+        found = _write(body, rest, lead, given, manifest)
         scanned, frame = ticks, make_value(f"{BODY}tick", [])
     else:
         body.ranks[f"{BODY}x"] = g.ranks["x"] - 1
-        _write(body, rest, f"{BODY}x", given, manifest)
+        found = _write(body, rest, f"{BODY}x", given, manifest)
         scanned, frame = "x", make_value(f"{BODY}x", [_batch(manifest), *manifest.in_shape])
+    turned = {
+        name: name.replace(BODY, BODY + MINUS)
+        for name, minus in zip(given, body.negative, strict=True)
+        if minus
+    }
+    body.rename(turned)
+    given = [turned.get(name, name) for name in given]
     batch = _batch(manifest)
     logits: Dims = [batch, manifest.num_classes]
     inputs = [
@@ -171,6 +197,13 @@ def _scan(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
         inputs.append(make_value(f"{BODY}total", logits))
         outputs.append(make_value(f"{BODY}new_total", logits))
         results.append("total_logits")
+    else:
+        carried = [
+            _negative(g, n) if minus else n for n, minus in zip(carried, body.negative, strict=True)
+        ]
+        results = [
+            MINUS + n if minus else n for n, minus in zip(results, body.negative, strict=True)
+        ]
     graph = helper.make_graph(
         body.nodes,
         "revedge_step",
@@ -190,6 +223,16 @@ def _scan(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
     )
     if manifest.graph == "scan":
         _mean(g, manifest, "total_logits")
+        return
+    for state, result in zip(manifest.states, results, strict=True):
+        if result != state.next:
+            g.rename({_negative(g, result): state.next})
+
+
+def _negative(g: StepGraph, state: str) -> str:
+    """``0 - state``, which is never a negative zero; at rest a state that is kept as its negative is 0 either way."""
+    g.ranks.setdefault(state, 0)
+    return g.op("Sub", [g.scalar(0.0), state], f"{MINUS}{state}")
 
 
 def _unrolled(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
@@ -200,8 +243,7 @@ def _unrolled(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
     frames = [x] * manifest.steps if manifest.static else _frames(g, manifest.steps)
     for t in range(manifest.steps):
         g.step = f"t{t}/"
-        _write(g, rest, frames[t], states, manifest)
-        states = [f"t{t}/{state.next}" for state in manifest.states]
+        states = _write(g, rest, frames[t], states, manifest)
         g.step = ""
         logits = f"t{t}/logits"
         per_step.append(g.op("Unsqueeze", [logits, g.sizes(0)], f"logits_{t}"))

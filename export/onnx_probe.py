@@ -4,6 +4,7 @@ Of a sequence graph they are twins of the step that it repeats (onnx_contained.p
 """
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,11 +40,22 @@ class _Firing:
 
 @dataclass(frozen=True, slots=True)
 class _Point:
-    """Names in the graph: the membrane, "has fired" as bool, and as 0.0 or 1.0."""
+    """Names in the graph: the membrane, "has fired" as bool where it is one, and as 0.0 or 1.0.
+
+    Where it is none, ``slope`` and ``offset`` are those of the line that stands for the threshold; a negative slope
+    says that what is named is the membrane's negative.
+    """
 
     membrane: str
     fired: str
     spikes: str
+    slope: float = 1.0
+    offset: float = 0.0
+
+    @property
+    def threshold(self) -> float:
+        """The float32 above the line's 0."""
+        return float(np.nextafter(np.float32(-self.offset / abs(self.slope)), np.float32(np.inf)))
 
 
 class OnnxProbe(FileProbe):
@@ -64,6 +76,7 @@ class OnnxProbe(FileProbe):
             raise ExportError(
                 f"the {manifest.graph} graph fires in {len(points)} places, the network in {expected}"
             )
+        self._signs = [math.copysign(1.0, point.slope) for point in points]
         self._shown = [name for point in points for name in (point.membrane, point.spikes)]
         _show(step, self._shown)
         self._watch = open_session(step.SerializeToString())
@@ -97,7 +110,8 @@ class OnnxProbe(FileProbe):
 
     def _seen(self, found: list[Array]) -> Seen:
         count = 1 + len(self._manifest.states)
-        shown = iter(found[count:])
+        values = found[count:]
+        shown = iter(v if k % 2 else self._signs[k // 2] * v for k, v in enumerate(values))
         membranes, spikes = [], []
         for firing in self._firing:
             pairs = [(next(shown), next(shown)) for _ in range(firing.parts)]
@@ -118,10 +132,16 @@ def _firing_of(net: SpikingNet) -> list[_Firing]:
 
 
 def _points_of(model: "onnx.ModelProto") -> list[_Point]:
-    """GreaterOrEqual nodes in graph order, which is the order of execution in PyTorch, with the Cast behind each."""
+    """Where the graph fires, in graph order, which is the order of execution in PyTorch.
+
+    That is at HardSigmoid, or at GreaterOrEqual with a Cast behind it; see `revedge.export.onnx_neurons`.
+    """
     nodes = list(model.graph.node)
     points = []
     for node in nodes:
+        if node.op_type == "HardSigmoid":
+            line = {one.name: one.f for one in node.attribute}
+            points.append(_Point(node.input[0], "", node.output[0], line["alpha"], line["beta"]))
         if node.op_type != "GreaterOrEqual":
             continue
         fired = node.output[0]
@@ -154,15 +174,20 @@ def _force(model: "onnx.ModelProto", points: list[_Point]) -> None:
     """Let everything behind a neuron read a new input of the graph instead of the neuron's own spikes."""
     from onnx import TensorProto, helper
 
-    half = "half_of_a_spike"
-    model.graph.initializer.append(helper.make_tensor(half, TensorProto.FLOAT, [], [0.5]))
+    half, zero = "half_of_a_spike", "no_membrane"
+    for name, value in ((half, 0.5), (zero, 0.0)):
+        model.graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, [], [value]))
+    resets = {}  # membrane -> its point, and the forced spikes that set it to 0
     renamed: dict[str, str] = {}
     first = []
     for index, point in enumerate(points):
         name = _forced_name(index)
         model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
         first.append(helper.make_node("Greater", [name, half], [f"{name}_fired"]))
-        renamed |= {point.spikes: name, point.fired: f"{name}_fired"}
+        renamed[point.spikes] = name
+        if point.fired:
+            renamed[point.fired] = f"{name}_fired"
+        resets[point.membrane] = point, f"{name}_fired"
     own_casts = {point.spikes for point in points}
     nodes = list(model.graph.node)
     for node in nodes:
@@ -170,6 +195,12 @@ def _force(model: "onnx.ModelProto", points: list[_Point]) -> None:
             continue  # still shows what the neuron itself would have done
         for position, name in enumerate(node.input):
             node.input[position] = renamed.get(name, name)
+        if node.op_type == "ThresholdedRelu":
+            h, v = node.input[0], node.output[0]
+            point, fired = resets[h]
+            if node.attribute[0].f != -point.threshold:
+                raise ExportError(f"{h!r} fires at {point.threshold} and is reset elsewhere")
+            node.CopyFrom(helper.make_node("Where", [fired, zero, h], [v]))
     del model.graph.node[:]
     model.graph.node.extend([*first, *nodes])
 

@@ -1,16 +1,8 @@
-"""How each module of an inference form is written as ONNX nodes: one rule per type, found by `RULES`.
+"""How each layer of an inference form is written as ONNX nodes: one rule per type. Neurons are in onnx_neurons.py."""
 
-A rule takes the graph, the module and the name of its input, and returns the name of its output. Neurons take their
-state from ``StepGraph.take`` and hand the new one to ``StepGraph.give``, in order of execution, as the lists in
-`revedge.export.blocks` do. To export a module of another type, write a rule for it here.
-"""
-
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from torch import Tensor, nn
+from torch import nn
 
 from revedge.errors import ExportError
 from revedge.export.blocks import (
@@ -26,79 +18,10 @@ from revedge.export.blocks import (
     UnitStep,
     Votes,
 )
-from revedge.export.cells import Cell, NoCell, ReversibleCell
+from revedge.export.cells import NoCell
 from revedge.export.exact_layers import InputLevels, Scaled, Snap, SumOf, TwoDigits
 from revedge.export.fork_steps import ForksStep, ForkStep
-from revedge.export.int8_weights import as_int8
-from revedge.export.onnx_builder import Graph
-
-Rule = Callable[["StepGraph", Any, str], str]
-RULES: dict[type[nn.Module], Rule] = {}
-_FLOAT = 1  # onnx.TensorProto.FLOAT
-
-
-class StepGraph(Graph):
-    """A graph, and the states that go into and come out of the step being written.
-
-    Args:
-        opset: see `Graph`.
-        home: see `Graph`.
-        int8: store weights as 8-bit integers with a power-of-two scale; they must lie on such a grid.
-    """
-
-    def __init__(self, opset: int, home: str = "", *, int8: bool = False) -> None:
-        super().__init__(opset, home)
-        self.int8 = int8
-        self.states: list[str] = []  # that neurons have yet to take
-        self.new_states: list[str] = []
-
-    def take(self) -> str:
-        """Return the state of the next neuron."""
-        return self.states.pop(0)
-
-    def give(self, state: str) -> None:
-        """Hand on a neuron's new state."""
-        self.new_states.append(state)
-
-    def apply(self, module: nn.Module, x: str, name: str) -> str:
-        """Write ``module``, which is the part ``name`` of the present one.
-
-        Raises:
-            ExportError: no rule is known for its type.
-        """
-        rule = RULES.get(type(module))
-        with self.within(name):
-            if rule is None:
-                raise ExportError(
-                    f"{self.path}: no ONNX rule is known for a layer of type {type(module).__name__}; use layers of "
-                    "torch.nn that revedge knows, or --format torchscript"
-                )
-            return rule(self, module, x)
-
-    def weight(self, name: str, value: Tensor) -> str:
-        """Store a parameter of the present module; ``weight`` as int8 if that was asked for."""
-        array: npt.NDArray[np.float32] = value.detach().cpu().numpy()
-        place = f"{self.place}.{name}"
-        if not (self.int8 and name == "weight"):
-            return self.constant(place, array)
-        levels, scale = as_int8(array, f"{self.path}.{name}")
-        inputs = [self.constant(f"{place}.int8", levels), self.scales(f"{place}.scale", scale)]
-        axis = {"axis": 0} if scale.ndim else {}
-        return self.op("DequantizeLinear", inputs, "weight", rank=array.ndim, **axis)
-
-    def scales(self, name: str, scale: npt.NDArray[np.float32]) -> str:
-        """Store what is multiplied with; a scalar once for all who use it."""
-        return self.constant(name, scale) if scale.ndim else self.scalar(float(scale))
-
-
-def rule(*kinds: type[nn.Module]) -> Callable[[Rule], Rule]:
-    """Register a rule for modules of exactly these types."""
-
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(kinds, function))
-        return function
-
-    return register
+from revedge.export.onnx_step import StepGraph, rule
 
 
 @rule(FeedStep)
@@ -169,70 +92,6 @@ def _in_turn(g: StepGraph, module: nn.Sequential, x: str) -> str:
     for index, part in enumerate(module):
         x = g.apply(part, x, str(index))
     return x
-
-
-@rule(Cell)
-def _cell(g: StepGraph, module: Cell, x: str) -> str:
-    h = g.take()
-    if module.rounded:
-        h = g.op("Round", [g.op("Mul", [h, g.scalar(module.leak_up)], "leak")])
-        h = g.op("Mul", [h, g.scalar(module.leak_down)], "leaked")
-    elif module.leaky:
-        h = g.op("Mul", [h, g.scalar(module.decay)], "leak")
-    if module.scaled:
-        x = g.op("Mul", [x, g.scalar(module.gain)], "input")
-    h = g.op("Add", [x, h], "membrane")
-    if module.biased:
-        h = g.op("Add", [h, g.scalar(module.bias)], "membrane")
-    if module.limited:
-        h = g.op("Clip", [h, g.scalar(-module.limit), g.scalar(module.limit)], "limited")
-    s = _fire(g, h, module.v_threshold)
-    if module.hard:  # h - h s is exactly h or 0, in two passes; Where needs four in onnxruntime
-        v = g.op("Sub", [h, g.op("Mul", [h, s], "lost")], "state")
-        if module.v_reset != 0.0:
-            v = g.op("Add", [v, g.op("Mul", [s, g.scalar(module.v_reset)], "reset")], "state")
-    else:
-        v = g.op("Sub", [h, g.op("Mul", [s, g.scalar(module.v_threshold)], "lost")], "state")
-    g.give(v)
-    return s
-
-
-@rule(ReversibleCell)
-def _reversible(g: StepGraph, module: ReversibleCell, x: str) -> str:
-    dim, width, rest = module.dim, module.width, module.rest
-    v = g.take()
-    v_first, v_last = g.split(v, dim, rest, width, label="v")
-    leak, beta = g.scalar(module.leak), g.scalar(module.beta)
-
-    def integrate(v: str, drive: str) -> str:
-        return g.op("Add", [v, g.op("Mul", [g.op("Sub", [drive, v]), leak])], "membrane")
-
-    def hand_on(s: str, x: str) -> str:
-        return g.op("Add", [s, g.op("Mul", [x, beta])], "y")
-
-    if rest == width:  # two groups: cut, as Split; see `Graph.split`
-        x_first, x_last = g.split(x, dim, width, width, label="x")
-        x_begin = x_first
-    else:
-        x_first, x_last = g.narrow(x, dim, 0, rest), g.narrow(x, dim, width, rest)
-        x_begin = g.narrow(x, dim, 0, width)
-    m_first = integrate(v_first, x_first)
-    y_first = hand_on(_fire(g, m_first, module.v_threshold), x_last)
-    drive = g.narrow(y_first, dim, rest - width, width)
-    m_last = integrate(v_last, drive)
-    y_last = hand_on(_fire(g, m_last, module.v_threshold), x_begin)
-    y = g.op("Concat", [y_first, y_last], "y", axis=dim)
-    m = g.op("Concat", [m_first, m_last], "membrane", axis=dim)
-    kept = g.op("Mul", [g.op("Sub", [g.scalar(1.0), y], rank=g.ranks[y]), m], "kept")
-    kept = g.op("Add", [kept, g.op("Mul", [y, g.scalar(module.v_reset)], "reset")])
-    g.give(g.op("Add", [kept, g.op("Mul", [v, g.scalar(module.alpha)])], "state"))
-    return y
-
-
-def _fire(g: StepGraph, h: str, threshold: float) -> str:
-    """The comparison, and the Cast behind it: what `revedge.export.onnx_probe` looks for."""
-    fired = g.op("GreaterOrEqual", [h, g.scalar(threshold)], "fired")
-    return g.op("Cast", [fired], "spikes", to=_FLOAT)
 
 
 @rule(Affine)

@@ -39,6 +39,9 @@ _SEQUENCE = frozenset(["ConstantOfShape", "Div", "Squeeze", "Unsqueeze"])
 _DYNAMIC = frozenset(["Shape"])
 _INT8 = frozenset(["DequantizeLinear"])
 _SCAN = frozenset(["Scan"])
+# One pass over memory for a neuron's spikes, one for its reset. Only where nothing turns float32 into half precision:
+# the slope of the line that stands for the threshold is 2**24.
+_ONE_PASS = frozenset(["HardSigmoid", "ThresholdedRelu"])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +75,7 @@ TARGETS = {
         batch=None,
         free_batch=True,
         graphs=("step", "blocks", "scan", "unrolled"),
-        operators=_STEP | _SEQUENCE | _DYNAMIC | _INT8 | _SCAN,
+        operators=_STEP | _SEQUENCE | _DYNAMIC | _INT8 | _SCAN | _ONE_PASS,
     ),
     "jetpack5": Target(
         title="TensorRT 8.4 to 8.6",

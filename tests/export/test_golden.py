@@ -49,11 +49,9 @@ def _scaled(rank: int, factor: float) -> Callable[[onnx.ModelProto], None]:
 
 
 def _threshold(model: onnx.ModelProto) -> None:
-    fire = next(node for node in model.graph.node if node.op_type == "GreaterOrEqual")
-    model.graph.initializer.append(
-        numpy_helper.from_array(np.array(1.05, np.float32), "another_threshold")
-    )
-    fire.input[1] = "another_threshold"
+    fire = next(node for node in model.graph.node if node.op_type == "HardSigmoid")
+    line = {one.name: one for one in fire.attribute}
+    line["beta"].f = -1.05 * line["alpha"].f
 
 
 def _half_precision(model: onnx.ModelProto) -> None:

@@ -140,7 +140,8 @@ def _body(model: onnx.ModelProto) -> onnx.GraphProto:
 
 def _states_swapped(model: onnx.ModelProto) -> None:
     """In the body, two new states of one shape trade places."""
-    trade = {"step/next_state_0": "step/next_state_1", "step/next_state_1": "step/next_state_0"}
+    first, second = "step/minus_next_state_0", "step/minus_next_state_1"
+    trade = {first: second, second: first}
     for node in _body(model).node:
         for position, name in enumerate(node.output):
             node.output[position] = trade.get(name, name)
@@ -165,13 +166,19 @@ def _state_skipped(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if node.output[0].startswith("t2/"):
             for position, name in enumerate(node.input):
-                if name == "t1/next_state_0":
-                    node.input[position] = "t0/next_state_0"
+                if name == "t1/minus_next_state_0":
+                    node.input[position] = "t0/minus_next_state_0"
+
+
+def _reset_off(model: onnx.ModelProto) -> None:
+    """A neuron is reset at another threshold than it fires at."""
+    next(one for one in _body(model).node if one.op_type == "ThresholdedRelu").attribute[0].f = -2.0
 
 
 @pytest.mark.parametrize(
     ("file", "spoil"),
     [
+        ("scan", _reset_off),
         ("scan", _states_swapped),
         ("scan", _wrong_rest),
         ("scan", _mean_off),
@@ -189,7 +196,9 @@ def test_spoiled_sequence_is_found(exported: Export, file: str, spoil: Spoil) ->
     compare_with_step(model, manifest, [x], ParityReport(steps=4, batches=(2,)))
     spoil(model)
     report = ParityReport(steps=4, batches=(2,))
-    with pytest.raises(ExportError, match=r"own step|is not the step before|states on|differs by"):
+    with pytest.raises(
+        ExportError, match=r"own step|is not the step before|states on|differs by|reset elsewhere"
+    ):
         _compare_all(exported, model, manifest, x, report)
 
 
@@ -202,17 +211,26 @@ def _compare_all(
 
 
 def test_a_step_contains_itself(exported: Export) -> None:
-    """The step inside the scan, and the step inside the unrolled graph, are node for node the step file's."""
-    models_ = {
-        kind: onnx.load(str(exported.folder / f"model.{kind}.onnx"))
-        for kind in ("scan", "unrolled")
-    }
-    step = onnx.load(str(exported.folder / "model.onnx"))
-    expected = [node.SerializeToString() for node in step.graph.node]
-    for kind, model in models_.items():
+    """The steps inside scan and unrolled graph are node for node the same, and give the bits of the step file."""
+    inside = {}
+    for kind in ("scan", "unrolled"):
+        model = onnx.load(str(exported.folder / f"model.{kind}.onnx"))
         manifest = manifest_of(exported.net, exported.frames, "fake", f"onnx-{kind}")
-        inside = contained_step(model, manifest)
-        assert [node.SerializeToString() for node in inside.graph.node] == expected
+        inside[kind] = contained_step(model, manifest)
+    nodes = [[node.SerializeToString() for node in one.graph.node] for one in inside.values()]
+    assert nodes[0] == nodes[1]
+    models_ = [onnx.load(str(exported.folder / "model.onnx")), *inside.values()]
+    sessions = [open_session(one.SerializeToString(), optimize=False) for one in models_]
+    rest = [np.full((2, *s.shape), s.init, np.float32) for s in exported.net.state_spec()]
+    states = [rest] * len(sessions)
+    for frame in events(4, 2, 6, (2, 16, 16)):
+        found = [
+            one.run(None, {"x": frame, **{f"state_{i}": v for i, v in enumerate(given)}})
+            for one, given in zip(sessions, states, strict=True)
+        ]
+        for other in found[1:]:
+            assert [v.tobytes() for v in other] == [v.tobytes() for v in found[0]]
+        states = [one[1:] for one in found]
 
 
 def test_weights_stand_inside_the_body(exported: Export) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 from zoo import KINDS, Export, events
 
 from revedge.errors import ExportError
@@ -70,9 +70,9 @@ def test_spoiled_file_is_found(exported: Export, spoil: Spoil) -> None:
 def test_wrong_threshold_is_found(exported: Export) -> None:
     """A threshold that is off shows as spikes: where membranes agree, the count of forced flips is not zero."""
     model = onnx.load(str(exported.folder / "model.onnx"))
-    fire = next(node for node in model.graph.node if node.op_type == "GreaterOrEqual")
-    model.graph.initializer.append(helper.make_tensor("off", onnx.TensorProto.FLOAT, [], [1.05]))
-    fire.input[1] = "off"
+    fire = next(node for node in model.graph.node if node.op_type == "HardSigmoid")
+    line = {one.name: one for one in fire.attribute}
+    line["beta"].f = -1.05 * line["alpha"].f
     probe = OnnxProbe(model, manifest_of(exported.net, exported.frames, "fake"), exported.net)
     report = ParityReport(steps=8, batches=(3,))
     with pytest.raises(ExportError, match="fires differently"):
