@@ -10,6 +10,7 @@ RevedgeError                  exit code 1: understood, but the answer is no
 |  +- GridRangeError          a value left the range in which sums are exact
 +- ExportError                an exported file does not do what the trained network does
 +- DeviceError                a board or accelerator cannot do what was asked
++- TorchMissingError          torch is not installed, and this needs it
 
 Each message says what was asked (value and unit), why not, and what to do instead.
 """
@@ -61,3 +62,7 @@ class ExportError(RevedgeError, RuntimeError):
 
 class DeviceError(RevedgeError, RuntimeError):
     """A board or accelerator cannot do what was asked."""
+
+
+class TorchMissingError(RevedgeError, ModuleNotFoundError):
+    """torch is not installed, and what was asked for needs it."""

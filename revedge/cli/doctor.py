@@ -123,7 +123,7 @@ def _torch() -> Check:
     from revedge.devices.probe import package_version
 
     version = package_version("torch")
-    advice = "on a Jetson install the torch built for it, elsewhere: pip install torch"
+    advice = "on a Jetson install the torch built for it, elsewhere: pip install 'revedge[train]'"
     ok = version is not None and _major_minor(version) >= _OLDEST_TORCH
     found = version or "not installed"
     return Check(name="torch", ok=ok, found=found, advice=advice, required=True)

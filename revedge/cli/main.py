@@ -27,6 +27,7 @@ COMMANDS = {
     "devices": "list boards, or probe this one",
     "doctor": "say what this machine can do, and what is missing",
 }
+_NEED_TORCH = {"train", "plan", "verify", "export", "bench"}
 _EPILOG = (
     "exit codes: 0 done, 1 the answer is no (does not fit, check failed, file damaged), 2 usage"
 )
@@ -74,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
+        if args.command in _NEED_TORCH:
+            import revedge.need_torch
         code: int = _module(args.command).run(args)
         sys.stdout.flush()
         return code

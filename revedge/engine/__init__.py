@@ -1,5 +1,6 @@
 """The autograd side: spiking units, memory strategies, reversible runs and their checks. Read README.md first."""
 
+import revedge.need_torch  # noqa: F401
 from revedge.engine.adopt import Applied, OverTime, apply
 from revedge.engine.attention import SpikeAttention
 from revedge.engine.chain import Chain

@@ -5,6 +5,7 @@ the gradient they are given. Nothing here is differentiable by autograd: the eng
 modules call forward and backward operators themselves.
 """
 
+import revedge.need_torch  # noqa: F401
 from revedge.kernels._native import native_status
 from revedge.kernels._triton import triton_status
 from revedge.kernels.bits import pack_bits, unpack_bits

@@ -1,5 +1,6 @@
 """Spiking neurons: modules in SpikingJelly's vocabulary, each with an explicit-state ``step``."""
 
+import revedge.need_torch  # noqa: F401
 from revedge.neurons.base import BaseNode
 from revedge.neurons.integrate import IFNode, LIFNode, ParametricLIFNode
 from revedge.neurons.reversible import ReversibleNode

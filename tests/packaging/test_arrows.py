@@ -9,17 +9,18 @@ import pytest
 from revedge.cli.main import COMMANDS
 
 BASE = {"errors", "units", "allocator", "child"}
-MODEL_SIDE = BASE | {"kernels", "neurons", "engine", "models"}
+MODEL_SIDE = BASE | {"need_torch", "kernels", "neurons", "engine", "models"}
 # What each part may import, besides itself.
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "units": {"errors"},
     "allocator": set(),
     "child": {"errors", "units", "allocator"},
-    "kernels": BASE,
-    "neurons": BASE | {"kernels"},
-    "engine": BASE | {"kernels", "neurons"},
-    "models": BASE | {"kernels", "neurons", "engine"},
+    "need_torch": {"errors"},
+    "kernels": BASE | {"need_torch"},
+    "neurons": BASE | {"need_torch", "kernels"},
+    "engine": BASE | {"need_torch", "kernels", "neurons"},
+    "models": BASE | {"need_torch", "kernels", "neurons", "engine"},
     "data": {"errors", "units", "child"},
     "planner": MODEL_SIDE,
     "export": MODEL_SIDE,
