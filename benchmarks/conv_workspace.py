@@ -1,6 +1,6 @@
 """Memory that a convolution takes beside its operands and results, against the planner's bound on it.
 
-Run: python benchmarks/conv_workspace.py [--count 300] [--seed 0]
+Run: python benchmarks/conv_workspace.py [--count 300] [--seed 0] [--precision bfloat16]
 Draws shapes from a seeded generator and measures, by the arena that the training process uses, the largest live bytes
 while a convolution, and its backward pass, run. Prints the worst shapes, and as its last line one JSON object; exit
 code 1 if the real workspace was ever above the bound. Takes about a minute. Blocks below 64 KiB are not seen.
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from revedge import allocator, child
+from revedge.planner.precision import PRECISIONS
 from revedge.planner.tracer import BACKWARD, convolution_workspace_bytes
 
 LARGEST_BYTES = 24 << 20  # of a tensor
@@ -56,11 +57,12 @@ def draw(rng: random.Random) -> dict[str, int]:
             return found
 
 
-def compare(sizes: dict[str, int]) -> list[tuple[str, int, int]]:
+def compare(sizes: dict[str, int], dtype: torch.dtype) -> list[tuple[str, int, int]]:
     """Return (pass, measured bytes, bound) of one convolution."""
     n, c_in, c_out, side, kernel, stride = sizes.values()
     half = kernel // 2
-    x, weight = torch.rand(n, c_in, side, side), torch.rand(c_out, c_in, kernel, kernel)
+    x = torch.rand(n, c_in, side, side).to(dtype)
+    weight = torch.rand(c_out, c_in, kernel, kernel).to(dtype)
     y = torch.conv2d(x, weight, None, stride, half)
     found = []
 
@@ -86,6 +88,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Hidden workspace of convolutions.")
     parser.add_argument("--count", type=int, default=300, help="shapes (300)")
     parser.add_argument("--seed", type=int, default=0, help="of the list (0)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="(float32)")
     args = parser.parse_args()
     if allocator.arena_bytes() is None:
         arena = allocator.preload()
@@ -96,10 +99,13 @@ def main() -> int:
             [sys.executable, *sys.argv], env=child.environment(**arena), check=False
         ).returncode
     torch.set_num_threads(1)
+    dtype = getattr(torch, args.precision)
     rng, rows = random.Random(args.seed), list[tuple[int, str, dict[str, int], int, int]]()
     for _ in range(args.count):
         sizes = draw(rng)
-        rows += [(bound - real, name, sizes, real, bound) for name, real, bound in compare(sizes)]
+        rows += [
+            (bound - real, name, sizes, real, bound) for name, real, bound in compare(sizes, dtype)
+        ]
     rows.sort(key=lambda row: row[0])
     for margin, name, sizes, real, bound in rows[:5]:
         print(f"{name} {sizes}: {real} bytes, bound {bound}, {margin} left")

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from revedge.engine.autocast import convolved, transformed
 from revedge.engine.pooled import behind_window
 from revedge.engine.signal import Signal, chunks
 from revedge.engine.unit import Unit
@@ -96,10 +97,8 @@ def _operate(op: nn.Module | None, x: Tensor, first: int, last: int) -> Tensor:
     assert isinstance(op, nn.Conv2d | nn.Linear)
     weight, bias = op.weight[first:last], None if op.bias is None else op.bias[first:last]
     if isinstance(op, nn.Linear):
-        return nn.functional.linear(x, weight, bias).to(x.dtype)
-    assert not isinstance(op.padding, str)
-    y = nn.functional.conv2d(x, weight, bias, op.stride, op.padding, op.dilation)
-    return y.to(x.dtype)
+        return transformed(x, weight, bias).to(x.dtype)
+    return convolved(x, op, weight, bias).to(x.dtype)
 
 
 def tail_backward(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from revedge import kernels
 from revedge.engine.attention import SpikeAttention
-from revedge.engine.autocast import lowered
+from revedge.engine.autocast import called, lowered
 from revedge.engine.layers import Twice, Voting
 from revedge.engine.pooled import pool_window
 from revedge.engine.unit import GlobalMean
@@ -57,8 +57,7 @@ def module_forward(module: nn.Module, x: Tensor) -> Tensor:
     window = pool_window(module)
     if window is not None and not window.average:
         return kernels.max_pool(x, *window[:3])
-    y: Tensor = module(x)
-    return y
+    return called(module, x)
 
 
 def module_backward(
@@ -88,7 +87,7 @@ def _by_autograd(
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(need_input)
         # A product and a sum, because an explicit output gradient would import sympy (33 MB) into the training.
-        loss = (module(leaf) * g).sum()
+        loss = (called(module, leaf) * g).sum()
         wanted = [*parameters, leaf] if need_input else parameters
         found = list(torch.autograd.grad(loss, wanted, allow_unused=True)) if wanted else []
     g_x = found.pop() if need_input else None
@@ -120,10 +119,15 @@ def _linear(
     assert isinstance(module, nn.Linear)
     g_2d, x_2d = g.flatten(0, -2), x.flatten(0, -2)
     if module.weight.requires_grad:
-        add_gradient(gradients, module.weight, g_2d.t() @ x_2d)
+        g_low, x_low = lowered(g_2d, x_2d)
+        add_gradient(gradients, module.weight, g_low.t() @ x_low)
+        del g_low, x_low
     if module.bias is not None:
         add_gradient(gradients, module.bias, g_2d.sum(0))
-    return g @ module.weight if need_input else None
+    if not need_input:
+        return None
+    g_low, weight = lowered(g, module.weight)
+    return g_low @ weight
 
 
 def _avg_pool(

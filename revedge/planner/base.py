@@ -42,19 +42,20 @@ class Base:
         """
         return self._known("supervisor")
 
-    def trainer_bytes(self, model: str, form: str = "blocked") -> int:
+    def trainer_bytes(self, model: str, form: str = "blocked", precision: str = "float32") -> int:
         """Of the trainer that has loaded torch and trained the smallest network of the family of ``model``.
 
         Args:
             model: name of a network.
             form: of its convolutions: "none", "blocked" or "narrow".
+            precision: of the plan; code for another one than float32 takes some MiB more.
 
         Raises:
             DeviceError: as `supervisor_bytes`.
         """
         found = re.match(r"[a-z]+(-[a-z]+)*", model)
         family = found[0] if found else model
-        known = self._known("trainer", str(self._threads), self._device, family, form)
+        known = self._known("trainer", str(self._threads), self._device, family, form, precision)
         return known + self._context_bytes
 
     def _known(self, *arguments: str) -> int:

@@ -1,6 +1,6 @@
 """Measures what a process takes before the network it trains: run as a child, prints one JSON line.
 
-``python -m revedge.planner.base_probe trainer THREADS DEVICE FAMILY FORM``: imports what the trainer
+``python -m revedge.planner.base_probe trainer THREADS DEVICE FAMILY FORM PRECISION``: imports what the trainer
 imports, trains the smallest network of the family for two steps, so that its operators have loaded their code and made
 their threads, and reports resident bytes. The form is how its convolutions are computed (base.py).
 ``python -m revedge.planner.base_probe supervisor``: the same for the supervisor, which has no torch.
@@ -12,6 +12,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from revedge import allocator
 
@@ -32,6 +33,15 @@ SUPERVISOR_MODULES = (
     "revedge.devices.preparation",
 )
 # Where the family is not known: networks whose operators differ.
+_LOW_SHAPES = (  # samples, channels in and out, side, kernel, stride
+    (8, 3, 16, 16, 3, 1),
+    (8, 8, 8, 12, 3, 1),
+    (8, 8, 16, 12, 3, 2),
+    (8, 16, 32, 8, 1, 2),
+    (16, 12, 12, 4, 3, 1),
+    (1, 16, 16, 8, 1, 1),
+    (8, 64, 64, 8, 3, 1),
+)
 _OTHERS = ("revsresnet11", "ms-resnet6", "vgg5")
 
 
@@ -48,7 +58,7 @@ def load(modules: Sequence[str]) -> None:
         importlib.import_module(name)
 
 
-def warm_up(threads: int, device: str, family: str, form: str) -> None:
+def warm_up(threads: int, device: str, family: str, form: str, precision: str) -> None:
     """Train a tiny network of ``family`` for two steps and an evaluation."""
     import torch
 
@@ -69,6 +79,7 @@ def warm_up(threads: int, device: str, family: str, form: str) -> None:
             batch_size=samples,
             micro_batch_size=samples,
             strategy="keep-spikes",
+            precision=precision,
             threads=threads,
         )
         rehearsal = Rehearsal(setting, device)
@@ -76,10 +87,22 @@ def warm_up(threads: int, device: str, family: str, form: str) -> None:
         rehearsal.train_step()
         rehearsal.evaluate()
         del rehearsal
+    if precision != "float32":
+        _convolve(getattr(torch, precision))
     if form == "narrow":
         x, weight = torch.rand(16, 12, 2, 2), torch.rand(12, 12, 3, 3, requires_grad=True)
         torch.conv2d(x, weight, padding=1).sum().backward()
     gc.collect()
+
+
+def _convolve(dtype: Any) -> None:
+    """Have oneDNN load what it computes convolutions in ``dtype`` with: more kinds of code than in float32."""
+    import torch
+
+    for samples, c_in, c_out, side, kernel, stride in _LOW_SHAPES:
+        x = torch.rand(samples, c_in, side, side).to(dtype).requires_grad_()
+        weight = torch.rand(c_out, c_in, kernel, kernel).to(dtype).requires_grad_()
+        torch.conv2d(x, weight, None, stride, kernel // 2).float().sum().backward()
 
 
 def _layers(model: str) -> int:
@@ -91,7 +114,7 @@ def main(argv: Sequence[str]) -> int:
     tight = allocator.return_freed_memory()
     if argv[0] == "trainer":
         load(TRAINER_MODULES)
-        warm_up(int(argv[1]), argv[2], argv[3], argv[4])
+        warm_up(int(argv[1]), *argv[2:6])
     else:
         load(SUPERVISOR_MODULES)
     allocator.trim()

@@ -75,7 +75,7 @@ def predict(setting: Setting, base: Base, tracer: Tracer) -> Prediction:
         parts["pool_bytes"] = max(0, traced["reserved_bytes"] - dynamic)
     return Prediction(
         parts={
-            "base_bytes": base.trainer_bytes(setting.model, _form(traced)),
+            "base_bytes": base.trainer_bytes(setting.model, _form(traced), setting.precision),
             "supervisor_bytes": base.supervisor_bytes,
             **parts,
             "slack_bytes": slack,

@@ -19,6 +19,7 @@ from typing import Any
 
 from revedge.errors import PlanFormatError, UsageError
 from revedge.planner import toml_text
+from revedge.planner.precision import PRECISIONS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -60,6 +61,7 @@ class Plan:
         None  # size of the slabs that tensors between units are made in; None: whole
     )
     update_in_backward: bool = False  # update each unit's weights, and free its gradient, at once
+    precision: str = "float32"  # that convolutions and linear layers are trained in
     optimizer: str = "adamw"
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
@@ -87,6 +89,7 @@ class Plan:
                 )
         for name, names in (
             ("optimizer", OPTIMIZERS),
+            ("precision", PRECISIONS),
             ("device", DEVICES),
         ):
             if getattr(self, name) not in names:
@@ -226,11 +229,15 @@ class Plan:
 
 
 # Keys that are absent from the file where they have these values.
-_ABSENT = {"data_dir": None, "epochs": None, "slab_bytes": None, "update_in_backward": False}
+_ABSENT = {
+    **dict.fromkeys(("data_dir", "epochs", "slab_bytes")),
+    "update_in_backward": False,
+    "precision": "float32",
+}
 _FLOATS = ("learning_rate", "weight_decay", "label_smoothing")
 _NONE = type(None)
 _KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("model", "data", "optimizer", "device"), (str,)),
+    **dict.fromkeys(("model", "data", "optimizer", "precision", "device"), (str,)),
     **dict.fromkeys(
         ("num_classes", "timesteps", "batch_size", "micro_batch_size", "warmup_steps"), (int,)
     ),

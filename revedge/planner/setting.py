@@ -27,6 +27,7 @@ class Setting:
     strategy: str | tuple[str, ...]
     slab_bytes: int | None = None
     update_in_backward: bool = False
+    precision: str = "float32"
     optimizer: str = "adamw"
     device: str = "cpu"
     threads: int = 1

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from revedge import models
 from revedge.engine import update_in_backward
+from revedge.engine.autocast import computing_in
 from revedge.planner.setting import Setting
 
 Watch = Callable[[list[Tensor], str], None]
@@ -41,6 +42,7 @@ class Rehearsal:
                 **setting.model_options,
             )
         self.net.set_slab_bytes(setting.slab_bytes)
+        self._dtype: torch.dtype = getattr(torch, setting.precision)
         self.parameters = [p for p in self.net.parameters() if p.requires_grad]
         self._place = {p: place for place, p in enumerate(self.parameters)}
         self.slots = [
@@ -63,7 +65,7 @@ class Rehearsal:
         if self.setting.update_in_backward:
             update_in_backward(self.net, lambda p, g: None)
         x, labels = self._batch(_ignore, min(2, self.setting.micro_batch_size))
-        functional.cross_entropy(self.net(x), labels).backward()
+        functional.cross_entropy(self._logits(x), labels).backward()
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -76,7 +78,7 @@ class Rehearsal:
         rounds = 1 if setting.micro_batch_size == setting.batch_size else 2
         for _ in range(rounds):
             x, labels = self._batch(watch)
-            logits = self.net(x)
+            logits = self._logits(x)
             del x
             loss = functional.cross_entropy(logits, labels, label_smoothing=0.1) / rounds
             loss.backward()
@@ -92,6 +94,12 @@ class Rehearsal:
         self.net.eval()
         x, labels = self._batch(watch)
         _ = (self.net(x).argmax(1) == labels).sum()
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """As in training; evaluation computes in float32."""
+        with computing_in(self._dtype, self.device):
+            logits: Tensor = self.net(x)
+        return logits
 
     def _batch(self, watch: Watch, samples: int | None = None) -> tuple[Tensor, Tensor]:
         setting, samples = self.setting, samples or self.setting.micro_batch_size

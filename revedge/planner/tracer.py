@@ -23,6 +23,9 @@ from revedge.planner.work import Work
 BACKWARD = "aten::convolution_backward"
 _CONVOLUTIONS = ("aten::convolution", BACKWARD)
 _PRODUCT_BYTES = 512 << 10  # that a matrix product of oneDNN works on
+_LOW_PRODUCT_BYTES = (
+    1 << 20
+)  # that the gradient of a weight in bfloat16 works on, one strip after the other
 _CHANNEL_BLOCK = 16  # oneDNN copies operands into blocks of up to 16 channels
 _REFERENCE_FACTOR = (
     16  # temporaries of a reference operator, in sizes of its largest tensor; see README.md
@@ -98,23 +101,31 @@ def _copied(name: str, args: tuple[Any, ...], made: list[Tensor]) -> list[tuple[
     """Return the shapes of what oneDNN copies to compute a convolution.
 
     Forward: input, weight and output. Backward: the gradient of the output, input and weight, one gradient after the
-    other; that of the input of a strided convolution is made twice. Measured on x86-64 with oneDNN
+    other; that of the input of a strided convolution is made twice. In bfloat16 also a weight's gradient, which is
+    summed in float32, and what a convolution of one sample by one pixel makes. Measured on x86-64 with oneDNN
     (`benchmarks/conv_workspace.py`): never below the real workspace.
     """
-    if name != BACKWARD:
-        return [tuple(each.shape) for each in (*args[:2], *made)]
-    gradient, x, weight = args[:3]
-    strided, groups, wanted = max(args[4]) > 1, args[9], args[10]
-    again = [x] if wanted[0] and strided else []
+    back = name == BACKWARD
+    x, weight = args[1:3] if back else args[:2]
+    low = x.dtype != torch.float32
+    single = low and x.shape[0] == 1 and max(weight.shape[2:]) == 1
+    if not back:
+        return [tuple(each.shape) for each in (x, weight, *made, *(made if single else []))]
+    gradient, strided, groups, wanted = args[0], max(args[4]) > 1, args[9], args[10]
+    again = [x] if wanted[0] and (strided or single) else []
     if groups > 1:  # not measured
         again = made
+    if low and wanted[1]:
+        again = [*again, weight]
     return [tuple(each.shape) for each in (gradient, x, weight, *again)]
 
 
 def _is_for_onednn(name: str, args: tuple[Any, ...], threads: int) -> bool:
-    """Whether torch has oneDNN compute a convolution of float32; the others it unfolds itself (Convolution.cpp)."""
+    """Whether torch has oneDNN compute a convolution; small ones of float32 it unfolds itself (Convolution.cpp)."""
     first = 1 if name == BACKWARD else 0
     x, weight, _, stride, _, dilation = args[first : first + 6]
+    if x.dtype == torch.bfloat16:
+        return True
     kernel, groups = weight.shape[2:], args[first + 8]
     one_by_one = max(kernel) == max(stride) == max(dilation) == 1
     if one_by_one and x.shape[0] < 16 and threads == 1:
@@ -153,8 +164,11 @@ def convolution_workspace_bytes(
     """
     if not _is_for_onednn(name, args, threads):
         return _unfolded_bytes(name, args, made)
-    narrow = _is_narrow(name, args)
-    return workspace_bytes(_copied(name, args, made), 4) + narrow * _PRODUCT_BYTES
+    itemsize = args[0].element_size()
+    works_on = _is_narrow(name, args) * _PRODUCT_BYTES
+    if itemsize < 4 and name == BACKWARD and args[10][1]:
+        works_on = _LOW_PRODUCT_BYTES
+    return workspace_bytes(_copied(name, args, made), itemsize) + works_on
 
 
 def _tensors(out: Any) -> Iterator[Tensor]:
@@ -340,7 +354,8 @@ class StorageTracker(TorchDispatchMode):
         if name in _CONVOLUTIONS:
             if _is_for_onednn(name, args, self._threads):
                 tensors = [each for each in (*args, *made) if isinstance(each, Tensor)]
-                self.convolutions.add((name, *(tuple(each.shape) for each in tensors)))
+                shapes = (tuple(each.shape) for each in tensors)
+                self.convolutions.add((name, args[0].dtype, *shapes))
                 self.narrow |= _is_narrow(name, args)
             return convolution_workspace_bytes(name, args, made, self._threads)
         if name.startswith("revedge::") and not self._native:

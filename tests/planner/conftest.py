@@ -1,9 +1,12 @@
 """One cache folder for all tests of the planner, so that the base is measured once."""
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
+
+sys.path.insert(0, os.path.dirname(__file__))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,87 +2,22 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
 
 import pytest
+from planner_settings import LARGEST_EXCESS, SETTINGS, THREADS, plan_for
 
 from revedge import child
 from revedge.errors import DeviceError, UsageError
 from revedge.planner import base, process
 from revedge.planner.cost import PARTS, predict
-from revedge.planner.plan import Plan
 from revedge.planner.setting import Setting
 from revedge.planner.trace_child import trace
 from revedge.planner.trace_client import TraceClient, TraceError
 from revedge.planner.verify import verify
-
-# Predicted over measured, whole process; below 0 the promise is broken.
-LARGEST_EXCESS = 0.05
-THREADS = len(os.sched_getaffinity(0))  # as `revedge plan` has it, so that one base is measured
-SETTINGS = [
-    Setting(
-        model=model,
-        model_options=options,
-        in_shape=in_shape,
-        num_classes=10,
-        static=static,
-        timesteps=timesteps,
-        batch_size=batch,
-        micro_batch_size=micro,
-        strategy=strategy,
-        slab_bytes=slab,
-        update_in_backward=batch == micro and slab is not None,
-        optimizer=optimizer,
-        threads=THREADS,
-    )
-    for model, options, in_shape, static, timesteps, batch, micro, strategy, slab, optimizer in [
-        ("revsresnet11", {}, (2, 16, 16), False, 8, 32, 32, "reverse", 2 << 20, "adamw"),
-        (
-            "ms-resnet10",
-            {"neuron": "plif"},
-            (2, 34, 34),
-            False,
-            3,
-            8,
-            4,
-            "keep-spikes",
-            1 << 20,
-            "sgd",
-        ),
-        ("vgg5", {}, (3, 32, 32), True, 4, 7, 7, "keep-conv", None, "adamw"),
-        ("revsresnet19", {"width": 8}, (1, 12, 12), False, 16, 16, 16, "store", None, "adamw"),
-        ("vgg5", {"neuron": "reversible"}, (2, 16, 16), False, 2, 1, 1, "invert", 1 << 18, "adamw"),
-        (
-            "revsformer-2-256",
-            {"width": 64},
-            (2, 64, 64),
-            False,
-            4,
-            8,
-            8,
-            "keep-conv",
-            None,
-            "adamw",
-        ),
-        ("plif-net7", {"width": 32}, (2, 64, 64), False, 4, 8, 8, "keep-spikes", 1 << 19, "adamw"),
-    ]
-]
-
-
-def plan_for(setting: Setting, client: TraceClient, budget_bytes: int = 4 << 30) -> Plan:
-    parts = predict(setting, base.measure(setting.threads), client).parts
-    values = {each.name: getattr(setting, each.name) for each in dataclasses.fields(setting)}
-    return Plan(
-        **values,
-        data="random",
-        budget_bytes=budget_bytes,
-        predicted_peak_bytes=sum(parts.values()),
-        parts=parts,
-    )
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: f"{s.model}-{s.strategy}")
@@ -199,8 +134,8 @@ def test_a_network_without_onednn_has_a_smaller_base() -> None:
         for setting in (large, small):
             predict(setting, asked, client)
     assert [call.args for call in asked.trainer_bytes.call_args_list] == [
-        ("vgg5", "blocked"),
-        ("vgg5", "none"),
+        ("vgg5", "blocked", "float32"),
+        ("vgg5", "none", "float32"),
     ]
 
 
