@@ -29,13 +29,15 @@ _FACTS: Mapping[str, type | tuple[type, ...]] = {
     "sm_count": int,
     "cuda_cores": int,
     "compute_capability": str,
+    "gpu_precisions": list,
+    "cpu_precisions": list,
     "cpu": str,
     "cpu_cores": int,
     "power_modes_w": list,
     "page_size_bytes": int,
 }
 
-Value = int | str | tuple[float, ...] | None
+Value = int | str | tuple[float, ...] | tuple[str, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +67,8 @@ class Board:
     sm_count: int | None
     cuda_cores: int | None
     compute_capability: str | None
+    gpu_precisions: tuple[str, ...] | None  # that it computes in by instructions of its own
+    cpu_precisions: tuple[str, ...] | None
     cpu: str | None
     cpu_cores: int | None
     power_modes_w: tuple[float, ...] | None
@@ -191,9 +195,19 @@ def _fact(path: Path, key: str, table: object) -> Fact:
     if not isinstance(value, _FACTS[key]) or isinstance(value, bool):
         raise _damaged(path, f"has {value!r} as value of [{key}], which is of the wrong kind")
     if isinstance(value, list):
-        if not all(isinstance(watt, int | float) and watt > 0 for watt in value):
-            raise _damaged(path, f"has {value!r} in [{key}], where positive numbers belong")
+        good = _is_word if key.endswith("_precisions") else _is_positive
+        if not all(good(item) for item in value):
+            kind = "names" if good is _is_word else "positive numbers"
+            raise _damaged(path, f"has {value!r} in [{key}], where {kind} belong")
         value = tuple(value)
     if isinstance(value, int) and value < 0:
         raise _damaged(path, f"has the negative number {value} in [{key}]")
     return Fact(value=value, source=source, verified=verified)
+
+
+def _is_word(item: object) -> bool:
+    return isinstance(item, str) and item != ""
+
+
+def _is_positive(item: object) -> bool:
+    return isinstance(item, int | float) and item > 0

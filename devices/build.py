@@ -22,6 +22,7 @@ from revedge.devices.tensor_file import check_file, read_tensors, write_tensors
 from revedge.errors import DeviceError, RevedgeError
 from revedge.models import SpikingNet
 from revedge.planner.plan import Plan
+from revedge.planner.precision import LEAST_CAPABILITY, require_here
 
 CHECKED_STEPS, CHECK_EVERY = 3, 500
 
@@ -38,7 +39,9 @@ def make_loop(
     settings = run.settings()
     torch.set_num_threads(plan.threads)
     if plan.device == "cuda":
-        _start_cuda()
+        _start_cuda(plan.precision)
+    else:
+        require_here(plan.precision)
     frames = FrameCache.open(settings.cache)
     torch.manual_seed(augment.derive_seed(settings.seed, augment.WEIGHTS, 0))
     model = models.create(
@@ -71,6 +74,8 @@ def make_loop(
             "batch_size": plan.batch_size,
             "optimizer": [plan.optimizer, plan.learning_rate, plan.weight_decay, plan.warmup_steps],
             "loss": [plan.label_smoothing, plan.augment_shift],
+            # Absent where it says nothing, so that older checkpoints are still of the same training.
+            **({} if plan.precision == "float32" else {"precision": plan.precision}),
         }
     )
     return TrainingLoop(
@@ -88,6 +93,7 @@ def make_loop(
             augment_pixels=plan.augment_shift,
             checkpoint_every_s=settings.checkpoint_every_s,
             device=plan.device,
+            precision=plan.precision,
             update_in_backward=plan.update_in_backward,
         ),
         CheckpointStore(run.checkpoints, identity),
@@ -118,9 +124,14 @@ def _check_some_steps(model: SpikingNet, step: int) -> None:
     model.set_check("checksum" if step < CHECKED_STEPS or step % CHECK_EVERY == 0 else "none")
 
 
-def _start_cuda() -> None:
+def _start_cuda(precision: str) -> None:
     if not torch.cuda.is_available():
         raise DeviceError("device 'cuda' is not there (torch sees no GPU); train with --device cpu")
+    if precision == "bfloat16" and torch.cuda.get_device_capability() < LEAST_CAPABILITY:
+        raise DeviceError(
+            "precision bfloat16: this GPU has compute capability {}.{}, and it begins with {}.{}; train with "
+            "--precision float32".format(*torch.cuda.get_device_capability(), *LEAST_CAPABILITY)
+        )
     torch.backends.cudnn.benchmark = False  # it would try workspaces of any size
     torch.backends.cudnn.deterministic = True
     torch.zeros(1, device="cuda")

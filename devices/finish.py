@@ -79,7 +79,7 @@ def finish_plan(plan: Plan, epochs: int | None = None) -> Plan:
     """Return the plan of a finish: as the training's, with one more copy of the weights.
 
     Nothing in a folded network depends on the other samples of a batch, so a smaller micro-batch gives the same result
-    and is taken where the copy would not fit.
+    and is taken where the copy would not fit. It computes in float32, where the sums of the grid are exact.
     """
     parts = {**plan.parts, "finish_bytes": plan.parts.get("weights_bytes", 0)}
     micro = plan.micro_batch_size
@@ -97,6 +97,7 @@ def finish_plan(plan: Plan, epochs: int | None = None) -> Plan:
         warmup_steps=min(plan.warmup_steps, 10),
         micro_batch_size=micro,
         update_in_backward=plan.update_in_backward and micro == plan.batch_size,
+        precision="float32",
         parts=parts,
         predicted_peak_bytes=sum(parts.values()),
     )

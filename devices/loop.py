@@ -21,6 +21,7 @@ from revedge.devices.augment import draw_shifts, epoch_order, seed_step, shift_f
 from revedge.devices.checkpoint import CheckpointStore
 from revedge.devices.optimizer import Optimizer
 from revedge.engine import update_in_backward
+from revedge.engine.autocast import computing_in
 from revedge.errors import RevedgeError
 
 _PAUSE_S = 0.05  # between two looks whether a pause is over
@@ -68,6 +69,7 @@ class LoopSettings:
     checkpoint_every_s: float = 5.0
     device: str = "cpu"
     warmup_steps: int = 0
+    precision: str = "float32"  # of convolutions in training; evaluation is in float32
     update_in_backward: bool = False  # needs micro_batch_size == batch_size, and a net of runs
 
 
@@ -132,6 +134,7 @@ class TrainingLoop:
         self.steps_per_epoch = count // self.batch_size
         self.total_steps = self.steps_per_epoch * settings.epochs
         self.position = Position()
+        self._dtype: torch.dtype = getattr(torch, settings.precision)
         self._order: tuple[int, Indices] | None = None
         self._saved_s = time.monotonic()
         self._saved_step = -1
@@ -173,6 +176,9 @@ class TrainingLoop:
         self._micro_batch(self.frames.train_indices[:count], None, count)
         self.optimizer.zero_grad()
         with torch.no_grad():
+            if self._dtype != torch.float32:  # evaluation needs other code than training
+                self.model.eval()
+                self.model(self._batch(self.frames.train_indices[:count], None)[0])
             for buffer, before in buffers:
                 buffer.copy_(before)
 
@@ -302,7 +308,8 @@ class TrainingLoop:
     ) -> tuple[float, int]:
         """Add one micro-batch's share of the batch gradient; return its share of the loss and the right answers."""
         inputs, labels = self._batch(indices, shifts)
-        logits = self.model(inputs)
+        with computing_in(self._dtype, self.settings.device):
+            logits = self.model(inputs).float()
         del inputs
         loss = F.cross_entropy(
             logits, labels, reduction="sum", label_smoothing=self.settings.label_smoothing

@@ -33,7 +33,7 @@ def prepare(wanted: dict[str, Any]) -> Prepared:
     """Have a child process search a plan and prepare its data.
 
     Args:
-        wanted: arguments of `revedge.planner.request.Request`, without the shape of the data.
+        wanted: as `revedge.planner.request.Request.of` takes it, without the shape of the data.
 
     Raises:
         UsageError, DataError: as `revedge.data.prepare` and the search.
@@ -111,15 +111,19 @@ def _search(wanted: dict[str, Any]) -> dict[str, Any]:
     from revedge import data
     from revedge.planner import explain
     from revedge.planner.choose import choose
+    from revedge.planner.precision import AUTO
     from revedge.planner.request import Request
 
     info = data.describe(wanted["data"], wanted["data_dir"])
-    if wanted.get("timesteps") is None and info.timesteps is not None:
-        wanted = {**wanted, "timesteps": info.timesteps}  # the recordings have no other
-    request = Request(
-        **wanted, in_shape=info.in_shape, num_classes=info.num_classes, static=info.static
+    request = Request.of(
+        wanted,
+        timesteps=info.timesteps,
+        in_shape=info.in_shape,
+        num_classes=info.num_classes,
+        static=info.static,
     )
-    found = choose(request, timeline=True, rungs=True, times=request.prefer == "speed")
+    times = request.prefer == "speed" or request.precision == AUTO
+    found = choose(request, timeline=True, rungs=True, times=times)
     plan = found.require()
     planning = json.dumps(explain.payload(found, request.budget_bytes))
     return {

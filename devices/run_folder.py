@@ -110,12 +110,12 @@ class RunFolder:
                 f"--out {self.path} cannot be written ({error.strerror}); choose a folder that you can write"
             ) from None
 
-    def require_begun(self) -> None:
-        """Raise UsageError unless there is a training to resume."""
+    def require_begun(self, option: str = "--resume") -> None:
+        """Raise UsageError, which names ``option``, unless there is a training."""
         if not self.begun:
             what = "holds no training" if self.path.is_dir() else "does not exist"
             raise UsageError(
-                f"--resume {self.path} {what}; begin one with revedge train --out {self.path}"
+                f"{option} {self.path} {what}; begin one with revedge train --out {self.path}"
             )
 
     def settings(self) -> RunSettings:

@@ -156,7 +156,7 @@ def _readable(key: str, value: "Value") -> str:
     if value is None:
         return "unknown"
     if isinstance(value, tuple):
-        return ", ".join(f"{one:g}" for one in value)
+        return ", ".join(one if isinstance(one, str) else f"{one:g}" for one in value) or "none"
     if key.endswith("_per_s"):
         return f"{value} ({float(value) / 1e9:.1f} GB/s)"
     if key.endswith("_bytes"):

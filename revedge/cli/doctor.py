@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         _memory(),
         _cache(),
         *_kernels(),
+        _bfloat16(),
         _fence(),
         _allocator(),
         *(_optional(name, *words) for name, words in _OPTIONAL.items()),
@@ -201,6 +202,19 @@ def _cuda_kernels(state: str) -> Check:
     found = "Triton, loaded" if ok else f"slower PyTorch reference in use: {state}"
     advice = "install triton and gcc, which it needs at run time"
     return Check(name="CUDA kernels", ok=ok, found=found, advice=advice)
+
+
+def _bfloat16() -> Check:
+    from revedge.planner.precision import cpu_lacks_bfloat16
+
+    lacks = cpu_lacks_bfloat16()
+    return Check(
+        name="bfloat16",
+        ok=lacks is None,
+        found=lacks
+        or "convolutions on this CPU; whether that is faster says revedge plan --precision auto",
+        advice="train with --precision float32, the default",
+    )
 
 
 def _fence() -> Check:

@@ -6,11 +6,13 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from revedge.cli.search_options import add_data_options, add_search_options, wishes
 from revedge.errors import RevedgeError, UsageError
 from revedge.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
-    from revedge.planner.request import KnownRun, Request
+    from revedge.devices.boards import Board
+    from revedge.planner.request import Request
 
 _EPILOG = """examples:
   revedge plan --data digits --model revsresnet11 --budget 400MiB --verify --out plan.toml
@@ -31,48 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="bytes for the whole training, as 400MiB, or auto",
     )
-    add("--data", metavar="NAME", help="digits, nmnist, dvsgesture, npz or folder")
-    add("--data-dir", metavar="DIR", help="where the recordings lie (digits needs none)")
+    add_data_options(parser)
     add("--in-shape", metavar="C,H,W", help="in place of --data: shape of a frame")
     add("--classes", type=int, metavar="K", help="with --in-shape: number of classes")
     add("--static", action="store_true", help="with --in-shape: images, not event frames")
-    add(
-        "--model",
-        metavar="NAME",
-        help="a model, or a family to choose from; default: one for the data",
-    )
-    add(
-        "--timesteps",
-        metavar="T",
-        help="time steps, or a range, 4..16; free with --prefer timesteps",
-    )
-    add("--batch", type=int, metavar="B", help="samples per optimizer step")
-    add(
-        "--micro-batch",
-        type=int,
-        metavar="B",
-        help="samples per forward and backward; default: chosen",
-    )
-    add(
-        "--strategy",
-        metavar="NAME",
-        help="store, keep-conv, keep-spikes, reverse or invert; default: chosen",
-    )
-    add_memory_options(parser)
-    add(
-        "--prefer",
-        metavar="WHAT",
-        help="what to make large: depth, timesteps, speed or accuracy-per-byte",
-    )
-    add(
-        "--runs",
-        nargs="+",
-        metavar="DIR",
-        help="finished trainings of these data, for --prefer accuracy-per-byte to choose among",
-    )
-    add("--width", metavar="N", help="channels of the model's first stage, or a range, 16..64")
-    add("--depth", metavar="N", help="blocks of the model, or a range, 8..64")
-    add("--neuron", metavar="NAME", help="if, lif, plif, or for VGG and ResNets reversible")
+    add_search_options(parser)
     add("--device", metavar="BOARD", help="plan for this board (see revedge devices list)")
     add(
         "--accelerator",
@@ -80,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="cpu",
         help="train on the CPU (default), or on the GPU of the board or of this machine",
     )
-    add("--threads", type=int, metavar="N", help="CPU threads of the training")
     add(
         "--no-times",
         action="store_true",
@@ -97,38 +61,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write an HTML page: parts, timeline, alternatives (needs matplotlib)",
     )
     add("--out", metavar="FILE", help="write the plan here, for revedge train --plan FILE")
-
-
-def add_memory_options(parser: argparse.ArgumentParser) -> None:
-    """Add what `revedge plan` and `revedge train` let the user fix instead of the planner."""
-    parser.add_argument(
-        "--slab",
-        metavar="SIZE",
-        help="make tensors between units in slabs of channels of SIZE, as 8MiB, or none; default: chosen",
-    )
-    parser.add_argument(
-        "--update-in-backward",
-        nargs="?",
-        const="yes",
-        choices=("yes", "no"),
-        help="update weights and free gradients during the backward pass; default: chosen",
-    )
-    parser.add_argument(
-        "--optimizer", metavar="NAME", help="adamw, sgd, or any (sgd where only that fits)"
-    )
-
-
-def memory_wishes(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of `Request` that `add_memory_options` asks for."""
-    slab = args.slab
-    if slab is not None:
-        slab = 0 if slab.strip().lower() == "none" else parse_bytes(slab)
-    update = args.update_in_backward
-    return {
-        "slab_bytes": slab,
-        "update_in_backward": None if update is None else update == "yes",
-        "optimizer": args.optimizer,
-    }
 
 
 def run(args: argparse.Namespace) -> int:
@@ -187,37 +119,45 @@ def run(args: argparse.Namespace) -> int:
 def _request(args: argparse.Namespace, notes: list[str]) -> "Request":
     from revedge.planner.request import Request
 
-    ranges, fixed = dict[str, tuple[int, int]](), dict[str, int]()
-    for name in ("depth", "timesteps", "width"):
-        low, high = _range(name, getattr(args, name))
-        if low is not None and high is not None:
-            ranges[name] = low, high
-        elif low is not None:
-            fixed[name] = low
-    for name in ("batch", "micro_batch", "threads", "classes"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} {value} is not possible; give 1 or more")
-    budget_bytes = _budget_bytes(args, notes)
-    options = {name: fixed.get(name) for name in ("width", "depth")} | {"neuron": args.neuron}
-    data = _data(args)
-    return Request(
-        budget_bytes=budget_bytes,
+    wanted, data = wishes(args), _data(args)
+    _check_precision(args, notes)
+    return Request.of(
+        wanted,
         **data,
-        model=args.model,
-        model_options={name: value for name, value in options.items() if value is not None},
-        timesteps=fixed.get("timesteps"),
-        ranges=ranges,
-        runs=tuple(_known_run(folder, data["data"]) for folder in args.runs or []),
-        batch_size=args.batch,
-        micro_batch_size=args.micro_batch,
-        strategy=args.strategy,
-        **memory_wishes(args),
-        prefer=args.prefer,
+        budget_bytes=_budget_bytes(args, notes),
         device=args.accelerator,
         context_bytes=_context_bytes(args, notes),
-        threads=args.threads or len(os.sched_getaffinity(0)),
     )
+
+
+def _check_precision(args: argparse.Namespace, notes: list[str]) -> None:
+    """Refuse a precision that the board, or the CPU of this machine, does not train in."""
+    from revedge.planner.precision import AUTO, require_here
+
+    if args.precision == AUTO and (args.device is not None or args.no_times):
+        notes.append("--precision auto: float32, because no step can be timed")
+    if args.device is None:
+        if args.accelerator == "cpu":
+            require_here(args.precision)
+        return
+    from revedge.devices import boards
+
+    if args.precision == "bfloat16":
+        board = boards.load(args.device)
+        where, known = _precisions(board, args.accelerator)
+        if known is None:
+            notes.append(f"whether the {where} of {board.title} computes in bfloat16 is not known")
+        elif "bfloat16" not in known:
+            raise UsageError(
+                f"--precision bfloat16: the {where} of {board.title} computes in {' and '.join(known)}; "
+                "take --precision float32"
+            )
+
+
+def _precisions(board: "Board", accelerator: str) -> tuple[str, tuple[str, ...] | None]:
+    if accelerator == "cuda":
+        return "GPU", board.gpu_precisions
+    return "CPU", board.cpu_precisions
 
 
 def _context_bytes(args: argparse.Namespace, notes: list[str]) -> int | None:
@@ -235,47 +175,6 @@ def _context_bytes(args: argparse.Namespace, notes: list[str]) -> int | None:
         f"{format_bytes(found)} are taken for driver and libraries of CUDA: an upper estimate, measured on no board"
     )
     return found
-
-
-def _range(name: str, text: str | None) -> tuple[int | None, int | None]:
-    """Return (number, None), or both ends of a range, or (None, None) where nothing was given."""
-    if text is None:
-        return None, None
-    low, dots, high = text.partition("..")
-    try:
-        found = int(low), int(high) if dots else None
-    except ValueError:
-        raise UsageError(
-            f"--{name} {text!r} is not understood; give a number, or a range as 4..16"
-        ) from None
-    if found[0] < 1:
-        raise UsageError(f"--{name} {text} is not possible; give 1 or more")
-    return found
-
-
-def _known_run(folder: str, data: str) -> "KnownRun":
-    """Return what a finished training of ``data`` reached."""
-    from revedge.devices.run_folder import RunFolder
-    from revedge.planner.plan import Plan
-    from revedge.planner.request import KnownRun
-
-    run = RunFolder(folder)
-    run.require_begun()
-    plan, result = Plan.load(run.plan), run.read_result()
-    if result is None:
-        raise UsageError(
-            f"--runs {folder}: this training is not finished; leave it out, or resume it"
-        )
-    if plan.data != data:
-        raise UsageError(
-            f"--runs {folder}: it was trained on {plan.data}, not on {data}; leave it out"
-        )
-    return KnownRun(
-        model=plan.model,
-        model_options=plan.model_options,
-        timesteps=plan.timesteps,
-        accuracy=float(result["test_accuracy"]),
-    )
 
 
 def _data(args: argparse.Namespace) -> dict[str, Any]:
@@ -303,6 +202,7 @@ def _data(args: argparse.Namespace) -> dict[str, Any]:
         "in_shape": info.in_shape,
         "num_classes": info.num_classes,
         "static": info.static,
+        "timesteps": info.timesteps,
     }
 
 

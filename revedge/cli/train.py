@@ -2,12 +2,11 @@
 
 import argparse
 import dataclasses
-import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from revedge.cli.plan import add_memory_options, memory_wishes
+from revedge.cli import search_options
 from revedge.errors import UsageError
 from revedge.units import format_bytes, parse_bytes
 
@@ -17,22 +16,22 @@ if TYPE_CHECKING:
     from revedge.devices.supervisor import Outcome
     from revedge.planner.plan import Plan
 
-_EPILOG = """example:
+_EPILOG = """examples:
   revedge train --data digits --budget 400MiB --epochs 8 --seed 0 --out runs/digits
+  revedge train --data digits --budget 1GiB --model ms-resnet18 --depth 8..64 --timesteps 4..16 --out runs/deep
   revedge train --resume runs/digits
 """
 _DEFAULT_EPOCHS = 10
-_FIXED_ON_RESUME = ("data", "data_dir", "model", "timesteps", "epochs", "seed", "budget", "plan", "out",
-                    "batch", "micro_batch", "strategy", "slab", "update_in_backward", "optimizer", "lr",
-                    "device", "threads", "prefer", "checkpoint_every_s", "finish")  # fmt: skip
+_FIXED_BY_PLAN = ("data", *search_options.NAMES, "lr", "device")
+_FIXED_ON_RESUME = (*_FIXED_BY_PLAN, "data_dir", "epochs", "seed", "budget", "plan", "out", "checkpoint_every_s",
+                    "finish")  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `revedge train`; absent ones are None, so that --resume can tell."""
     parser.epilog = _EPILOG
     add = parser.add_argument
-    add("--data", metavar="NAME", help="digits, nmnist, dvsgesture, npz or folder")
-    add("--data-dir", metavar="DIR", help="where the recordings lie (digits needs none)")
+    search_options.add_data_options(parser)
     add(
         "--budget",
         metavar="SIZE",
@@ -47,21 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, metavar="S", help="of weights, order, dropout and augmentation (0)")
     add("--out", metavar="DIR", help="folder of the run; made if missing")
     add("--resume", metavar="DIR", help="continue the training of this folder")
-    add(
-        "--model",
-        metavar="NAME",
-        help="a model or a family of models; default: chosen for the data",
-    )
-    add("--timesteps", type=_count, metavar="T", help="time bins per recording")
     add("--plan", metavar="FILE", help="train exactly this plan (see revedge plan --out)")
-    add("--batch", type=_count, metavar="B", help="samples per optimizer step")
-    add("--micro-batch", type=_count, metavar="B", help="samples per forward and backward")
-    add("--strategy", metavar="NAME", help="store, keep-conv, keep-spikes, reverse or invert")
-    add_memory_options(parser)
+    search_options.add_search_options(parser)
     add("--lr", type=float, metavar="RATE", help="peak learning rate")
     add("--device", choices=("cpu", "cuda"), help="where to train (cpu)")
-    add("--threads", type=_count, metavar="N", help="CPU threads")
-    add("--prefer", metavar="WHAT", help="what to maximize: depth, timesteps or speed")
     add("--checkpoint-every-s", type=_seconds, metavar="S", help="seconds between checkpoints (5)")
     add(
         "--finish",
@@ -119,12 +107,17 @@ def _begin(args: argparse.Namespace, folder: "RunFolder") -> "Plan":
     from revedge.devices.admission import admit, check_budget
     from revedge.devices.preparation import prepare, prepare_plan
     from revedge.devices.run_folder import RunSettings
+    from revedge.planner.precision import require_here
 
     if args.plan is not None:
         plan = _given_plan(args)
+        if plan.device == "cpu":
+            require_here(plan.precision)
         admit(plan)
         prepared = prepare_plan(plan)
     else:
+        if args.device != "cuda":
+            require_here(args.precision)
         budget_bytes = _budget(args.budget)
         check_budget(budget_bytes)
         prepared = prepare(_wanted(args, budget_bytes))
@@ -157,16 +150,9 @@ def _wanted(args: argparse.Namespace, budget_bytes: int) -> dict[str, Any]:
         "budget_bytes": budget_bytes,
         "data": args.data,
         "data_dir": args.data_dir,
-        "model": args.model,
-        "timesteps": args.timesteps,
-        "batch_size": args.batch,
-        "micro_batch_size": args.micro_batch,
-        "strategy": args.strategy,
-        **memory_wishes(args),
-        "prefer": args.prefer,
+        **search_options.wishes(args),
         "learning_rate": args.lr,
         "device": args.device or "cpu",
-        "threads": args.threads or len(os.sched_getaffinity(0)),
     }
 
 
@@ -296,22 +282,7 @@ def _refuse_changes(args: argparse.Namespace) -> None:
 
 
 def _refuse_beside_plan(args: argparse.Namespace) -> None:
-    names = (
-        "data",
-        "model",
-        "timesteps",
-        "batch",
-        "micro_batch",
-        "strategy",
-        "slab",
-        "update_in_backward",
-        "optimizer",
-        "lr",
-        "device",
-        "threads",
-        "prefer",
-    )
-    given = [name for name in names if getattr(args, name) is not None]
+    given = [name for name in _FIXED_BY_PLAN if getattr(args, name) is not None]
     if given:
         option = "--" + given[0].replace("_", "-")
         raise UsageError(

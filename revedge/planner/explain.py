@@ -91,8 +91,9 @@ def describe(setting: Setting) -> str:
     batch = f"batch {setting.batch_size}"
     if setting.micro_batch_size != setting.batch_size:
         batch += f" in pieces of {setting.micro_batch_size}"
+    precision = "" if setting.precision == "float32" else f" {setting.precision}"
     way = Way.of(setting).text()
-    return f"{setting.model}{options} T={setting.timesteps} {batch} {setting.optimizer} {way}"
+    return f"{setting.model}{options} T={setting.timesteps} {batch} {setting.optimizer}{precision} {way}"
 
 
 def _rows(rejected: Sequence[Rejected]) -> list[str]:

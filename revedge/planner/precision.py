@@ -12,7 +12,7 @@ from revedge.errors import UsageError
 PRECISIONS = ("float32", "bfloat16")
 AUTO = "auto"
 # The first compute capability that has bfloat16 (CUDA C++ Programming Guide, "Features and Technical Specifications").
-LEAST_CAPABILITY = 8.0
+LEAST_CAPABILITY = (8, 0)
 _X86_FLAGS = {
     "avx512bw",
     "avx512vl",
@@ -59,3 +59,14 @@ def cpu_lacks_bfloat16(root: Path = Path("/")) -> str | None:
     if ("bf16" in flags) if arm else (flags >= _X86_FLAGS):
         return None
     return f"this CPU has no {'BF16' if arm else 'AVX-512'}, which bfloat16 needs"
+
+
+def require_here(precision: str | None) -> None:
+    """Raise unless the CPU of this machine trains in ``precision``.
+
+    Raises:
+        UsageError: it would be computed in bfloat16, and slowly.
+    """
+    lacks = cpu_lacks_bfloat16() if precision == "bfloat16" else None
+    if lacks:
+        raise UsageError(f"--precision bfloat16: {lacks}; take --precision float32")

@@ -240,6 +240,7 @@ def _alternatives(found: Mapping[str, Any]) -> str:
         rows.append(
             [
                 esc(strategy if isinstance(strategy, str) else "+".join(strategy)),
+                esc(config.get("precision", "float32")),
                 ("none", 1e18) if slab is None else (format_bytes(slab), slab),
                 "yes" if config["update_in_backward"] else "no",
                 (_time_text(each), _time(each)),
@@ -248,7 +249,15 @@ def _alternatives(found: Mapping[str, Any]) -> str:
             ]
         )
         marks.append("chosen" if _identity(config) == chosen else "over" if missing else "")
-    header = ["strategy", "slabs", "update in backward", "time", "predicted peak", "missing"]
+    header = [
+        "strategy",
+        "precision",
+        "slabs",
+        "update in backward",
+        "time",
+        "predicted peak",
+        "missing",
+    ]
     return table(header, rows, marks, sortable=True)
 
 
@@ -289,7 +298,8 @@ def _identity(config: Mapping[str, Any]) -> str:
 
 
 def _setting(config: Mapping[str, Any]) -> Setting:
-    return Setting.from_json({each.name: config[each.name] for each in dataclasses.fields(Setting)})
+    names = [each.name for each in dataclasses.fields(Setting)]
+    return Setting.from_json({name: config[name] for name in names if name in config})
 
 
 def _kind(part: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from revedge.errors import UsageError
 from revedge.planner.defaults import Defaults, for_data
 from revedge.planner.plan import OPTIMIZERS, STRATEGIES, Plan
+from revedge.planner.precision import AUTO, PRECISIONS, check_precision
 from revedge.planner.setting import Setting
 from revedge.planner.way import SLAB_TIME_FACTORS, Way, ways
 
@@ -54,6 +55,9 @@ class Request:
     strategy: str | None = None
     slab_bytes: int | None = None  # 0: no slabs
     update_in_backward: bool | None = None
+    precision: str | None = (
+        None  # None: float32; "auto": bfloat16 where that is measured to be faster
+    )
     optimizer: str | None = None  # None: the data's own; "any": AdamW, or SGD where only that fits
     prefer: str | None = None
     learning_rate: float | None = None
@@ -79,6 +83,7 @@ class Request:
                 raise UsageError(f"--{name} is a number and a range; give one")
         if self.strategy is not None and self.strategy not in STRATEGIES:
             raise UsageError(f"strategy {self.strategy!r} is not known; choose one of {STRATEGIES}")
+        check_precision(self.precision)
         if self.optimizer not in (None, ANY, *OPTIMIZERS):
             raise UsageError(
                 f"optimizer {self.optimizer!r} is not known; choose one of {(*OPTIMIZERS, ANY)}"
@@ -92,6 +97,33 @@ class Request:
                 f"micro-batch {self.micro_batch_size} does not divide batch {self.full_batch_size}; "
                 "give a divisor"
             )
+
+    @classmethod
+    def of(
+        cls, wanted: Mapping[str, Any], *, timesteps: int | None = None, **data: Any
+    ) -> "Request":
+        """Return the request with these plain values, as they come out of JSON.
+
+        Args:
+            wanted: fields of a request; ranges and runs as lists and mappings.
+            timesteps: that the recordings have, where they have no others.
+            data: further fields: what the data set says about itself.
+
+        Raises:
+            UsageError: as `Request`, or time steps are asked for that the recordings do not have.
+        """
+        fields = {**wanted, **data}
+        fields["ranges"] = {
+            name: (ends[0], ends[1]) for name, ends in wanted.get("ranges", {}).items()
+        }
+        fields["runs"] = tuple(KnownRun(**each) for each in wanted.get("runs", ()))
+        if timesteps is not None:
+            if "timesteps" in fields["ranges"]:
+                raise UsageError(
+                    f"these recordings have {timesteps} time steps and no others; leave --timesteps out"
+                )
+            fields["timesteps"] = wanted.get("timesteps") or timesteps
+        return cls(**fields)
 
     @property
     def defaults(self) -> Defaults:
@@ -157,6 +189,7 @@ class Request:
             strategy=way.strategy,
             slab_bytes=way.slab_bytes,
             update_in_backward=way.update_in_backward,
+            precision=PRECISIONS[0] if self.precision in (None, AUTO) else self.precision,
             optimizer=optimizer,
             device=self.device,
             threads=self.threads,
@@ -180,6 +213,7 @@ class Request:
             strategy=setting.strategy,
             slab_bytes=setting.slab_bytes,
             update_in_backward=setting.update_in_backward,
+            precision=setting.precision,
             optimizer=setting.optimizer,
             learning_rate=self.learning_rate or rate,
             weight_decay=defaults.weight_decay,

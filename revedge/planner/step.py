@@ -68,6 +68,10 @@ class Rehearsal:
         functional.cross_entropy(self._logits(x), labels).backward()
         for parameter in self.parameters:
             parameter.grad = None
+        if self._dtype != torch.float32:  # evaluation needs other code than training
+            with torch.no_grad():
+                self.net.eval()
+                self.net(x)
 
     def train_step(self, watch: Watch = _ignore) -> None:
         """Forward and backward of every micro-batch (two stand for any number), then the update."""

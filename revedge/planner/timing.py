@@ -4,12 +4,16 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from revedge.planner import step_time
+from revedge.planner.plan import Plan
+from revedge.planner.precision import cpu_lacks_bfloat16
 from revedge.planner.request import Request
-from revedge.planner.result import Alternative, SearchResult
+from revedge.planner.result import Alternative, Rejected, SearchResult
 from revedge.planner.setting import Setting
 from revedge.planner.step_time import StepTime
+from revedge.units import format_bytes
 
 MOST_PROBED = 6
+FASTER_BY = 1.1  # so much bfloat16 has to save, or rounding is worth more
 
 
 def timed(
@@ -70,6 +74,61 @@ def timed(
         return found
     chosen = request.plan(fastest.setting, parts(fastest.setting))
     return dataclasses.replace(found, plan=chosen, step_time=fastest.step_time)
+
+
+def in_less_precision(
+    found: SearchResult,
+    request: Request,
+    parts: Callable[[Setting], Mapping[str, int]],
+    *,
+    seconds: float = 10.0,
+) -> SearchResult:
+    """Return ``found`` in bfloat16 where that fits and a step is measured to be faster; else with the reason why not.
+
+    It saves no bytes, so there is no other reason to take it. Both probes are of the same frames, so that their
+    shortest steps are compared, not the intervals.
+
+    Args:
+        found: of a search of ``request``, with times.
+        request: what was asked.
+        parts: predicted bytes of a setting, by kind.
+        seconds: for the probe.
+    """
+    own = found.step_time
+    if found.plan is None or own is None:
+        return found
+    setting = dataclasses.replace(Setting.of(found.plan), precision="bfloat16")
+    low_parts = parts(setting)
+    peak = sum(low_parts.values())
+    missing, time = max(0, peak - request.budget_bytes), None
+    why = cpu_lacks_bfloat16() if request.device == "cpu" else None
+    if missing:
+        why = f"{format_bytes(missing)} over the budget"
+    if why is None:
+        time = step_time.measure([setting], seconds=seconds)[0]
+    if time is None or time.least_s * FASTER_BY > own.least_s:
+        rejected = Rejected(
+            setting=setting,
+            predicted_peak_bytes=peak,
+            missing_bytes=missing,
+            reason=f"bfloat16, but {why or 'it is not measured to be faster'}",
+        )
+        return dataclasses.replace(found, rejected=(*found.rejected, rejected))
+    plan = request.plan(setting, low_parts)
+    same = next(each for each in found.alternatives if each.setting.key() == _key(found.plan))
+    low = dataclasses.replace(
+        same,
+        setting=setting,
+        predicted_peak_bytes=peak,
+        time_factor=same.time_factor * time.middle_s / own.middle_s,
+        step_time=time,
+    )
+    alternatives = _on_front([*found.alternatives, low])
+    return dataclasses.replace(found, plan=plan, step_time=time, alternatives=alternatives)
+
+
+def _key(plan: Plan) -> str:
+    return Setting.of(plan).key()
 
 
 def _time(each: Alternative) -> StepTime:

@@ -6,6 +6,7 @@ import pytest
 
 from revedge.devices import boards
 from revedge.errors import DeviceError, UsageError
+from revedge.planner.precision import LEAST_CAPABILITY
 
 GOOD = Path(boards.__file__).parent / "boards" / "jetson-orin-nano-8gb.toml"
 
@@ -33,6 +34,21 @@ def test_numbers_fit_together(name: str) -> None:
         assert board.cuda_cores in (64 * board.sm_count, 128 * board.sm_count)
     if board.power_modes_w:
         assert list(board.power_modes_w) == sorted(set(board.power_modes_w))
+
+
+@pytest.mark.parametrize("name", boards.names())
+def test_precisions_fit_the_compute_capability(name: str) -> None:
+    """A GPU has bfloat16 from capability 8.0 on and float16 from 5.3; without a GPU there is no precision of it."""
+    board = boards.load(name)
+
+    assert board.gpu_precisions is not None
+    assert board.compute_capability is not None
+    if board.compute_capability == "none":
+        assert board.gpu_precisions == ()
+        return
+    capability = tuple(map(int, board.compute_capability.split(".")))
+    assert ("bfloat16" in board.gpu_precisions) == (capability >= LEAST_CAPABILITY)
+    assert ("float16" in board.gpu_precisions) == (capability >= (5, 3))
 
 
 def test_variants_differ_in_ram_only() -> None:
@@ -83,6 +99,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ("value = 8_589_934_592", "value = -1", r"negative number -1 in \[ram_bytes\]"),
         ("value = 8_589_934_592", "value = true", r"True as value of \[ram_bytes\]"),
         ("value = [7, 15, 25]", "value = [7, 0]", "where positive numbers belong"),
+        ('value = ["float32", "float16"]', "value = [16]", "where names belong"),
         ("verified = false", "", r"needs \[ram_bytes\] with value, source and verified"),
         ("[sm_count]", "[sm_counts]", "unknown key 'sm_counts'"),
         ('source = "NVIDIA Jetson Orin Nano data sheet"', 'source = " "', "needs a source"),

@@ -12,6 +12,7 @@ from revedge.planner.plan import Plan
 from .conftest import MakeRun, make_plan
 from .processes import DEADLINE_S, Start, digest, finish, newest, wait
 
+DIGITS = ["--data", "digits", "--budget", "400MiB", "--out", "a"]
 KEYS = {
     "test_accuracy", "budget_bytes", "predicted_peak_bytes", "measured_peak_bytes", "epochs", "wall_s", "plan",
 }  # fmt: skip
@@ -115,6 +116,23 @@ def test_two_trainings_in_one_folder_are_refused(make_run: MakeRun, start: Start
         (["--data", "digits", "--budget", "900TiB", "--out", "a"], 1, "more than this machine has"),
         (["--data", "nothing", "--budget", "400MiB", "--out", "a"], 2, "nothing"),
         (["--data", "nmnist", "--data-dir", "no", "--budget", "400MiB", "--out", "a"], 2, "no"),
+        ([*DIGITS, "--depth", "9..x"], 2, "--depth '9..x' is not understood"),
+        ([*DIGITS, "--depth", "9..2"], 2, "--depth 9..2 is no range"),
+        ([*DIGITS, "--timesteps", "0..4"], 2, "--timesteps 0..4 is not possible"),
+        ([*DIGITS, "--model", "revsresnet", "--depth", "2..4"], 2, "needs a model"),
+        ([*DIGITS, "--batch", "0"], 2, "--batch 0 is not possible"),
+        ([*DIGITS, "--prefer", "size"], 2, "choose one of"),
+        ([*DIGITS, "--prefer", "accuracy-per-byte"], 2, "--runs go together"),
+        ([*DIGITS, "--runs", "nowhere"], 2, "--runs nowhere does not exist"),
+        ([*DIGITS, "--runs", "begun"], 2, "--runs begun: this training is not finished"),
+        ([*DIGITS, "--precision", "float16"], 2, "loss scaling"),
+        ([*DIGITS, "--precision", "int4"], 2, "'int4' is not known"),
+        (
+            ["--plan", "plan.toml", "--precision", "float32", "--out", "a"],
+            2,
+            "--precision does not go with",
+        ),
+        (["--resume", "begun", "--depth", "3"], 2, "--depth does not go with --resume"),
         (["--plan", "no.toml", "--out", "a"], 2, "no such plan file"),
         (["--plan", "old.toml", "--out", "a"], 1, "version = 7"),
         (

@@ -115,9 +115,30 @@ def test_a_gpu_of_a_board(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no GPU" in found["error"]
 
 
+def test_the_precision_of_a_board(capsys: pytest.CaptureFixture[str]) -> None:
+    """bfloat16 is planned where the board has it, refused where it has not, and noted where that is not known."""
+    words = [*SHAPE, "--budget", "3GiB", "--precision", "bfloat16", "--strategy", "reverse"]
+    cuda = ("--accelerator", "cuda")
+    code, found, _ = plan(capsys, *words, "--device", "jetson-orin-nano-8gb", *cuda)
+    assert (code, found["config"]["precision"]) == (0, "bfloat16")
+    code, found, _ = plan(capsys, *words, "--device", "jetson-xavier-nx", *cuda)
+    assert code == 2
+    assert "computes in float32 and float16; take --precision float32" in found["error"]
+    code, found, _ = plan(capsys, *words, "--device", "raspberry-pi-4-8gb")
+    assert code == 2
+    assert "the CPU of Raspberry Pi 4" in found["error"]
+    _, found, _ = plan(capsys, *words, "--device", "generic-cpu")
+    assert any("is not known" in note for note in found["notes"])
+    words[words.index("bfloat16")] = "auto"
+    _, found, _ = plan(capsys, *words)
+    assert found["config"]["precision"] == "float32"
+    assert any("no step can be timed" in note for note in found["notes"])
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (("--precision", "float16"), "loss scaling"),
         (("--device", "jetson-orin-nano-9gb"), "did you mean"),
         (("--model", "revsresnet12"), "did you mean"),
         (("--prefer", "size"), "choose one of"),

@@ -25,7 +25,7 @@ const said={};addEventListener('error',e=>said.error=e.message);addEventListener
 const table=[...document.querySelectorAll('table')].find(t=>t.querySelector('th[data-sort]'));
 const column=i=>[...table.tBodies[0].rows].map(r=>r.cells[i].dataset.value??r.cells[i].textContent);
 const heads=[...table.querySelectorAll('th')];
-heads[4].click();said.up=column(4);heads[4].click();said.down=column(4);
+heads[5].click();said.up=column(5);heads[5].click();said.down=column(5);
 heads[0].dispatchEvent(new KeyboardEvent('keydown',{key:'Enter',bubbles:true}));said.names=column(0);
 const mark=document.querySelector('figure g[id*=-tip-]');
 mark.querySelector('path').dispatchEvent(new MouseEvent('click',{bubbles:true}));

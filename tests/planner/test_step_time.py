@@ -158,3 +158,45 @@ def test_what_is_not_probed_is_told_by_its_factor() -> None:
     assert slab.step_time is not None
     assert slab.step_time.source == "factors"
     assert slab.step_time.middle_s == pytest.approx(2.0 * 1.06 * math.sqrt(0.9 * 1.1))
+
+
+@pytest.mark.parametrize(
+    ("factor", "budget", "lacks", "precision", "why"),
+    [
+        (0.8, 800, None, "bfloat16", None),
+        (0.95, 800, None, "float32", "it is not measured to be faster"),
+        (None, 800, None, "float32", "it is not measured to be faster"),
+        (0.5, 708, None, "float32", "over the budget"),
+        (0.5, 800, "this CPU has no such thing", "float32", "this CPU has no such thing"),
+    ],
+)
+def test_bfloat16_is_taken_where_it_is_measured_to_be_faster(
+    monkeypatch: pytest.MonkeyPatch,
+    factor: float | None,
+    budget: int,
+    lacks: str | None,
+    precision: str,
+    why: str | None,
+) -> None:
+    """With --precision auto a step that is a tenth shorter decides, if it fits; else the reason stands there."""
+    found = found_for(None, dict.fromkeys(_PEAKS, 1.0))
+    own = found.step_time
+    assert own is not None
+    low = None if factor is None else own.times(factor, "probes")
+    monkeypatch.setattr(step_time, "measure", lambda settings, **_: [low])
+    monkeypatch.setattr(timing, "cpu_lacks_bfloat16", lambda: lacks)
+    request = Request(
+        budget_bytes=budget, data="random", in_shape=(2, 8, 8), num_classes=4, precision="auto"
+    )
+    after = timing.in_less_precision(found, request, lambda setting: {"base_bytes": 710})
+    plan = after.require()
+    assert plan.precision == precision
+    if why is None:
+        assert plan.predicted_peak_bytes == 710
+        assert after.step_time == low
+        (row,) = (each for each in after.alternatives if each.setting.precision == "bfloat16")
+        assert row.on_front
+    else:
+        assert (
+            after.rejected[-1].reason == f"bfloat16, but {why}" or why in after.rejected[-1].reason
+        )

@@ -1,0 +1,165 @@
+"""What `revedge plan` and `revedge train` let the user fix, give a range, or leave to the planner."""
+
+import argparse
+import os
+from typing import Any
+
+from revedge.errors import UsageError
+from revedge.units import parse_bytes
+
+# As attributes of the parsed arguments. What is not given is None.
+NAMES = (
+    "model", "depth", "width", "neuron", "timesteps", "batch", "micro_batch", "strategy", "slab",
+    "update_in_backward", "precision", "optimizer", "prefer", "runs", "threads",
+)  # fmt: skip
+_RANGES = ("depth", "timesteps", "width")
+_COUNTS = ("batch", "micro_batch", "threads")
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add which data."""
+    parser.add_argument("--data", metavar="NAME", help="digits, nmnist, dvsgesture, npz or folder")
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="where the recordings lie (digits needs none)"
+    )
+
+
+def add_search_options(parser: argparse.ArgumentParser) -> None:
+    """Add what a search is told; absent ones are None."""
+    add = parser.add_argument
+    add(
+        "--model",
+        metavar="NAME",
+        help="a model, or a family to choose from; default: one for the data",
+    )
+    add("--depth", metavar="N", help="blocks of the model, or a range, 8..64")
+    add("--width", metavar="N", help="channels of the model's first stage, or a range, 16..64")
+    add("--neuron", metavar="NAME", help="if, lif, plif, or for VGG and ResNets reversible")
+    add(
+        "--timesteps",
+        metavar="T",
+        help="time steps, or a range, 4..16; free with --prefer timesteps",
+    )
+    add("--batch", type=int, metavar="B", help="samples per optimizer step")
+    add(
+        "--micro-batch",
+        type=int,
+        metavar="B",
+        help="samples per forward and backward; default: chosen",
+    )
+    add(
+        "--strategy",
+        metavar="NAME",
+        help="store, keep-conv, keep-spikes, reverse or invert; default: chosen",
+    )
+    add(
+        "--slab",
+        metavar="SIZE",
+        help="make tensors between units in slabs of channels of SIZE, as 8MiB, or none; default: chosen",
+    )
+    add(
+        "--update-in-backward",
+        nargs="?",
+        const="yes",
+        choices=("yes", "no"),
+        help="update weights and free gradients during the backward pass; default: chosen",
+    )
+    add(
+        "--precision",
+        metavar="NAME",
+        help="of convolutions in training: float32 (default), bfloat16, or auto (bfloat16 where a step is measured to "
+        "be faster)",
+    )
+    add("--optimizer", metavar="NAME", help="adamw, sgd, or any (sgd where only that fits)")
+    add(
+        "--prefer",
+        metavar="WHAT",
+        help="what to make large: depth, timesteps, speed or accuracy-per-byte",
+    )
+    add(
+        "--runs",
+        nargs="+",
+        metavar="DIR",
+        help="finished trainings of these data, for --prefer accuracy-per-byte to choose among",
+    )
+    add("--threads", type=int, metavar="N", help="CPU threads of the training")
+
+
+def wishes(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what was asked for, as plain values for `revedge.planner.request.Request.of`.
+
+    Raises:
+        UsageError: a number that cannot be, or a folder of ``--runs`` that is no finished training of these data.
+    """
+    ranges, fixed = dict[str, tuple[int, int]](), dict[str, int]()
+    for name in _RANGES:
+        low, high = _range(name, getattr(args, name))
+        if low is not None and high is not None:
+            ranges[name] = low, high
+        elif low is not None:
+            fixed[name] = low
+    for name in _COUNTS:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} {value} is not possible; give 1 or more")
+    options = {name: fixed.get(name) for name in ("width", "depth")} | {"neuron": args.neuron}
+    slab = args.slab
+    if slab is not None:
+        slab = 0 if slab.strip().lower() == "none" else parse_bytes(slab)
+    update = args.update_in_backward
+    return {
+        "model": args.model,
+        "model_options": {name: value for name, value in options.items() if value is not None},
+        "timesteps": fixed.get("timesteps"),
+        "ranges": ranges,
+        "runs": [_known_run(folder, args.data) for folder in args.runs or []],
+        "batch_size": args.batch,
+        "micro_batch_size": args.micro_batch,
+        "strategy": args.strategy,
+        "slab_bytes": slab,
+        "update_in_backward": None if update is None else update == "yes",
+        "precision": args.precision,
+        "optimizer": args.optimizer,
+        "prefer": args.prefer,
+        "threads": args.threads or len(os.sched_getaffinity(0)),
+    }
+
+
+def _range(name: str, text: str | None) -> tuple[int | None, int | None]:
+    """Return (number, None), or both ends of a range, or (None, None) where nothing was given."""
+    if text is None:
+        return None, None
+    low, dots, high = text.partition("..")
+    try:
+        found = int(low), int(high) if dots else None
+    except ValueError:
+        raise UsageError(
+            f"--{name} {text!r} is not understood; give a number, or a range as 4..16"
+        ) from None
+    if found[0] < 1:
+        raise UsageError(f"--{name} {text} is not possible; give 1 or more")
+    return found
+
+
+def _known_run(folder: str, data: str | None) -> dict[str, Any]:
+    """Return what a finished training of ``data`` reached: fields of `revedge.planner.request.KnownRun`."""
+    from revedge.devices.run_folder import RunFolder
+    from revedge.planner.plan import Plan
+
+    run = RunFolder(folder)
+    run.require_begun("--runs")
+    plan, result = Plan.load(run.plan), run.read_result()
+    if result is None:
+        raise UsageError(
+            f"--runs {folder}: this training is not finished; leave it out, or resume it"
+        )
+    if plan.data != data:
+        raise UsageError(
+            f"--runs {folder}: it was trained on {plan.data}, not on {data or 'frames of a given shape'}; leave it out"
+        )
+    return {
+        "model": plan.model,
+        "model_options": dict(plan.model_options),
+        "timesteps": plan.timesteps,
+        "accuracy": float(result["test_accuracy"]),
+    }
