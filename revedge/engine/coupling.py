@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from revedge import kernels
+from revedge.engine.halves import merge, split
 from revedge.engine.output import Output
 from revedge.engine.replay import BranchTape, Replay, branch_forward, join
 from revedge.engine.run import Checksums, Given, Run
@@ -69,18 +70,20 @@ class Coupling(Run):
     def run_forward(self, x: Given, *, keep: bool) -> tuple[Tensor, _Tape]:
         """See `Carried`."""
         tape = _Tape(sums=Checksums(self.check if keep else "none"))
-        halves = _split(x.take() if self.on_grid else kernels.grid_round(x.take(), GRID_BITS))
+        given = x if self.on_grid else Given(kernels.grid_round(x.take(), GRID_BITS), free=True)
+        halves = split(given)
         for index, branch in enumerate(self.half_blocks()):
             to, read = index % 2, 1 - index % 2
             tape.sums.take(halves[to])
-            given = Given(halves[read], free=False)
             saving = self.saving(keep=keep)
-            y, branch_tape = branch_forward(branch, given, saving, "coupling")
+            y, branch_tape = branch_forward(
+                branch, Given(halves[read], free=False), saving, "coupling"
+            )
             # Under `store` the other branch keeps what it read, so that must not be written.
             base = halves[to].clone() if branch_tape.keeps_input else halves[to]
             halves[to] = join(branch, base, y, branch_tape, saving)
             tape.blocks.append(branch_tape)
-        return torch.cat(halves, 2), tape
+        return merge(halves), tape
 
     def run_backward(
         self,
@@ -95,7 +98,7 @@ class Coupling(Run):
         """See `Carried`."""
         del x
         assert out is not None
-        halves, g_halves = _split(out.take()), _split(g.take())
+        halves, g_halves = split(out), split(g)
         blocks = self.half_blocks()
         for index in reversed(range(len(blocks))):
             to, read, branch = index % 2, 1 - index % 2, blocks[index]
@@ -109,7 +112,8 @@ class Coupling(Run):
             if part is not None:
                 g_halves[read].add_(part)
             del part, replay  # before the next block begins
-        return torch.cat(g_halves, 2) if need_input else None
+        del halves
+        return merge(g_halves) if need_input else None
 
     def step(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """See `Run`."""
@@ -121,9 +125,3 @@ class Coupling(Run):
             halves[index % 2] = halves[index % 2] + y
             new += states_of_branch
         return torch.cat(halves, 1), new
-
-
-def _split(x: Tensor) -> list[Tensor]:
-    """Two halves ``[T, B, C, ...]`` in memory of their own."""
-    half = x.shape[2] // 2
-    return [x[:, :, :half].contiguous(), x[:, :, half:].contiguous()]

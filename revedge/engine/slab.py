@@ -90,6 +90,7 @@ def fire_slabs(unit: Unit, y: Output, stats: Stats | None) -> tuple[Stats | None
             kernels.norm_neuron_pack_(slab, scale, shift, params, bits, **where)
         else:
             kernels.norm_neuron_pool_(slab, scale, shift, params, bits, window, **where)
+        del slab  # before the next one is computed
     if stats is None and unit.norm is not None:
         stats = gather_stats(unit.norm, parts, shape.numel() // shape[2])
     unpooled = shape if window is not None and one_by_one else None
