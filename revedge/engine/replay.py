@@ -184,6 +184,7 @@ class Replay:
             needed = need_input or index > 0 or _has_parameters_before_tail(unit)
             signal = self._signal(index)
             g_or_none = tail_backward(unit, signal, kept.chance, g, gradients, need_input=needed)
+            del g  # the result has memory of its own where its shape is another
             if g_or_none is None:
                 gradients.settle(unit)
                 return None

@@ -65,7 +65,8 @@ def test_all_strategies_and_slabs():
     assert "invert" in strategies_of("all", reversible=True)
     every = strategies_of("smallest", reversible=False)
     assert every == strategies_of("fastest", reversible=False)
-    assert {"store", "reverse", "reverse+slabs=2MiB"} <= set(every)
+    assert {"store", "reverse", "reverse+slabs=2MiB", "keep-spikes+slabs=8MiB"} <= set(every)
+    assert not any(each.startswith("keep-conv+") for each in every)  # it keeps what slabs avoid
     assert strategies_of("reverse+slabs=1KiB,store,store", reversible=False) == [
         "reverse+slabs=1KiB", "store",
     ]  # fmt: skip

@@ -5,6 +5,11 @@ import torch
 from torch.nn import functional as F
 
 from revedge import models
+from revedge.models.member import Size
+from revedge.models.ms_resnet import MSResNet
+from revedge.models.parts import neuron_maker
+from revedge.models.revsresnet import RevSResNet
+from revedge.models.task import Task
 from revedge.planner.tracer import StorageTracker
 
 SIZE = 16  # height and width of the frames
@@ -21,6 +26,11 @@ def live_bytes(name: str, *, timesteps: int, batch: int, slab_bytes: int | None,
             strategy="reverse",
             **options,
         )
+    return peak_bytes(net, timesteps=timesteps, batch=batch, slab_bytes=slab_bytes)
+
+
+def peak_bytes(net, *, timesteps: int, batch: int, slab_bytes: int | None) -> int:
+    """As `live_bytes`, of a net on the meta device."""
     net.set_slab_bytes(slab_bytes)
     tracker = StorageTracker(page_bytes=4096, native_kernels=True)
     tracker.add([*net.parameters(), *net.buffers()], "weights")
@@ -62,3 +72,36 @@ def test_time_costs_one_gradient_and_bits_only():
     whole = live_bytes("vgg-iso10", timesteps=64, batch=batch, slab_bytes=None)
     assert long - short <= 32 * (gradient + bits + frames + slab)
     assert long < 0.6 * whole
+
+
+@pytest.mark.parametrize(("kind", "halves"), [(MSResNet, 1), (RevSResNet, 2)])
+def test_time_costs_a_residual_net_its_branch_gradient_too(kind, halves):
+    """Of a net with identity paths: stream, its gradient, that of one branch, bits, the input and a least slab."""
+    batch, width, blocks = 2, 32, 4
+    frame = (2, SIZE, SIZE)
+
+    def peak(timesteps: int) -> int:
+        neuron = neuron_maker("if", tau=2.0, surrogate="atan")
+        task = Task(
+            in_shape=frame,
+            num_classes=10,
+            timesteps=timesteps,
+            static=False,
+            neuron=neuron,
+            config={},
+        )
+        with torch.device("meta"):
+            net = kind(widths=[width // halves], blocks=[blocks]).build(task, Size())
+        net.set_strategy("reverse")
+        return peak_bytes(net, timesteps=timesteps, batch=batch, slab_bytes=1 << 18)
+
+    stream = 4 * batch * width * SIZE * SIZE
+    branch = stream // halves
+    # Residual blocks keep the bits of their first neuron; the block at work makes those of both its neurons.
+    bits = (blocks if kind is MSResNet else 0) * stream // 32 + 2 * branch // 32
+    slab = 8 * stream // width
+    expected = 2 * stream + branch + bits + slab + 4 * batch * 2 * SIZE * SIZE
+    # From 64 steps on a half of the stream is more than one chunk of the convolutions.
+    grown = peak(128) - peak(64)
+    pages = 4 * 4096  # what has 64 KiB and more takes whole pages, and one beside
+    assert 0.9 * 64 * expected <= grown <= 64 * expected + pages
