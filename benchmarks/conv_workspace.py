@@ -21,7 +21,7 @@ from torch import Tensor
 
 from revedge import allocator, child
 from revedge.planner.precision import PRECISIONS
-from revedge.planner.tracer import BACKWARD, convolution_workspace_bytes
+from revedge.planner.tracer import BACKWARD, convolution_call
 
 LARGEST_BYTES = 24 << 20  # of a tensor
 UNSEEN_BYTES = 64 << 10  # per block
@@ -70,7 +70,7 @@ def compare(sizes: dict[str, int], dtype: torch.dtype) -> list[tuple[str, int, i
         return [torch.conv2d(x, weight, None, stride, half)]
 
     args: tuple[Any, ...] = (x, weight, None, [stride] * 2, [half] * 2, [1, 1], False, [0, 0], 1)
-    bound = convolution_workspace_bytes("aten::convolution", args, [y])
+    bound = convolution_call("aten::convolution", args, [y]).workspace_bytes(1)
     found.append(("forward", peak_bytes(forward), bound))
     for mask in ([True, False], [False, True], [True, True]):
         back = (y, *args, [*mask, False])
@@ -78,7 +78,7 @@ def compare(sizes: dict[str, int], dtype: torch.dtype) -> list[tuple[str, int, i
         def backward(back: tuple[Any, ...] = back) -> list[Tensor | None]:
             return list(torch.ops.aten.convolution_backward(*back))
 
-        bound = convolution_workspace_bytes(BACKWARD, back, [])
+        bound = convolution_call(BACKWARD, back, []).workspace_bytes(1)
         found.append((f"backward {mask}", peak_bytes(backward), bound))
     return found
 

@@ -53,8 +53,7 @@ class Base:
         Raises:
             DeviceError: as `supervisor_bytes`.
         """
-        found = re.match(r"[a-z]+(-[a-z]+)*", model)
-        family = found[0] if found else model
+        family = family_of(model)
         known = self._known("trainer", str(self._threads), self._device, family, form, precision)
         return known + self._context_bytes
 
@@ -64,7 +63,7 @@ class Base:
             known: dict[str, Any] | None = self._memory.get(key)
             if known is None:
                 # One run: they differ by 100 KiB, which is in the slack.
-                known = {"rss_bytes": _probe(*arguments)}
+                known = {"rss_bytes": probe(*arguments)}
                 self._memory.set(key, known)
                 self._memory.save()
             self._asked[arguments] = int(known["rss_bytes"])
@@ -74,6 +73,12 @@ class Base:
 def measure(threads: int, device: str = "cpu", *, context_bytes: int | None = None) -> Base:
     """Return the base of trainings with ``threads`` CPU threads on ``device``."""
     return Base(threads, device, context_bytes)
+
+
+def family_of(model: str) -> str:
+    """Return the family that ``model`` names: what it begins with, up to its numbers."""
+    found = re.match(r"[a-z]+(-[a-z]+)*", model)
+    return found[0] if found else model
 
 
 def context_prior_bytes(compute_capability: str) -> int:
@@ -86,7 +91,13 @@ def context_prior_bytes(compute_capability: str) -> int:
     return 2_000_000_000 if float(compute_capability) < 7 else 1_150_000_000
 
 
-def _probe(*arguments: str) -> int:
+def probe(*arguments: str) -> int:
+    """Measure resident bytes now, in a child: ``"supervisor"``, or ``"trainer"`` with threads, device, family, form
+    and precision.
+
+    Raises:
+        DeviceError: it failed.
+    """
     done = subprocess.run(
         child.command("revedge.planner.base_probe", *arguments),
         capture_output=True,

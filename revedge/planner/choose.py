@@ -1,11 +1,12 @@
 """The planner as one call: measure the base, ask the tracing process, search. Free of torch."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from revedge.planner import base
-from revedge.planner.cost import predict
+from revedge.planner.cost import Prediction, predict
 from revedge.planner.descent import descend
+from revedge.planner.formulas import Formulas
 from revedge.planner.precision import AUTO
 from revedge.planner.request import Request
 from revedge.planner.result import SearchResult
@@ -25,6 +26,9 @@ def choose(
 ) -> SearchResult:
     """Return the best plan for ``request``, or the floor where nothing fits.
 
+    Settings are ruled out by formulas where there are some; the plan and the floor are traced. Should a trace tell
+    another peak than the formula, the search is made again with traces alone.
+
     ``timeline`` adds the live bytes over a step of what was chosen (of the floor where nothing fits), for a report.
     ``rungs`` adds what lies below the plan, should its memory not be enough after all (`descend`).
 
@@ -41,24 +45,50 @@ def choose(
     progress(0)
     measured = base.measure(request.threads, request.device, context_bytes=request.context_bytes)
     with TraceClient() as tracer:
-        found = search(
-            request,
-            tracer.families(),
-            lambda setting: predict(setting, measured, tracer),
-            progress,
-        )
+        formulas = Formulas(tracer)
+
+        def exact(setting: Setting) -> Prediction:
+            return predict(setting, measured, tracer)
+
+        def quick(setting: Setting) -> Prediction:
+            return predict(setting, measured, formulas)
+
+        families = tracer.families()
+        found = search(request, families, quick, progress)
+        confirmed = _confirmed(found, request, quick, exact)
+        found = confirmed or search(request, families, exact, progress)
         if times:
 
             def parts(setting: Setting) -> Mapping[str, int]:
-                return predict(setting, measured, tracer).parts
+                return exact(setting).parts
 
             found = timed(found, request, parts)
             if request.precision == AUTO:
                 found = in_less_precision(found, request, parts)
         setting = found.floor_setting if found.plan is None else Setting.of(found.plan)
+        if setting is not None:
+            found = dataclasses.replace(found, sites=tuple(formulas.sites(setting)))
         if timeline and setting is not None:
             found = dataclasses.replace(found, timeline=tracer.timeline(setting))
         if rungs and found.plan is not None:
-            below = descend(found.plan, lambda each: predict(each, measured, tracer))
+            below = descend(found.plan, exact)
             found = dataclasses.replace(found, rungs=tuple(below))
         return found
+
+
+def _confirmed(
+    found: SearchResult,
+    request: Request,
+    quick: Callable[[Setting], Prediction],
+    exact: Callable[[Setting], Prediction],
+) -> SearchResult | None:
+    """Return ``found`` with the traced parts of its plan; None if a trace of plan or floor tells another peak."""
+    plan = None if found.plan is None else Setting.of(found.plan)
+    for setting in (plan, found.floor_setting):
+        if setting is not None:
+            told = quick(setting).predicted_peak_bytes
+            if exact(setting).predicted_peak_bytes != told:
+                return None
+    if plan is None:
+        return found
+    return dataclasses.replace(found, plan=request.plan(plan, exact(plan).parts))

@@ -75,7 +75,7 @@ def predict(setting: Setting, base: Base, tracer: Tracer) -> Prediction:
         parts["pool_bytes"] = max(0, traced["reserved_bytes"] - dynamic)
     return Prediction(
         parts={
-            "base_bytes": base.trainer_bytes(setting.model, _form(traced), setting.precision),
+            "base_bytes": base.trainer_bytes(setting.model, form_of(traced), setting.precision),
             "supervisor_bytes": base.supervisor_bytes,
             **parts,
             "slack_bytes": slack,
@@ -84,7 +84,7 @@ def predict(setting: Setting, base: Base, tracer: Tracer) -> Prediction:
     )
 
 
-def _form(traced: Mapping[str, int]) -> str:
+def form_of(traced: Mapping[str, int]) -> str:
     """Return the form of the base of a traced network."""
     if traced["convolutions"] == 0:
         return "none"

@@ -31,6 +31,7 @@ def payload(result: SearchResult, budget_bytes: int) -> dict[str, Any]:
         "alternatives": [_alternative(each) for each in result.alternatives],
         **({} if result.step_time is None else {"step_time": result.step_time.to_json()}),
         **({} if result.timeline is None else {"timeline": result.timeline}),
+        **({} if not result.sites else {"sites": [_site(*each) for each in result.sites]}),
         "tried": result.tried,
         "space": result.space,
         **({} if plan is not None else {"reason": result.reason, "way_out": result.way_out}),
@@ -102,6 +103,10 @@ def _rows(rejected: Sequence[Rejected]) -> list[str]:
         f"  {describe(each.setting):{width}}  {format_bytes(each.predicted_peak_bytes):>10}  {each.reason}"
         for each in rejected
     ]
+
+
+def _site(name: str, live_bytes: int) -> dict[str, Any]:
+    return {"site": name, "live_bytes": live_bytes}
 
 
 def _rejected(each: Rejected) -> dict[str, Any]:

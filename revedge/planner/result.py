@@ -43,6 +43,7 @@ class SearchResult:
     rejected: tuple[Rejected, ...] = ()
     alternatives: tuple[Alternative, ...] = ()  # the fastest first
     timeline: Mapping[str, Any] | None = None  # see timeline.py; for a report
+    sites: tuple[tuple[str, int], ...] = ()  # of a step, and the most bytes that live during each
     rungs: tuple[descent.Rung, ...] = ()  # the plan, and what lies below it
     reason: str = ""
     way_out: str = ""

@@ -54,7 +54,7 @@ def _stages(model: str, in_shape: tuple[int, int, int]) -> int:
     def lengths(depth: int) -> list[int]:
         with torch.device("meta"):
             net = models.create(model, in_shape=in_shape, num_classes=2, timesteps=1, depth=depth)
-        return [len(branches_of(run)) for run in _stacks(net)]
+        return [len(branches_of(run)) for run in stacks(net)]
 
     try:
         few = lengths(_LEAST_BLOCKS * 6)
@@ -65,7 +65,8 @@ def _stages(model: str, in_shape: tuple[int, int, int]) -> int:
     return len(few) if len(grown) == 1 and grown != {0} else 0
 
 
-def _stacks(net: SpikingNet) -> list[Residual | Coupling]:
+def stacks(net: SpikingNet) -> list[Residual | Coupling]:
+    """Return the runs of ``net`` that are blocks in turn."""
     return [run for run in net.runs() if isinstance(run, Residual | Coupling)]
 
 
@@ -88,7 +89,7 @@ class LeftOut:
         self._backward: dict[Branch, _Place] = {}
         self._places: list[_Place] = []
         self.parameters = self.parameter_tensors = self.sgd_bytes = 0
-        for run in _stacks(net) if count else []:
+        for run in stacks(net) if count else []:
             branches = branches_of(run)
             size = 2 if isinstance(run, Coupling) else _period(branches)
             cut = len(branches) - 2 * size
@@ -168,6 +169,12 @@ class _Place:
     def parameters(self) -> list[Tensor]:
         """Parameters of the block."""
         return [p for branch in self.block for p in branch.parameters() if p.requires_grad]
+
+
+def one_block(run: Residual | Coupling) -> list[Branch]:
+    """Return the branches of the last block of ``run``."""
+    branches = branches_of(run)
+    return branches[-(2 if isinstance(run, Coupling) else _period(branches)) :]
 
 
 def _period(branches: list[Branch]) -> int:

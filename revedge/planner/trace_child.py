@@ -3,8 +3,9 @@
 ``{"do": "families"}`` -> ``{"families": {family: [model, ...]}}``
 ``{"do": "trace", "setting": {...}}`` -> the bytes of two training steps and an evaluation, see
 `trace`. ``{"do": "timeline", "setting": {...}}`` -> see `revedge.planner.timeline`, and ``kept_bytes``, the
-activations at the peak that each run's forward pass has made. A mistake in a request ->
-``{"error": text, "kind": class name}``. Ends when stdin does.
+activations at the peak that each run's forward pass has made. ``{"do": "describe", "setting": {...}}`` -> the
+network's geometry for the closed form (`revedge.planner.form`), or ``{"not_covered": reason}``. A mistake in a
+request -> ``{"error": text, "kind": class name}``. Ends when stdin does.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+import torch
 from torch import Tensor
 
 from revedge import models
@@ -28,6 +30,8 @@ from revedge.engine.signal import Signal, chunks
 from revedge.errors import RevedgeError
 from revedge.kernels import native_status
 from revedge.planner.cuda_pool import reserved_bytes
+from revedge.planner.form.describe import describe
+from revedge.planner.form.shape import NotCoveredError
 from revedge.planner.setting import Setting
 from revedge.planner.stack import LeftOut, shallower
 from revedge.planner.step import Rehearsal
@@ -69,6 +73,25 @@ def trace(setting: Setting, *, thorough: bool = False) -> dict[str, int]:
         "calls": work.calls // rounds,
         **({"reserved_bytes": reserved_bytes(tracker.events)} if on_cuda else {}),
     }
+
+
+def geometry(setting: Setting) -> dict[str, Any]:
+    """Return what the closed form knows of a network; nothing of it depends on T, batch, or how memory is saved."""
+    if not native_status()["loaded"]:
+        return {"not_covered": "operators without C kernels"}
+    shallow, left_out = shallower(setting)
+    with torch.device("meta"):
+        net = models.create(
+            setting.model,
+            in_shape=setting.in_shape,
+            num_classes=setting.num_classes,
+            timesteps=1,
+            **shallow.model_options,
+        )
+    try:
+        return describe(net, left_out)
+    except NotCoveredError as reason:
+        return {"not_covered": str(reason)}
 
 
 def _follow(setting: Setting, *, thorough: bool) -> tuple[Rehearsal, StorageTracker, Work, LeftOut]:
@@ -149,6 +172,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
                 "families": {family: list(members) for family, members in models.families().items()}
             }
         setting = Setting.from_json(request["setting"])
+        if request["do"] == "describe":
+            return geometry(setting)
         if request["do"] == "timeline":
             rehearsal, tracker, _, _ = _follow(setting, thorough=True)
             kept = tracker.kept_at_peak(len(rehearsal.net.runs()))

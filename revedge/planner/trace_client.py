@@ -49,6 +49,16 @@ class TraceClient:
             known["optimizer_bytes"] = sgd_bytes
         return known
 
+    def geometry(self, setting: Setting) -> dict[str, Any]:
+        """Return `revedge.planner.trace_child.geometry`: of a model at a size, whatever T, batch and strategy are.
+
+        Raises:
+            UsageError, TraceError: as `trace`.
+        """
+        parts = (setting.model, sorted(setting.model_options.items()), setting.in_shape)
+        key = json.dumps(["geometry", *parts, setting.num_classes])
+        return self._ask(key, {"do": "describe", "setting": setting.to_json()})
+
     def timeline(self, setting: Setting) -> dict[str, Any]:
         """Return what `revedge.planner.timeline.timeline` does; not remembered.
 

@@ -6,7 +6,6 @@ counted, in any strategy, without a formula that could be forgotten. Runs in a c
 """
 
 import functools
-import math
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,21 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from revedge.allocator import MMAP_THRESHOLD_BYTES
 from revedge.planner.cuda_pool import Event
 from revedge.planner.work import Work
+from revedge.planner.workspace import Convolution, allocated_bytes
 
 BACKWARD = "aten::convolution_backward"
 _CONVOLUTIONS = ("aten::convolution", BACKWARD)
-_PRODUCT_BYTES = 512 << 10  # that a matrix product of oneDNN works on
-_LOW_PRODUCT_BYTES = (
-    1 << 20
-)  # that the gradient of a weight in bfloat16 works on, one strip after the other
-_CHANNEL_BLOCK = 16  # oneDNN copies operands into blocks of up to 16 channels
 _REFERENCE_FACTOR = (
     16  # temporaries of a reference operator, in sizes of its largest tensor; see README.md
 )
-_HEAP_HEADER_BYTES = 64
 
 
 @dataclass(slots=True)
@@ -43,33 +36,6 @@ class Storage:
     died: int | None = None
     number: int = 0
     run: int | None = None  # of the network, in whose forward pass it was made
-
-
-def allocated_bytes(nbytes: int, page_bytes: int) -> int:
-    """Return what malloc takes for a tensor of ``nbytes`` under the policy of `revedge.allocator`.
-
-    Tensors are aligned to 64 bytes. From 64 KiB on a block is a mapping of its own: whole pages,
-    one more for the header and the alignment. Below, it lies on the heap behind a header.
-    """
-    if nbytes == 0:
-        return 0
-    rounded = -(-nbytes // 64) * 64
-    if rounded + _HEAP_HEADER_BYTES < MMAP_THRESHOLD_BYTES:
-        return rounded + _HEAP_HEADER_BYTES
-    return (-(-rounded // page_bytes) + 1) * page_bytes
-
-
-def workspace_bytes(shapes: Iterable[tuple[int, ...]], itemsize: int) -> int:
-    """Return the bound on a convolution's hidden workspace: tensors of these shapes copied once, padded.
-
-    Channels (of a weight: both) are padded to blocks of 16.
-    """
-    total = 0
-    for shape in shapes:
-        if len(shape) == 4:
-            n, c, h, w = shape
-            total += n * (-(-c // _CHANNEL_BLOCK) * _CHANNEL_BLOCK) * h * w * itemsize
-    return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,78 +63,22 @@ _MOST_REMEMBERED = 100_000
 _MADE: dict[Any, _Made] = {}  # operator and kinds of arguments -> what it makes
 
 
-def _copied(name: str, args: tuple[Any, ...], made: list[Tensor]) -> list[tuple[int, ...]]:
-    """Return the shapes of what oneDNN copies to compute a convolution.
-
-    Forward: input, weight and output. Backward: the gradient of the output, input and weight, one gradient after the
-    other; that of the input of a strided convolution is made twice. In bfloat16 also a weight's gradient, which is
-    summed in float32, and what a convolution of one sample by one pixel makes. Measured on x86-64 with oneDNN
-    (`benchmarks/conv_workspace.py`): never below the real workspace.
-    """
-    back = name == BACKWARD
-    x, weight = args[1:3] if back else args[:2]
-    low = x.dtype != torch.float32
-    single = low and x.shape[0] == 1 and max(weight.shape[2:]) == 1
-    if not back:
-        return [tuple(each.shape) for each in (x, weight, *made, *(made if single else []))]
-    gradient, strided, groups, wanted = args[0], max(args[4]) > 1, args[9], args[10]
-    again = [x] if wanted[0] and (strided or single) else []
-    if groups > 1:  # not measured
-        again = made
-    if low and wanted[1]:
-        again = [*again, weight]
-    return [tuple(each.shape) for each in (gradient, x, weight, *again)]
-
-
-def _is_for_onednn(name: str, args: tuple[Any, ...], threads: int) -> bool:
-    """Whether torch has oneDNN compute a convolution; small ones of float32 it unfolds itself (Convolution.cpp)."""
+def convolution_call(name: str, args: tuple[Any, ...], made: list[Tensor]) -> Convolution:
+    """Return the call that an operator is, from its arguments and results."""
     first = 1 if name == BACKWARD else 0
-    x, weight, _, stride, _, dilation = args[first : first + 6]
-    if x.dtype == torch.bfloat16:
-        return True
-    kernel, groups = weight.shape[2:], args[first + 8]
-    one_by_one = max(kernel) == max(stride) == max(dilation) == 1
-    if one_by_one and x.shape[0] < 16 and threads == 1:
-        return False
-    return bool(groups > 1 or min(kernel) > 3 or x.shape[0] > 1 or x.numel() > 20480)
-
-
-def _unfolded_bytes(name: str, args: tuple[Any, ...], made: list[Tensor]) -> int:
-    """Return the size of the columns that torch unfolds one input into for a matrix product."""
-    x, weight = args[1:3] if name == BACKWARD else args[:2]
+    x, weight, bias, stride, _, dilation = args[first : first + 6]
     y = args[0] if name == BACKWARD else made[0]
-    return int(x.shape[1] * math.prod(weight.shape[2:]) * math.prod(y.shape[2:]) * 4)
-
-
-def _is_narrow(name: str, args: tuple[Any, ...]) -> bool:
-    """Whether oneDNN has no kernel for the gradient of a weight and unfolds it into a matrix product (found by trying).
-
-    The product's generated code takes 4.5 MiB: a base of its own (base.py).
-    """
-    if name != BACKWARD or not args[10][1]:
-        return False
-    x, weight = args[1:3]
-    return bool(3 < x.shape[1] < 16 and max(x.shape[2:]) < max(weight.shape[2:]))
-
-
-def convolution_workspace_bytes(
-    name: str, args: tuple[Any, ...], made: list[Tensor], threads: int = 1
-) -> int:
-    """Return the bound on what a convolution takes beside its operands and results.
-
-    Args:
-        name: ``aten::convolution`` or `BACKWARD`.
-        args: of the operator.
-        made: its results.
-        threads: CPU threads.
-    """
-    if not _is_for_onednn(name, args, threads):
-        return _unfolded_bytes(name, args, made)
-    itemsize = args[0].element_size()
-    works_on = _is_narrow(name, args) * _PRODUCT_BYTES
-    if itemsize < 4 and name == BACKWARD and args[10][1]:
-        works_on = _LOW_PRODUCT_BYTES
-    return workspace_bytes(_copied(name, args, made), itemsize) + works_on
+    return Convolution(
+        x=tuple(x.shape),
+        weight=tuple(weight.shape),
+        y=tuple(y.shape),
+        bias=bias is not None,
+        stride=tuple(stride),
+        dilation=tuple(dilation),
+        groups=args[first + 8],
+        wanted=(bool(args[10][0]), bool(args[10][1])) if name == BACKWARD else None,
+        itemsize=x.element_size(),
+    )
 
 
 def _tensors(out: Any) -> Iterator[Tensor]:
@@ -188,6 +98,8 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 def _nature(func: Any) -> str:
     """Whether an operator works "in place" and returns its first argument, makes "new" ones, or else."""
     schema = func._schema
+    if schema.name == "aten::_unsafe_view":  # its schema hides that it gives out its argument
+        return "view"
     returned = [each.alias_info for each in schema.returns]
     if len(returned) == 1 and returned[0] is not None:
         first = schema.arguments[0].alias_info
@@ -238,7 +150,7 @@ class StorageTracker(TorchDispatchMode):
         self.peak_bytes = 0
         self.peak_workspace_bytes = 0
         self.peak_operation = 0
-        self.convolutions: set[tuple[Any, ...]] = set()  # those that oneDNN computes
+        self.convolutions: set[Convolution] = set()  # those that oneDNN computes
         self.run: int | None = None  # that is in its forward pass; set from outside
         self.narrow = False  # one of them as a matrix product
         self.work = Work()
@@ -352,12 +264,11 @@ class StorageTracker(TorchDispatchMode):
 
     def _workspace(self, name: str, args: tuple[Any, ...], made: list[Tensor]) -> int:
         if name in _CONVOLUTIONS:
-            if _is_for_onednn(name, args, self._threads):
-                tensors = [each for each in (*args, *made) if isinstance(each, Tensor)]
-                shapes = (tuple(each.shape) for each in tensors)
-                self.convolutions.add((name, args[0].dtype, *shapes))
-                self.narrow |= _is_narrow(name, args)
-            return convolution_workspace_bytes(name, args, made, self._threads)
+            call = convolution_call(name, args, made)
+            if call.is_for_onednn(self._threads):
+                self.convolutions.add(call)
+                self.narrow |= call.narrow
+            return call.workspace_bytes(self._threads)
         if name.startswith("revedge::") and not self._native:
             tensors = [each for each in (*args, *made) if isinstance(each, Tensor)]
             return _REFERENCE_FACTOR * max(each.numel() * 4 for each in tensors)

@@ -72,7 +72,7 @@ def test_a_second_search_starts_no_process(
     """What was searched once is remembered whole: the same plan without a tracing or measuring process."""
     words = [*SHAPE, "--budget", "600MiB", "--strategy", "reverse"]
     _, first, _ = plan(capsys, *words)
-    for name in ("trace_client.TraceClient._start", "base._probe"):
+    for name in ("trace_client.TraceClient._start", "base.probe"):
         monkeypatch.setattr(f"revedge.planner.{name}", None)
     code, second, _ = plan(capsys, *words)
     assert code == 0

@@ -118,7 +118,7 @@ def test_base_counts_torch_for_the_trainer_only() -> None:
     found = base.measure(THREADS)
     assert found.trainer_bytes("revsresnet11") > 150e6
     assert found.supervisor_bytes < 25e6
-    with mock.patch.object(base, "_probe", side_effect=AssertionError):
+    with mock.patch.object(base, "probe", side_effect=AssertionError):
         again = base.measure(THREADS)
         assert again.supervisor_bytes == found.supervisor_bytes
         assert again.trainer_bytes("revsresnet67") == found.trainer_bytes("revsresnet11")

@@ -9,7 +9,8 @@ from torch import nn
 from revedge.planner.plan import OPTIMIZERS, STRATEGIES
 from revedge.planner.setting import Setting
 from revedge.planner.trace_child import answer, trace
-from revedge.planner.tracer import StorageTracker, allocated_bytes, workspace_bytes
+from revedge.planner.tracer import StorageTracker
+from revedge.planner.workspace import allocated_bytes, copies_bytes
 
 PAGE = 4096
 
@@ -52,7 +53,7 @@ def test_allocated_bytes(nbytes: int, taken: int) -> None:
 
 def test_workspace_pads_channels() -> None:
     """Every 4-d operand is copied once with its channels padded to 16; others are not."""
-    assert workspace_bytes([(8, 2, 10, 10), (16, 3, 3, 3), (16,)], 4) == 4 * (
+    assert copies_bytes([(8, 2, 10, 10), (16, 3, 3, 3), (16,)], 4) == 4 * (
         8 * 16 * 100 + 16 * 16 * 9
     )
 

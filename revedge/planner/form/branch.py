@@ -1,0 +1,325 @@
+"""Bytes of a branch, forward and backward, under every strategy. Mirrors `revedge.engine.strategy` and `replay`.
+
+What unit i keeps between forward and backward, beside two vectors of C numbers for its norm:
+
+    store        4 T B C H W [its input] + 4 T B C H W [its spikes]; the first of a feed: the spikes
+    keep-conv    4 T B C H W, the convolution output before it; the first: nothing
+    keep-spikes  ceil(T B C H W / 8); the first of a feed or coupling: nothing
+    reverse      nothing; in a feed as keep-spikes; the first of a residual branch ceil(T B C H W / 8)
+
+A branch that ends in a norm keeps the convolution output before it under store and keep-conv.
+"""
+
+from dataclasses import dataclass, field
+
+from revedge.planner.form.head import (
+    Stats,
+    affine,
+    fire,
+    fire_backward,
+    norm_backward,
+    packs,
+    take_stats,
+)
+from revedge.planner.form.meter import Block
+from revedge.planner.form.output import (
+    Output,
+    Rounded,
+    add_slabs,
+    fire_slabs,
+    fire_slabs_backward,
+    undo_slabs,
+)
+from revedge.planner.form.shape import Branch, NotCoveredError, Plane, Unit, volume
+from revedge.planner.form.tail import Context, Signal, Sums, tail_backward
+
+STRATEGIES = frozenset({"store", "keep-conv", "keep-spikes", "reverse", "invert"})
+KEEPS_OUTPUT = ("store", "keep-conv", "invert")
+
+
+def keeps(c: Context, place: str, unit: Unit, index: int) -> tuple[bool, bool]:
+    """Whether ``unit``, the ``index``-th of a branch, keeps its input, and what its neuron gave out."""
+    if not c.keep:
+        return False, False
+    first = index == 0
+    if c.strategy == "store":
+        return not first or place != "feed", bool(unit.neuron)
+    if first and place == "residual" and not unit.neuron:
+        return True, False
+    if c.strategy in ("keep-conv", "invert"):
+        return not first, False
+    if first:
+        return False, bool(unit.neuron) and place == "residual"
+    return False, bool(unit.neuron) and (c.strategy == "keep-spikes" or place == "feed")
+
+
+@dataclass(slots=True)
+class _UnitTape:
+    stats: Stats = ()
+    pre: Block | None = None
+    signal: Signal | None = None
+
+
+@dataclass(slots=True)
+class Tape:
+    """What a branch keeps, and the shape of what goes into each unit."""
+
+    planes: list[Plane]
+    units: list[_UnitTape] = field(default_factory=list)
+    out: Block | None = None
+    stats: Stats = ()
+
+    @property
+    def keeps_input(self) -> bool:
+        """Whether the branch's own input is on the tape."""
+        return bool(self.units) and self.units[0].pre is not None
+
+
+def branch_forward(
+    c: Context,
+    branch: Branch,
+    x: Block | Signal,
+    plane: Plane,
+    place: str,
+    *,
+    expanded: bool = False,
+) -> tuple[Output, Tape]:
+    """Run ``x`` through the units; takes over who held the block, not the signal."""
+    m, units = c.meter, branch.units
+    planes = [plane]
+    for unit in units:
+        planes.append(unit.of(planes[-1]))
+        if min(planes[-1]) < 1:
+            raise NotCoveredError("a frame that is pooled to nothing")
+    tape = Tape(planes)
+    if isinstance(x, Signal):
+        tape.units.append(_UnitTape(signal=_held(c, x) if c.keep else None))
+        y = Output(c, units[0], _held(c, x), planes[1])
+    else:
+        y = Output.of(c, x, plane)
+        y.expanded = expanded
+    sums, kept = None, _UnitTape()
+    for index in range(int(isinstance(x, Signal)), len(units)):
+        with m.site("unit", index):
+            unit = units[index]
+            if not c.keep:
+                m.drop(*kept.stats)
+            kept = _UnitTape()
+            pre, spikes = keeps(c, place, unit, index)
+            if y.sliced and unit.neuron and not pre and not (spikes and c.strategy == "store"):
+                kept.stats, signal = fire_slabs(c, unit, y, None)
+            else:
+                _drop(c, sums)
+                sums = Sums(m) if unit.norm and c.keep else None
+                whole = y.whole(sums)
+                kept.stats = take_stats(c, y.plane[0]) if unit.norm else ()
+                signal = fire(c, unit, y.plane, whole, pack=packs(c, unit))
+                kept.pre = m.hold(whole) if pre else None
+            kept.signal = _held(c, signal) if spikes else None
+            if c.keep:
+                tape.units.append(kept)
+            y.drop()
+            y = Output(c, unit, signal, planes[index + 1])
+    if not c.keep:
+        m.drop(*kept.stats)
+    _drop(c, sums)
+    return y, tape
+
+
+def _held(c: Context, signal: Signal) -> Signal:
+    c.meter.hold(signal.block)
+    return signal
+
+
+def _drop(c: Context, sums: Sums | None) -> None:
+    if sums is not None:
+        c.meter.drop(sums.block)
+
+
+def join(c: Context, branch: Branch, x: Block | None, y: Output, tape: Tape) -> Block:
+    """Add what the branch gives out to ``x``, which it takes over."""
+    m = c.meter
+    if not branch.norm:
+        whole = y.whole()
+        return m.hold(whole) if x is None else x
+    keeps_output = c.keep and c.strategy in KEEPS_OUTPUT
+    if y.sliced and not branch.pools and not keeps_output:
+        out, tape.stats = add_slabs(c, x, y, None)
+        return out
+    sums = Sums(m) if c.keep else None
+    whole = y.whole(sums)
+    tape.stats = take_stats(c, y.plane[0])
+    tape.out = m.hold(whole) if keeps_output else None
+    out = _add(c, branch, x, y.plane)
+    _drop(c, sums)
+    return out
+
+
+def _add(c: Context, branch: Branch, x: Block | None, plane: Plane) -> Block:
+    m = c.meter
+    vectors = affine(m, plane[0], 3)
+    pooled: Block | None = None
+    for place, pool in enumerate(branch.pools):
+        before = c.whole(plane) if place == 0 else pooled
+        plane = pool.of(plane)
+        if pool.kind == "max" and place == 0:
+            m.note(4 * c.planes * volume(plane), 8 * c.planes * volume(plane))  # and indices
+        pooled = c.whole(plane)
+        m.drop(before)
+    if branch.pools:
+        ones = [m.floats(plane[0]), m.floats(plane[0])]
+        m.drop(*vectors[:2])
+        vectors = [*ones, vectors[2]]
+    out = c.whole(plane) if x is None else x
+    m.drop(pooled, *vectors)
+    return out
+
+
+class Replay:
+    """Backward of one branch; ``x`` is its input, which its owner drops, None where it is on the tape."""
+
+    def __init__(self, c: Context, branch: Branch, tape: Tape, x: Output | None) -> None:
+        self.c, self.branch, self.tape, self.x = c, branch, tape, x
+        self.inputs: dict[int, Output] = {}
+        self.last: Output | None = None
+
+    def undo(self, g: Block, gradients: list[Block]) -> Block:
+        """Use up ``g``, the gradient of the branch's output; return that of the last unit's."""
+        c, m, branch = self.c, self.c.meter, self.branch
+        if branch.norm:
+            y = self.output()
+            if y.sliced and not branch.pools:
+                undo_slabs(c, y, gradients)
+            else:
+                y.whole()
+                if not branch.pools:
+                    affine(m, y.plane[0], 0)  # where the stream is rebuilt
+                g = self._trailing_backward(y.plane, g, gradients)
+            c.settle(gradients)
+        if self.last is not None:
+            self.last.drop()
+            self.last = None
+        return g
+
+    def backward(self, g: Block, gradients: list[Block], *, need_input: bool) -> Block | None:
+        """Use up ``g``; return the gradient of the branch's input."""
+        c, m, units = self.c, self.c.meter, self.branch.units
+        for index in reversed(range(len(units))):
+            with m.site("unit", index):
+                unit = units[index]
+                needed = need_input or index > 0 or unit.norm or unit.neuron == "leak"
+                signal = self.signal(index)
+                part = tail_backward(c, unit, signal, g, gradients, need_input=needed)
+                if part is None:
+                    m.drop(g, signal.block)
+                    c.settle(gradients)
+                    return None
+                made = self._fire_backward(index, part, gradients)
+                m.drop(g, signal.block)
+                g = made
+                c.settle(gradients)
+                self._forget(index)
+        return g
+
+    def close(self) -> None:
+        """The tape is used up."""
+        m = self.c.meter
+        for index, kept in enumerate(self.tape.units):
+            self._forget(index)
+            m.drop(*kept.stats)
+        m.drop(*self.tape.stats, self.tape.out)
+
+    def _forget(self, index: int) -> None:
+        kept = self.tape.units[index]
+        self.c.meter.drop(kept.pre, None if kept.signal is None else kept.signal.block)
+        kept.pre = kept.signal = None
+        if index in self.inputs:
+            self.inputs.pop(index).drop()
+
+    def _fire_backward(self, index: int, g: Block, gradients: list[Block]) -> Block:
+        c, unit = self.c, self.branch.units[index]
+        if not unit.neuron:
+            return g
+        y = self.input(index)
+        if y.sliced:
+            made = fire_slabs_backward(c, unit, y, g, gradients)
+        else:
+            free = (index > 0 or y.free) and not y.expanded
+            made = fire_backward(c, unit, y.plane, y.whole(), g, gradients, y_is_free=free)
+        self._put_back(index, y)
+        return made
+
+    def _trailing_backward(self, plane: Plane, g: Block, gradients: list[Block]) -> Block:
+        c, m, pools = self.c, self.c.meter, self.branch.pools
+        if pools:
+            vectors = affine(m, plane[0], 3)
+            z = Signal(plane, c.whole(plane), dense=True)
+            unit = Unit(norm=False, neuron="", pools=pools, dropout=False, op=None)
+            made = tail_backward(c, unit, z, g, gradients, need_input=True)
+            assert made is not None
+            norm_backward(c, plane[0], gradients)
+            m.drop(g, z.block, *vectors)
+            return made
+        norm_backward(c, plane[0], gradients)
+        return g
+
+    def output(self) -> Output:
+        """Output of the last unit; what the tape kept of it is given away."""
+        if self.last is None:
+            kept, self.tape.out = self.tape.out, None
+            plane = self.tape.planes[-1]
+            last = len(self.branch.units) - 1
+            self.last = self._tail(last) if kept is None else Output.of(self.c, kept, plane)
+        return self.last
+
+    def again(self) -> Output:
+        """The branch's output, computed again before `undo`."""
+        y = self._tail(len(self.branch.units) - 1)
+        return Rounded(y) if self.branch.norm else y
+
+    def redo(self, stream: Block | None) -> Block:
+        """Add the branch's output to ``stream`` once more, which it takes over."""
+        y = self.output()
+        if not self.branch.norm:
+            whole = y.whole()
+            return self.c.meter.hold(whole) if stream is None else stream
+        if y.sliced and not self.branch.pools:
+            return add_slabs(self.c, stream, y, self.tape.stats)[0]
+        y.whole()
+        return _add(self.c, self.branch, stream, y.plane)
+
+    def _tail(self, index: int) -> Output:
+        return Output(
+            self.c, self.branch.units[index], self.signal(index), self.tape.planes[index + 1]
+        )
+
+    def signal(self, index: int) -> Signal:
+        """Output of the neuron of unit ``index``, held once more."""
+        c, unit, kept = self.c, self.branch.units[index], self.tape.units[index]
+        if kept.signal is not None:
+            c.meter.hold(kept.signal.block)
+            return kept.signal
+        y = self.input(index)
+        if y.sliced and unit.neuron:
+            _, kept.signal = fire_slabs(c, unit, y, kept.stats)
+            c.meter.hold(kept.signal.block)
+            return kept.signal
+        found = fire(c, unit, y.plane, y.whole(), pack=bool(unit.neuron))
+        self._put_back(index, y)
+        return found
+
+    def _put_back(self, index: int, y: Output) -> None:
+        if y is not self.x and index not in self.inputs:
+            y.drop()  # it is on the tape
+
+    def input(self, index: int) -> Output:
+        """Input of unit ``index``; one that is on the tape is held once more."""
+        kept, plane = self.tape.units[index], self.tape.planes[index]
+        if kept.pre is not None:
+            return Output.of(self.c, self.c.meter.hold(kept.pre), plane)
+        if index == 0:
+            assert self.x is not None
+            return self.x
+        if index not in self.inputs:
+            self.inputs[index] = self._tail(index - 1)
+        return self.inputs[index]
