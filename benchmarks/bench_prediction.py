@@ -34,6 +34,7 @@ from revedge.errors import UsageError
 from revedge.planner import base
 from revedge.planner.cost import predict
 from revedge.planner.plan import OPTIMIZERS, Plan
+from revedge.planner.precision import PRECISIONS
 from revedge.planner.setting import Setting
 from revedge.planner.trace_client import TraceClient
 from revedge.units import format_bytes, parse_bytes
@@ -205,6 +206,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the list (0)")
     parser.add_argument("--most-gmacs", type=float, default=8.0, help="billion a step (8)")
     parser.add_argument("--most-bytes", type=parse_bytes, default=2 << 30, help="traced (2GiB)")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="(float32)")
     parser.add_argument("--rows", type=Path, help="JSON lines, appended to")
     parser.add_argument("--report", type=Path, help="Markdown file")
     args = parser.parse_args()
@@ -217,7 +219,8 @@ def main() -> int:
     bare = base.measure(1)
     with TraceClient() as client:
         for index in range(args.count):
-            setting = draw(rng, client, args.most_gmacs * 1e9, args.most_bytes)
+            drawn = draw(rng, client, args.most_gmacs * 1e9, args.most_bytes)
+            setting = dataclasses.replace(drawn, precision=args.precision)
             plan = plan_of(setting, bare, client)
             old = known.get(json.dumps(setting.to_json(), sort_keys=True))
             if old is not None and "measured_peak_bytes" in old:
@@ -238,7 +241,7 @@ def main() -> int:
         table = report.markdown_table(header, [words(row) for row in rows])
         report.write(
             args.report,
-            "Predicted and measured memory of whole trainings",
+            f"Predicted and measured memory of whole trainings in {args.precision}",
             report.command_line(),
             report.machine(),
             [figures, table],

@@ -1,7 +1,7 @@
 """The report: one HTML page of a plan, or of a training beside its plan. No network, no other file; some 100 KB.
 
 Pictures are SVG by matplotlib (revedge[report]), with their texts as text, so that they scale to a phone and are found
-by a search. What a mark means is its SVG title: shown when the mouse rests on it, and below the picture when tapped.
+by a search. What a mark means is its SVG title: shown below the picture when the mouse is on it, or when it is tapped.
 """
 
 import dataclasses
@@ -290,7 +290,10 @@ def _time_text(each: Mapping[str, Any]) -> str:
 
 def _words(each: Mapping[str, Any]) -> str:
     setting = Setting.from_json(each["config"])
-    return f"{describe(setting)}: {format_bytes(each['predicted_peak_bytes'])}, {_time_text(each)}"
+    time = _time_text(each)
+    if "step_time" not in each:
+        time += " times the time of the fastest kind"
+    return f"{describe(setting)}: {format_bytes(each['predicted_peak_bytes'])}, {time}"
 
 
 def _identity(config: Mapping[str, Any]) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 
 _STYLE = """
 body{font:16px/1.45 system-ui,sans-serif;max-width:52rem;margin:0 auto;padding:1rem;color:#222;background:#fff}
-h1{font-size:1.3rem}h2{font-size:1.1rem;margin-top:2rem}svg{width:100%;height:auto}.tip{min-height:1.45em;color:#555}
+figure{margin:1rem 0}h1{font-size:1.3rem}
+h2{font-size:1.1rem;margin-top:2rem}svg{width:100%;height:auto}.tip{min-height:1.45em;color:#555}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.9rem}td,th{padding:.25rem .6rem;text-align:left}
 th[data-sort]{cursor:pointer;text-decoration:underline dotted}tr:nth-child(even) td{background:#f4f4f4}
-td.n{text-align:right;font-variant-numeric:tabular-nums}.chosen td{font-weight:bold}.over{color:#b00020}
+td.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
+.chosen td{font-weight:bold}.over{color:#b00020}
 .key{display:inline-block;width:.8em;height:.8em;margin-right:.4em}
 """
 _SCRIPT = """
@@ -24,7 +26,7 @@ th.setAttribute('aria-sort',up?'ascending':'descending');
 const value=row=>{const v=row.cells[at].dataset.value??row.cells[at].textContent;return isNaN(v)?v:+v};
 [...body.rows].sort((a,b)=>{const x=value(a),y=value(b);return (x<y?-1:x>y?1:0)*(up?1:-1)}).forEach(r=>body.append(r))};
 th.onclick=sort;th.onkeydown=e=>{if(e.key==='Enter')sort()}});
-document.querySelectorAll('figure').forEach(f=>f.onclick=e=>{const g=e.target.closest('g[id*=-tip-]');
+document.querySelectorAll('figure').forEach(f=>f.onclick=f.onmouseover=e=>{const g=e.target.closest('g[id*=-tip-]');
 if(g)f.querySelector('.tip').textContent=g.querySelector('title').textContent});
 """
 Cell = str | tuple[str, float]  # HTML, or a text with the value that it is sorted by
