@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from revedge import kernels
-from revedge.engine.halves import merge, split
+from revedge.engine.halves import copies, merge, split
 from revedge.engine.output import Output
 from revedge.engine.replay import BranchTape, Replay, branch_forward, join
 from revedge.engine.run import Checksums, Given, Run
@@ -70,8 +70,8 @@ class Coupling(Run):
     def run_forward(self, x: Given, *, keep: bool) -> tuple[Tensor, _Tape]:
         """See `Carried`."""
         tape = _Tape(sums=Checksums(self.check if keep else "none"))
-        given = x if self.on_grid else Given(kernels.grid_round(x.take(), GRID_BITS), free=True)
-        halves = split(given)
+        # Of their own here: under `store` one may be kept that the other outlives.
+        halves = copies(x.take() if self.on_grid else kernels.grid_round(x.take(), GRID_BITS))
         for index, branch in enumerate(self.half_blocks()):
             to, read = index % 2, 1 - index % 2
             tape.sums.take(halves[to])

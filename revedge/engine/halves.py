@@ -24,6 +24,12 @@ def split(x: Given) -> list[Tensor]:
     return [halves[0], halves[1]]
 
 
+def copies(x: Tensor) -> list[Tensor]:
+    """Return the halves ``[T, B, C, ...]`` of ``x`` ``[T, B, 2*C, ...]`` in memory of their own."""
+    half = x.shape[2] // 2
+    return [x[:, :, :half].contiguous(), x[:, :, half:].contiguous()]
+
+
 def merge(halves: list[Tensor]) -> Tensor:
     """Return the stream ``[T, B, 2*C, ...]`` of its ``halves``: in their memory if they lie as `split` laid them."""
     first, second = halves

@@ -203,7 +203,7 @@ def kept_bytes(tape: object, seen: set[int] | None = None) -> int:
         if (tape.dim() == 1 and tape.dtype == torch.float32) or key in seen:
             return 0  # statistics per channel
         seen.add(key)
-        return tape.numel() * tape.element_size()
+        return tape.untyped_storage().nbytes()  # a view keeps all of it
     if isinstance(tape, Signal):
         return kept_bytes([tape.dense, tape.bits], seen)
     if isinstance(tape, list | tuple):

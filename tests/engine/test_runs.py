@@ -136,7 +136,7 @@ def test_kept_bytes_are_exact():
         assert kept_bytes(tape) == size, strategy
 
     coupling = Coupling([small_branch(2) for _ in range(4)], [small_branch(2) for _ in range(4)])
-    expected = {"keep-conv": 8 * one, "keep-spikes": 4 * bit, "reverse": 0}
+    expected = {"store": 20 * one, "keep-conv": 8 * one, "keep-spikes": 4 * bit, "reverse": 0}
     for strategy, size in expected.items():
         coupling.set_strategy(strategy)
         _, tape = coupling.run_forward(Given(x, free=False), keep=True)
