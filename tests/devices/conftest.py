@@ -76,11 +76,14 @@ def start(tmp_path: Path, child_env: dict[str, str]) -> Iterator[Start]:
     begun: list[subprocess.Popen[str]] = []
 
     def go(
-        *words: str, largest_file_bytes: int | None = None, **env: str
+        *words: str,
+        largest_file_bytes: int | None = None,
+        inside: Callable[..., list[str]] = lambda *command: list(command),
+        **env: str,
     ) -> "subprocess.Popen[str]":
         limit = [] if largest_file_bytes is None else ["prlimit", f"--fsize={largest_file_bytes}"]
         process = subprocess.Popen(
-            [*limit, sys.executable, "-m", "revedge.cli.main", *words],
+            inside(*limit, sys.executable, "-m", "revedge.cli.main", *words),
             cwd=tmp_path,
             env={**child_env, **env},
             stdin=subprocess.DEVNULL,

@@ -1,0 +1,102 @@
+"""A memory cgroup below this process's own, with a limit that the kernel really enforces; where one can be made."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_ROOT = Path("/sys/fs/cgroup")
+_HOLD = "import sys; held = b'x' * int(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
+
+
+@dataclass(frozen=True)
+class Group:
+    """The folder of a cgroup and the names of its files, which differ between versions 1 and 2."""
+
+    folder: Path
+    limit_bytes: int
+    kills_file: str
+
+    def inside(self, *words: str) -> list[str]:
+        """Return a command line that runs ``words`` in the group, from its first instruction on."""
+        procs = self.folder / "cgroup.procs"
+        return ["/bin/sh", "-c", f'echo $$ > {procs} && exec "$@"', "sh", *words]
+
+    def kills(self) -> int:
+        """Return how many processes of the group the kernel has killed for want of memory."""
+        found = re.search(r"^oom_kill (\d+)$", (self.folder / self.kills_file).read_text(), re.M)
+        return int(found[1]) if found else 0
+
+    @contextlib.contextmanager
+    def held(self, size_bytes: int, processes: int = 1) -> Iterator[None]:
+        """Have other processes of the group hold so much memory together while the context lasts."""
+        each = str(size_bytes // processes)
+        holders = [
+            subprocess.Popen(
+                self.inside(sys.executable, "-c", _HOLD, each),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            for _ in range(processes)
+        ]
+        try:
+            for holder in holders:
+                assert holder.stdout is not None
+                assert holder.stdout.readline() == b"held\n"
+            yield
+        finally:
+            for holder in holders:
+                holder.communicate()
+
+
+@contextlib.contextmanager
+def limited(limit_bytes: int) -> Iterator[Group | str]:
+    """Make a group with this limit and remove it afterwards; yields the reason where that cannot be."""
+    made = _make(f"revedge-test-{os.getpid()}", limit_bytes)
+    try:
+        yield made
+    finally:
+        if isinstance(made, Group):
+            _remove(made.folder)
+
+
+def _make(name: str, limit_bytes: int) -> Group | str:
+    places = [
+        (_ROOT / "memory", "memory", "memory.limit_in_bytes", "memory.oom_control"),
+        (_ROOT, "", "memory.max", "memory.events"),
+    ]
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, own = line.split(":", 2)
+        for root, controller, limit_file, kills_file in places:
+            if controller not in controllers.split(","):
+                continue
+            folder = root / own.strip("/") / name
+            try:
+                folder.mkdir()
+            except OSError:
+                continue
+            try:
+                (folder / limit_file).write_text(str(limit_bytes))
+                return Group(folder, limit_bytes, kills_file)
+            except (
+                OSError
+            ):  # version 2 gives a child no memory controller unless its parent is empty
+                folder.rmdir()
+    return "no memory cgroup can be made below this process's own (needs root, or a delegated one)"
+
+
+def _remove(folder: Path) -> None:
+    until = time.monotonic() + 10
+    while True:
+        try:
+            folder.rmdir()
+            return
+        except OSError:  # the last process is on its way out
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.05)
