@@ -73,3 +73,21 @@ def revedge_command(run_python: RunPython) -> RunPython:
         return run_python("-m", "revedge.cli.main", *words, timeout_s=timeout_s, **env)
 
     return run
+
+
+_LIMITED = """
+import mmap, resource
+resource.setrlimit(resource.RLIMIT_DATA, (1, 1))
+try:
+    mmap.mmap(-1, 64 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+except OSError:
+    print("holds")
+"""
+
+
+@pytest.fixture(scope="session")
+def memory_limit() -> None:
+    """Skip where RLIMIT_DATA holds nobody back: emulators take it and forget it."""
+    done = subprocess.run([sys.executable, "-c", _LIMITED], capture_output=True, text=True)
+    if done.stdout.strip() != "holds":
+        pytest.skip("RLIMIT_DATA does not hold here, as `revedge doctor` says")

@@ -94,6 +94,7 @@ def test_available_is_less_than_total() -> None:
     assert 0 < available_bytes() <= total_bytes()
 
 
+@pytest.mark.usefixtures("memory_limit")
 def test_the_fence_really_fences(run_python) -> None:
     """In a child fenced at +64 MiB a tensor of 32 MiB works, one of 96 MiB fails as out of memory."""
     code = """

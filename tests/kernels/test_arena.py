@@ -114,6 +114,7 @@ assert arena_bytes()[1] == 0
     )
 
 
+@pytest.mark.usefixtures("memory_limit")
 def test_a_limit_on_memory_is_met_without_a_crash(run_python):
     """Under RLIMIT_DATA malloc returns NULL with ENOMEM, and works again once something is freed."""
     _run(
@@ -156,6 +157,7 @@ assert os.waitpid(pid, 0)[1] == 0
     )
 
 
+@pytest.mark.usefixtures("memory_limit")
 def test_what_is_held_back_is_for_small_blocks_and_code(run_python):
     """At a limit the large block fails first; 2 MiB of small ones and mappings of code still come, then none."""
     _run(
@@ -196,6 +198,7 @@ assert C.malloc(128 * KIB)
     )
 
 
+@pytest.mark.usefixtures("memory_limit")
 def test_without_anything_held_back_kept_blocks_make_room_for_code(run_python):
     """A mapping that meets the limit gets what freed blocks hold."""
     _run(
@@ -229,6 +232,7 @@ def test_processes_without_it_say_so():
     assert allocator.arena_bytes() is None
 
 
+@pytest.mark.usefixtures("memory_limit")
 def test_a_limit_moves_with_generated_code(run_python):
     """Address space that is writable and executable does not count, once; given back, it counts no more."""
     _run(
