@@ -1,9 +1,9 @@
 """The prediction: base + supervisor + what the trace says + slack, in bytes of resident memory."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from revedge.planner.base import Base
 from revedge.planner.setting import Setting
@@ -42,12 +42,32 @@ class Tracer(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class ByRun:
+    """Live bytes before the first run; (kept, top) of each, see `revedge.planner.form.step.RunBytes`; and its work."""
+
+    start_bytes: int
+    runs: Sequence[tuple[int, int]]
+    multiplications: Sequence[int]
+
+
+@runtime_checkable
+class TellsByRun(Protocol):
+    """A tracer that can tell the runs of a network apart; `Formulas` does."""
+
+    def by_run(self, setting: Setting) -> ByRun | None:
+        """Return what each run takes; None where it is not known."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prediction:
     """The predicted peak of supervisor and trainer together, and its parts, which sum to it."""
 
     parts: Mapping[str, int]
     runs: int = 1  # of the network: so many strategies a plan can have
+    live_bytes: int = 0  # at the peak, beside base and slack
+    by_run: "ByRun | None" = None  # where formulas told it
 
     @property
     def predicted_peak_bytes(self) -> int:
@@ -81,6 +101,8 @@ def predict(setting: Setting, base: Base, tracer: Tracer) -> Prediction:
             "slack_bytes": slack,
         },
         runs=traced["runs"],
+        live_bytes=dynamic,
+        by_run=tracer.by_run(setting) if isinstance(tracer, TellsByRun) else None,
     )
 
 

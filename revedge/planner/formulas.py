@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from revedge.allocator import page_bytes
+from revedge.planner.cost import ByRun
 from revedge.planner.form.shape import Net, NotCoveredError, net_of
 from revedge.planner.form.step import Evaluated, evaluate
 from revedge.planner.setting import Setting
@@ -24,6 +25,7 @@ class Formulas:
     def __init__(self, tracer: TraceClient) -> None:
         self._tracer = tracer
         self._nets: dict[str, Net | None] = {}
+        self._last: tuple[tuple[str, ...], Evaluated | None] = (("",), None)
         self.evaluated = 0  # settings that formulas have answered for
         self.traced = 0  # that they have not
 
@@ -54,17 +56,29 @@ class Formulas:
             "narrow": int(any(each.narrow for each in found.convolutions)),
         }
 
+    def by_run(self, setting: Setting) -> ByRun | None:
+        """Return what each run takes, and its multiplications; None where no formula covers it."""
+        found, net = self._evaluated(setting), self._net(setting)
+        if found is None or net is None:
+            return None
+        return ByRun(found.start_bytes, found.runs, net.multiplications(setting))
+
     def sites(self, setting: Setting) -> Sequence[tuple[str, int]]:
         """Return the live bytes at each part of a step, see `Evaluated`; nothing where no formula covers it."""
         found = self._evaluated(setting, with_sites=True)
         return () if found is None else found.sites
 
     def _evaluated(self, setting: Setting, **options: Any) -> Evaluated | None:
-        net = self._net(setting)
-        try:
-            return None if net is None else evaluate(net, setting, page_bytes(), **options)
-        except NotCoveredError:
-            return None
+        """Evaluate, but for what was asked last."""
+        key = (setting.key(), *options)
+        if key != self._last[0]:
+            net = self._net(setting)
+            try:
+                found = None if net is None else evaluate(net, setting, page_bytes(), **options)
+            except NotCoveredError:
+                found = None
+            self._last = (key, found)
+        return self._last[1]
 
     def _net(self, setting: Setting) -> Net | None:
         if setting.device != "cpu":

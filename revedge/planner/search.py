@@ -12,14 +12,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from revedge.errors import UsageError
-from revedge.planner.cost import Prediction
+from revedge.planner.cost import SLACK_SHARE, Prediction
 from revedge.planner.ladder import Dimension, Ladder, Rung, build
+from revedge.planner.mixture import Part, climbed, fastest_first
 from revedge.planner.request import Request
 from revedge.planner.result import Alternative, Rejected, SearchResult
 from revedge.planner.setting import Setting
 from revedge.planner.way import TIME_FACTORS, Way
 from revedge.planner.way_out import ways_out
 from revedge.units import format_bytes
+
+_MOST_MIXTURES = (
+    8  # that are predicted; the first fits, but where slabs let one run compute what another keeps
+)
 
 Predict = Callable[[Setting], Prediction]
 Progress = Callable[[int], None]
@@ -223,29 +228,40 @@ class _Search:
         return max(low + 1, min(high - 1, guess))
 
     def _mixed(self, rung: Rung, way: Way, micro: int, optimizer: str) -> Way:
-        """Give single runs of the network a faster strategy than ``way`` has, as long as that fits.
-
-        From the last run to the first, each the fastest that fits. In that order they add few bytes for the time that
-        they save: stages become smaller towards the head, and what a late run keeps is used up before the peak of an
-        early one. It ends after two runs that have to stay. Runs count as equally long.
-        """
-        uniform = way.strategy
-        if self._request.strategy is not None or not isinstance(uniform, str):
+        """Give single runs of the network a faster strategy than ``way`` has, as long as that fits."""
+        if self._request.strategy is not None or not isinstance(way.strategy, str):
             return way
-        names = [uniform] * self._prediction(self._setting(rung, micro, optimizer, way)).runs
-        faster = [n for n in self._request.strategies() if TIME_FACTORS[n] < TIME_FACTORS[uniform]]
-        faster.sort(key=TIME_FACTORS.__getitem__)
-        stayed = 0
-        for place in range(len(names) - 1, -1, -1):
-            for name in faster if len(names) > 1 and stayed < 2 else ():
-                mixed = (*names[:place], name, *names[place + 1 :])
-                strategy = mixed[0] if len(set(mixed)) == 1 else mixed
-                if self._fits(rung, micro, optimizer, replace(way, strategy=strategy)):
-                    names[place] = name
-                    break
-            else:
-                stayed += 1
-        return way if set(names) == {uniform} else replace(way, strategy=tuple(names))
+
+        def with_names(names: Sequence[str]) -> Way:
+            return replace(way, strategy=names[0] if len(set(names)) == 1 else tuple(names))
+
+        def fits(names: Sequence[str]) -> bool:
+            return self._fits(rung, micro, optimizer, with_names(names))
+
+        for names in self._mixtures(rung, way, micro, optimizer):
+            if fits(names):
+                return with_names(names)
+        runs = self._prediction(self._setting(rung, micro, optimizer, way)).runs
+        faster = [
+            s for s in self._request.strategies() if TIME_FACTORS[s] < TIME_FACTORS[way.strategy]
+        ]
+        return with_names(climbed([way.strategy] * runs, faster, fits))
+
+    def _mixtures(self, rung: Rung, way: Way, micro: int, optimizer: str) -> list[tuple[str, ...]]:
+        """Choices of a strategy for each run, the fastest first; none where bytes are not known run by run."""
+        parts: dict[str, list[Part]] = {}
+        limit, start = 0, 0
+        for name in self._request.strategies():
+            setting = self._setting(rung, micro, optimizer, replace(way, strategy=name))
+            told = self._prediction(setting)
+            if told.by_run is None:
+                return []
+            beside = told.predicted_peak_bytes - told.live_bytes * (1 + SLACK_SHARE)
+            limit = max(limit, int((self._request.budget_bytes - beside) / (1 + SLACK_SHARE)) + 1)
+            start = told.by_run.start_bytes
+            work = zip(told.by_run.runs, told.by_run.multiplications, strict=True)
+            parts[name] = [Part(*run, n * TIME_FACTORS[name]) for run, n in work]
+        return fastest_first(parts, start, limit)[:_MOST_MIXTURES]
 
     def _alternatives(
         self, rung: Rung, chosen: Way, micro: int, optimizer: str

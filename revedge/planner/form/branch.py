@@ -210,13 +210,13 @@ class Replay:
                 needed = need_input or index > 0 or unit.norm or unit.neuron == "leak"
                 signal = self.signal(index)
                 part = tail_backward(c, unit, signal, g, gradients, need_input=needed)
+                m.drop(g)
                 if part is None:
-                    m.drop(g, signal.block)
+                    m.drop(signal.block)
                     c.settle(gradients)
                     return None
-                made = self._fire_backward(index, part, gradients)
-                m.drop(g, signal.block)
-                g = made
+                g = self._fire_backward(index, part, gradients)
+                m.drop(signal.block)
                 c.settle(gradients)
                 self._forget(index)
         return g

@@ -80,13 +80,21 @@ class Meter:
         return self._site(" ".join(map(str, name))) if self._with_sites else _NO_SITE
 
     @contextmanager
-    def _site(self, name: str) -> Iterator[None]:
+    def highest(self, found: list[int]) -> Iterator[None]:
+        """Append to ``found`` what is live at most inside."""
         before, self.peak_bytes = self.peak_bytes, self.live_bytes
-        self._names.append(name)
         yield
-        self.sites.append((", ".join(self._names), self.peak_bytes))
-        self._names.pop()
+        found.append(self.peak_bytes)
         self.peak_bytes = max(before, self.peak_bytes)
+
+    @contextmanager
+    def _site(self, name: str) -> Iterator[None]:
+        self._names.append(name)
+        found: list[int] = []
+        with self.highest(found):
+            yield
+        self.sites.append((", ".join(self._names), found[0]))
+        self._names.pop()
 
     def times(self, count: int, step: Callable[[], None]) -> None:
         """Take ``step`` so many times: each adds the same, so the most is that of the first or of the last."""

@@ -137,7 +137,6 @@ def fire_slabs(c: Context, unit: Unit, y: Output, stats: Stats | None) -> tuple[
         list[Block](),
     )  # what the slab before has left stands for one more
     for channels, slab in y.slabs():
-        m.drop(*before[:1])
         if bits is None:
             bits = m.new(-(-c.planes * volume(spikes) // 8))
         if not unit.norm:
@@ -146,8 +145,8 @@ def fire_slabs(c: Context, unit: Unit, y: Output, stats: Stats | None) -> tuple[
             if stats is None and c.keep:
                 parts += [m.floats(channels), m.floats(channels)]
             vectors = affine(m, channels, 3)
-        m.drop(*before[1:])
-        before = [slab, *vectors]
+        m.drop(*before, slab)
+        before = vectors
     if stats is None and unit.norm:
         stats = _gathered(c, y.plane[0])
     m.drop(*parts, *before)

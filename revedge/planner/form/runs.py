@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from revedge.planner.form.branch import Replay, Tape, branch_forward, join
 from revedge.planner.form.meter import Block
 from revedge.planner.form.output import Output
-from revedge.planner.form.shape import Branch, Plane, Run
-from revedge.planner.form.tail import Context
+from revedge.planner.form.shape import Branch, Plane, Run, volume
+from revedge.planner.form.tail import CHUNK_BYTES, Context
 
 
 @dataclass(slots=True)
@@ -144,10 +144,9 @@ def coupling_forward(c: Context, run: Run, x: Stream) -> tuple[Stream, list[Tape
         index += 1
 
     _in_turn(c, run, block)
-    out = c.whole(x.plane)
+    out = _merge(c, x.plane, halves)
     assert y is not None
     y.drop()
-    m.drop(*halves)
     return Stream(out, x.plane), tapes
 
 
@@ -168,9 +167,8 @@ def coupling_backward(c: Context, run: Run, out: Stream, tapes: list[Tape], g: B
         replay.close()
 
     _backwards(c, run, block)
-    g_x = c.whole(out.plane)
-    m.drop(*halves, *g_halves)
-    return g_x
+    m.drop(*halves)
+    return _merge(c, out.plane, g_halves)
 
 
 def _half(plane: Plane) -> Plane:
@@ -178,13 +176,32 @@ def _half(plane: Plane) -> Plane:
 
 
 def _split(c: Context, x: Stream) -> list[Block]:
-    """Two halves; of a single plane they are parts of it, of more they are copied."""
-    m = c.meter
-    if c.planes == 1:
-        return [x.block, m.hold(x.block)]
-    halves = [c.whole(_half(x.plane)), c.whole(_half(x.plane))]
-    m.drop(x.block)
-    return halves
+    """Both halves, in the memory of ``x``."""
+    block = x.block
+    if x.expanded:
+        block = c.whole(x.plane)
+        c.meter.drop(x.block)
+    _swap(c, x.plane)
+    return [block, c.meter.hold(block)]
+
+
+def _merge(c: Context, plane: Plane, halves: list[Block]) -> Block:
+    """The stream of its halves, in their memory if that is one."""
+    first, second = halves
+    if first is second:
+        _swap(c, plane)
+        c.meter.drop(second)
+        return first
+    made = c.whole(plane)
+    c.meter.drop(*halves)
+    return made
+
+
+def _swap(c: Context, plane: Plane) -> None:
+    """Halves change places within the stream, a stripe at a time."""
+    stripes = -(-4 * c.planes * volume(plane) // CHUNK_BYTES)
+    width = max(1, -(-volume(_half(plane)) // max(1, stripes)))
+    c.meter.note(4 * 2 * c.planes * width)
 
 
 def _in_turn(c: Context, run: Run, step: Callable[[Branch], None]) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from revedge.planner.setting import Setting
+
 Plane = tuple[int, ...]  # shape of one sample at one time step
 
 
@@ -98,6 +100,17 @@ class Unit:
             plane = pool.of(plane)
         return plane if self.op is None else self.op.of(plane)
 
+    def multiplications(self, plane: Plane) -> int:
+        """Multiply-adds of the operator for one plane."""
+        if self.op is None:
+            return 0
+        for pool in self.pools:
+            plane = pool.of(plane)
+        if self.op.kind == "attention":
+            tokens, width = volume(plane[1:]), plane[0] // (3 * self.op.groups)
+            return 2 * volume(plane) // 3 * min(tokens, width)
+        return volume(self.op.weight) * volume(self.op.of(plane)[1:])
+
 
 @dataclass(frozen=True, slots=True)
 class Branch:
@@ -114,6 +127,14 @@ class Branch:
         for pool in self.pools:
             plane = pool.of(plane)
         return plane
+
+    def multiplications(self, plane: Plane) -> int:
+        """Multiply-adds for one plane."""
+        total = 0
+        for unit in self.units:
+            total += unit.multiplications(plane)
+            plane = unit.of(plane)
+        return total
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +158,18 @@ class Run:
     count: int = 1
     forks: tuple[Fork, ...] = ()
 
+    def work(self, plane: Plane) -> tuple[int, Plane]:
+        """Multiply-adds for one plane, and the shape of the result."""
+        if self.kind == "forks":
+            total = 0
+            for fork in self.forks:
+                total += sum(arm.multiplications(plane) for arm in fork.arms)
+                plane = fork.arms[0].of(plane)
+            return total, plane
+        part = (plane[0] // 2, *plane[1:]) if self.kind == "coupling" else plane
+        total = self.count * sum(branch.multiplications(part) for branch in self.branches)
+        return total, self.branches[0].of(plane) if self.kind == "feed" else plane
+
 
 @dataclass(frozen=True, slots=True)
 class Net:
@@ -145,6 +178,16 @@ class Net:
     runs: tuple[Run, ...]
     parameters: Mapping[int, int]
     buffers: Mapping[int, int]
+
+    def multiplications(self, setting: Setting) -> list[int]:
+        """Multiply-adds of each run's forward pass over a micro-batch."""
+        found: list[int] = []
+        plane: Plane = setting.in_shape
+        for index, run in enumerate(self.runs):
+            steps = 1 if setting.static and index == 0 else setting.timesteps
+            work, plane = run.work(plane)
+            found.append(work * steps * setting.micro_batch_size)
+        return found
 
 
 def net_of(values: Mapping[str, Any]) -> Net:

@@ -7,7 +7,7 @@ step to the end: weights, buffers, 2 (AdamW) or 1 (SGD) tensors per parameter, a
 import dataclasses
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from revedge.planner.form import runs as of
 from revedge.planner.form.branch import STRATEGIES, Replay
@@ -29,6 +29,15 @@ _COVERED = {
 }  # fmt: skip
 
 
+class RunBytes(NamedTuple):
+    """Of one run under its strategy: how much more is live behind its forward pass than before it, and the most that is
+    live during its forward or backward pass, above what was live before its forward pass.
+    """
+
+    kept: int
+    top: int
+
+
 @dataclass(frozen=True, slots=True)
 class Evaluated:
     """What the formulas say of a training: bytes as the tracer counts them.
@@ -42,6 +51,8 @@ class Evaluated:
     optimizer_bytes: int
     convolutions: Set[Convolution]
     sites: Sequence[tuple[str, int]]
+    start_bytes: int  # live before the first run of the last micro-batch
+    runs: Sequence[RunBytes]
 
 
 def evaluate(net: Net, setting: Setting, page_bytes: int, *, with_sites: bool = False) -> Evaluated:
@@ -58,15 +69,23 @@ def evaluate(net: Net, setting: Setting, page_bytes: int, *, with_sites: bool = 
     static_bytes = weights_bytes + _sum(m, net.buffers) + optimizer_bytes
     m.live_bytes = m.peak_bytes = static_bytes
     rounds = 1 if setting.micro_batch_size == setting.batch_size else 2
+    step = _Step(net, setting, m)
     for _ in range(rounds):  # autograd adds gradients of the second to those of the first, in place
         m.sites.clear()
-        _Step(net, setting, m).train()
+        step = _Step(net, setting, m)
+        step.train()
         m.live_bytes = static_bytes + (0 if setting.update_in_backward else weights_bytes)
     m.live_bytes = static_bytes
     with m.site("evaluation"):
         _Step(net, setting, m).look()
     return Evaluated(
-        m.peak_bytes, static_bytes - optimizer_bytes, optimizer_bytes, m.convolutions, m.sites
+        peak_bytes=m.peak_bytes,
+        weights_bytes=static_bytes - optimizer_bytes,
+        optimizer_bytes=optimizer_bytes,
+        convolutions=m.convolutions,
+        sites=m.sites,
+        start_bytes=step.starts[0],
+        runs=step.runs(),
     )
 
 
@@ -103,6 +122,8 @@ class _Step:
         self.net, self.setting, self.m = net, setting, m
         names = setting.strategy
         self.strategies = [names] * len(net.runs) if isinstance(names, str) else list(names)
+        self.starts: list[int] = []  # live bytes before each run, and behind the last
+        self.tops: list[int] = []  # most of each forward pass, then of each backward pass
 
     def train(self) -> None:
         """Forward, loss, backward."""
@@ -110,6 +131,7 @@ class _Step:
         b = setting.micro_batch_size
         frames = self._frames()
         logits, links = self._forward(frames, keep=True)
+        self.starts.append(m.live_bytes)
         k = volume(logits.plane)
         g = m.floats(setting.timesteps * b * k)
         m.drop(logits.block)
@@ -118,6 +140,12 @@ class _Step:
         m.floats(1)  # the loss, and its gradient
         m.floats(1)
         self._backward(links, g)
+
+    def runs(self) -> list[RunBytes]:
+        """What each run keeps, and its top."""
+        forward, backward = self.tops[: len(self.net.runs)], self.tops[len(self.net.runs) :]
+        tops = zip(self.starts[:-1], self.starts[1:], forward, reversed(backward), strict=True)
+        return [RunBytes(end - start, max(a, b) - start) for start, end, a, b in tops]
 
     def look(self) -> None:
         """An evaluation batch."""
@@ -167,10 +195,11 @@ class _Step:
             c = self._context(index, keep=keep)
             if index == 1:
                 stream.expanded = self.setting.static and c.timesteps > 1
+            self.starts.append(m.live_bytes)
             kept_x = None
             if keep and run.kind in ("feed", "forks") and not self._rebuilds(index):
                 kept_x = Stream(m.hold(stream.block), stream.plane, stream.expanded)
-            with m.site("forward of", _name(index, run, self.net)):
+            with m.highest(self.tops), m.site("forward of", _name(index, run, self.net)):
                 stream, made = _FORWARD[run.kind](c, run, stream)
             if not keep:
                 _close(m, tape)
@@ -191,7 +220,7 @@ class _Step:
             if before is not None:
                 m.drop(before.block)
             before = link.x
-            with m.site("backward of", _name(index, run, self.net)):
+            with m.highest(self.tops), m.site("backward of", _name(index, run, self.net)):
                 x: Output | None = None
                 if link.x is not None:
                     x = Output.of(c, link.x.block, link.x.plane)
