@@ -2,12 +2,13 @@
 
     OMP_NUM_THREADS=1 python benchmarks/exact_numerics.py RUN [--spikes 20e6] [--float]
     OMP_NUM_THREADS=1 python benchmarks/exact_numerics.py --models resnet18,revsformer-2-384
+    OMP_NUM_THREADS=1 python benchmarks/exact_numerics.py --models all --narrow --report FILE   (a quarter of an hour)
 
 RUN is a run folder that holds a finish (revedge train --finish exact). Every row is compared, step by step and each
 running on its own states, with eager PyTorch at one thread and batch 24: spikes that differ, and values of states and
 logits whose bits differ. --float does the same with the float form, for comparison. --models takes members of the
-registry ("all": every one) at full width instead, or with --narrow at the smallest there is, untrained and on random
-frames, with as large a batch as gives that many spikes.
+registry ("all": every one) at full width instead, or with --narrow with the fewest channels there are, untrained and
+on random frames, with as large a batch as gives that many spikes. --report writes a table of members.
 
 Ends with 1 if an exact row differs.
 """
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from bench_export import Frames, events, full_width, lively
+from report import command_line, machine, markdown_table, write
 
 from revedge import models
 from revedge.cli.export import _load_network, _open_frames, _read_description
@@ -209,8 +211,8 @@ def of_member(name: str, spikes: float, *, narrow: bool) -> tuple[Any, float, li
 
 
 def smallest(name: str) -> Any:
-    """A member with the fewest channels on the smallest frames that it takes."""
-    for side, width in itertools.product((8, 16, 32), (2, 8)):
+    """A member with the fewest channels that it takes; frames of 32 give many neurons for little work."""
+    for side, width in itertools.product((32, 16, 8), (2, 8)):
         try:
             return lively(name, in_shape=(2, side, side), width=width)
         except UsageError:
@@ -223,20 +225,36 @@ def neurons(net: Any) -> int:
     return int(sum(np.prod(s.shape) for s in net.state_spec()))
 
 
-def check(net: Any, scale: float, recordings: list[Any], numerics: str) -> bool:
-    """Print one line per row; return whether no bit differs."""
+def check(
+    net: Any, scale: float, recordings: list[Any], numerics: str
+) -> dict[str, tuple[int, int, int]]:
+    """Print one line per row; return what `compare` found, way by way."""
     form = exact_form(net, scale, WATCH).net if numerics == "exact" else inference_form(net, WATCH)
-    equal = True
+    found = {}
     with tempfile.TemporaryDirectory() as where:
         for name, step in rows(net, scale, numerics, Path(where)).items():
             began = time.monotonic()
             compared, flips, bits = compare(eager(form), step, net, recordings)
-            equal = equal and not flips and not bits
+            found[name] = compared, flips, bits
             print(
                 f"{name:28s} {flips:8d} of {compared} spikes  {bits:8d} other values  {time.monotonic() - began:.0f} s",
                 flush=True,
             )
-    return equal
+    return found
+
+
+def fired(net: Any, scale: float, recordings: list[Any]) -> float:
+    """Share of the neurons that fire in a step, over the first recording."""
+    step = eager(exact_form(net, scale, WATCH).net)
+    states = [
+        np.full((recordings[0].shape[1], *s.shape), s.init, np.float32) for s in net.state_spec()
+    ]
+    count = total = 0
+    for frame in recordings[0]:
+        _, states, spikes = step(frame, states)
+        count += sum(int(s.sum()) for s in spikes)
+        total += sum(s.size for s in spikes)
+    return count / total
 
 
 def main() -> int:
@@ -247,17 +265,41 @@ def main() -> int:
     parser.add_argument("--narrow", action="store_true", help="smallest instead of full width")
     parser.add_argument("--spikes", type=float, default=20e6)
     parser.add_argument("--float", action="store_true")
+    parser.add_argument("--report", type=Path, help="write a table of the members there")
     args = parser.parse_args()
     numerics = "float" if args.float else "exact"
     torch.set_num_threads(1)
-    equal = True
+    lines, table, every = machine(("torch", "onnx", "onnxruntime")), [], []
     names = models.names() if args.models == "all" else args.models.split(",")
     for name in filter(None, names):
         print(name, flush=True)
-        equal = check(*of_member(name, args.spikes, narrow=args.narrow), numerics) and equal
+        member = of_member(name, args.spikes, narrow=args.narrow)
+        every.append(check(*member, numerics))
+        shape, batch = member[0].in_shape, member[2][0].shape[1]
+        table.append([name, f"{shape[0]}x{shape[1]}x{shape[2]}", batch, *_sums([every[-1]])])
+        table[-1].insert(3, f"{100 * fired(*member):.0f} %")
+    if args.report:
+        table.append(["all", "", "", "", *_sums(every)])
+        about = f"Members of the registry, {numerics}, {STEPS} steps, {len(every[0])} ways each."
+        text = [about, f"Ways: {'; '.join(every[0])}.", markdown_table(_HEADER, table)]
+        write(args.report, "Exact numerics of every model", command_line(), lines, text)
     if args.run is not None:
-        equal = check(*of_run(args.run, args.spikes, numerics), numerics) and equal
+        every.append(check(*of_run(args.run, args.spikes, numerics), numerics))
+    equal = not any(flips or bits for one in every for _, flips, bits in one.values())
     return 0 if equal or args.float else 1
+
+
+_HEADER = (
+    *("model", "input", "batch", "neurons that fire", "spikes compared in each way"),
+    *("spikes that differ in any", "values that differ in any"),
+)
+
+
+def _sums(every: list[dict[str, tuple[int, int, int]]]) -> list[str]:
+    """Of each way the compared spikes, of which the least; and over all ways what differs."""
+    least = min(sum(one[way][0] for one in every) for way in every[0])
+    differ = [sum(values[k] for one in every for values in one.values()) for k in (1, 2)]
+    return [f"{value:,}" for value in (least, *differ)]
 
 
 if __name__ == "__main__":
