@@ -9,7 +9,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from revedge.export.cells import Cell, NoCell, ReversibleCell
+from revedge.export.cells import Cell, NoCell, ReversibleCell, StreamCell
 
 
 def cut_points(takes: list[int], begin: int = 0) -> list[int]:
@@ -119,7 +119,7 @@ class UnitStep(nn.Module):
     takes: Final[int]
 
     def __init__(
-        self, head: nn.Module, cell: Cell | ReversibleCell | NoCell, tail: nn.Module
+        self, head: nn.Module, cell: Cell | ReversibleCell | NoCell | StreamCell, tail: nn.Module
     ) -> None:
         super().__init__()
         self.head = head

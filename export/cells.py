@@ -9,6 +9,8 @@ A cell takes a list of tensors and gives one back, so that all neurons have one 
     mode PLAIN   takes [v]          gives [v']         what is shipped
     mode WATCH   takes [v]          gives [v', h, s]   the same step, showing membrane before the reset, and spikes
     mode FORCE   takes [v, s_in]    gives [v', h, s]   s is h's answer, but what goes on uses s_in: for parity checks
+
+In mode FORCE what a branch adds to a stream is given, too (`StreamCell`).
 """
 
 from typing import Final
@@ -33,6 +35,20 @@ class NoCell(nn.Module):
     def forward(self, x: Tensor, carry: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Return everything as it came."""
         return x, carry
+
+
+class StreamCell(nn.Module):
+    """Behind the rounding of a branch, in mode FORCE: takes [given], gives [x], and hands on what was given."""
+
+    takes: Final[int]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.takes = 1
+
+    def forward(self, x: Tensor, carry: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Let what comes behind read the given values."""
+        return carry[0], [x]
 
 
 class Cell(nn.Module):

@@ -108,7 +108,7 @@ def _clearest(trained: TrainedProbe, frames: Frames, count: int, steps: int) -> 
 
 
 def _bounds(net: SpikingNet, frame: Array, states: list[Array], spikes: list[Array]) -> Array:
-    logits, _, after = step_bounds(
+    logits, _, after, _ = step_bounds(
         net,
         torch.from_numpy(frame),
         [torch.from_numpy(v) for v in states],

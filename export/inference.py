@@ -41,7 +41,7 @@ from revedge.export.blocks import (
     Votes,
     cut_points,
 )
-from revedge.export.cells import PLAIN, Cell, NoCell, ReversibleCell
+from revedge.export.cells import FORCE, PLAIN, Cell, NoCell, ReversibleCell, StreamCell
 from revedge.export.folding import can_fold, fold, norm_affine_of
 from revedge.export.fork_steps import ForksStep, ForkStep
 from revedge.models import SpikingNet, StateSpec
@@ -83,7 +83,10 @@ def inference_form(net: SpikingNet, mode: int = PLAIN) -> InferenceNet:
     """
     builder = _Builder(net.state_spec(), mode)
     with torch.no_grad():
-        runs = [builder.run(run) for run in net.runs()]
+        runs = []
+        for run in net.runs():
+            builder.last = run is net.runs()[-1]
+            runs.append(builder.run(run))
         form = InferenceNet(runs)
     builder.check_all_used()
     return form.cpu().eval().requires_grad_(False)
@@ -96,6 +99,7 @@ class _Builder:
         self.specs = specs
         self.mode = mode
         self.used = 0
+        self.last = False  # the run whose result are the logits
         self.previous: list[nn.Module] = []  # [the Sequential that ends in it], or nothing
 
     def run(self, run: Run) -> FeedStep | ResidualStep | CouplingStep | ForksStep:
@@ -142,6 +146,9 @@ class _Builder:
             return BranchStep(units, nn.Identity())
         close = [self.norm(branch.norm), plain_copy(branch.pool), Grid(GRID_BITS)]
         self.previous = []
+        if self.mode == FORCE and not self.last:
+            units.append(UnitStep(_in_turn(close), StreamCell(), nn.Sequential()))
+            close = []
         return BranchStep(units, _in_turn(close))
 
     def unit(self, unit: Unit) -> UnitStep:

@@ -66,6 +66,8 @@ class NirNet(nn.Module):
     Attributes:
         layers: node name -> module.
         neurons: names of the neurons, in the order of their states.
+        kinds: node name -> its type in NIR.
+        shapes: node name -> the shape that it names, if any; of its input.
     """
 
     def __init__(self, graph: Any, dt: float = DT) -> None:
@@ -78,6 +80,8 @@ class NirNet(nn.Module):
                 )
             self.sources[target].append(source)
         self.order = _in_order(self.sources)
+        self.kinds = {name: type(node).__name__ for name, node in graph.nodes.items()}
+        self.shapes = {name: _shape_of(node) for name, node in graph.nodes.items()}
         self.ends = {
             kind: [name for name, node in graph.nodes.items() if type(node).__name__ == kind]
             for kind in ("Input", "Output")
@@ -262,6 +266,11 @@ def _filled(layer: Any, weight: Tensor, bias: Any) -> nn.Module:
             layer.bias.copy_(_tensor(bias))
     found: nn.Module = layer
     return found
+
+
+def _shape_of(node: Any) -> Any:
+    shape = getattr(node, "input_shape", None)
+    return (getattr(node, "input_type", None) or {}).get("input") if shape is None else shape
 
 
 def _two(value: Any) -> tuple[int, int]:

@@ -36,9 +36,9 @@ class NirProbe(FileProbe):
         """See `FileProbe`."""
         return self._seen(self._step(x, states, None))
 
-    def forced(self, x: Array, states: list[Array], spikes: list[Array]) -> Seen:
+    def forced(self, x: Array, given: Seen, states: list[Array]) -> Seen:
         """See `FileProbe`."""
-        return self._seen(self._step(x, states, spikes))
+        return self._seen(self._step(x, states, given.spikes))
 
     def _step(self, x: Array, states: list[Array], spikes: list[Array] | None) -> NirStep:
         pairs = zip(self._places, self._units, strict=True)

@@ -31,23 +31,30 @@ class Graph:
     Args:
         opset: one of `OPSETS`.
         home: prefix of constants; a graph around another one must not use the other's names.
+        short: number values and constants instead of naming them by their place: for graphs that repeat a step, where
+            names would be most of the file.
 
     Attributes:
         nodes: in order.
         constants: name -> tensor.
         step: prefix of all values from now on.
+        shared: prefix of values that all steps read.
         ranks: value -> number of dimensions, the batch included.
     """
 
-    def __init__(self, opset: int, home: str = "") -> None:
+    def __init__(self, opset: int, home: str = "", *, short: bool = False) -> None:
         self.opset = opset
         self.home = home
+        self.short = short
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self.step = ""
+        self.shared = ""
         self.ranks: dict[str, int] = {}
         self._path: list[str] = []
         self._used: set[str] = set()
+        self._numbers: dict[str, int] = {}  # prefix -> how many values it has
+        self._short_names: dict[str, str] = {}  # of constants; no hexadecimal number
 
     @property
     def path(self) -> str:
@@ -94,6 +101,9 @@ class Graph:
 
     def name(self, label: str) -> str:
         """Return a name that no other value has."""
+        if self.short and self.step:
+            self._numbers[self.step] = number = self._numbers.get(self.step, 0) + 1
+            return f"{self.step}{number:x}"
         base = f"{self.step}{self.place}/{label}" if self._path else f"{self.step}{label}"
         name, count = base, 1
         while name in self._used:
@@ -106,6 +116,8 @@ class Graph:
         """Store a constant under ``name``, once for all steps, and return the name."""
         from onnx import numpy_helper
 
+        if self.short:
+            name = self._short_names.setdefault(name, f"w{len(self._short_names):x}")
         name = self.home + name
         if name not in self.constants:
             self.constants[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)

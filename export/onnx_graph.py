@@ -113,6 +113,7 @@ def _empty(manifest: Manifest, home: str, *, keeps_states: bool) -> StepGraph:
         int8=manifest.weights == "int8",
         at_once=TARGETS[manifest.target].operators >= ONE_PASS,
         keeps_states=keeps_states,
+        short=manifest.graph == "unrolled",
     )
 
 
@@ -161,7 +162,7 @@ def _scan(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
 
     lead, rest = _split(g, form, manifest)
     body = _empty(manifest, "", keeps_states=True)
-    body.step = BODY
+    body.step = body.shared = BODY
     given = [f"{BODY}{state.name}" for state in manifest.states]
     if manifest.static:  # Scan goes over something of T entries; the image is seen from outside
         ticks = g.constant("ticks", np.zeros(manifest.timesteps, np.float32))

@@ -4,6 +4,7 @@ Of a sequence graph they are twins of the step that it repeats (onnx_contained.p
 """
 
 import copy
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from revedge.errors import ExportError
+from revedge.export.blocks import BranchStep, Grid
 from revedge.export.cells import WATCH, ReversibleCell
-from revedge.export.inference import cell_of
+from revedge.export.inference import cell_of, inference_form
 from revedge.export.manifest import Manifest
 from revedge.export.onnx_contained import contained_step
 from revedge.export.probes import Array, FileProbe, Seen
@@ -71,6 +73,7 @@ class OnnxProbe(FileProbe):
         step = copy.deepcopy(contained_step(model, manifest))
         self._plain = open_session(step.SerializeToString())
         points = _points_of(step)
+        streams = _streams_of(step, net) if manifest.numerics == "float" else []
         expected = sum(firing.parts for firing in self._firing)
         if len(points) != expected:
             raise ExportError(
@@ -80,7 +83,9 @@ class OnnxProbe(FileProbe):
         self._shown = [name for point in points for name in (point.membrane, point.spikes)]
         _show(step, self._shown)
         self._watch = open_session(step.SerializeToString())
-        _force(step, points)
+        self._streams = streams
+        _show(step, streams)
+        _force(step, points, streams)
         self._force = open_session(step.SerializeToString())
 
     def shipped(self, x: Array, states: list[Array]) -> tuple[Array, list[Array]]:
@@ -92,14 +97,18 @@ class OnnxProbe(FileProbe):
         """See `FileProbe`."""
         return self._seen(self._watch.run([*self._names(), *self._shown], self._feed(x, states)))
 
-    def forced(self, x: Array, states: list[Array], spikes: list[Array]) -> Seen:
+    def forced(self, x: Array, given: Seen, states: list[Array]) -> Seen:
         """See `FileProbe`."""
         pieces: list[Array] = []
-        for firing, s in zip(self._firing, spikes, strict=True):
+        for firing, s in zip(self._firing, given.spikes, strict=True):
             pieces += np.split(s, [firing.cut], firing.dim) if firing.cut else [s]
         forced = {_forced_name(i): np.ascontiguousarray(piece) for i, piece in enumerate(pieces)}
-        feed = {**self._feed(x, states), **forced}
-        return self._seen(self._force.run([*self._names(), *self._shown], feed))
+        added = zip(self._streams, given.streams, strict=True)
+        feed = {**self._feed(x, states), **forced, **{_given_name(n): s for n, s in added}}
+        names = [*self._names(), *self._shown, *self._streams]
+        found = self._force.run(names, feed)
+        cut = len(names) - len(self._streams)
+        return dataclasses.replace(self._seen(found[:cut]), streams=found[cut:])
 
     def _names(self) -> list[str]:
         return ["logits", *(state.next for state in self._manifest.states)]
@@ -170,8 +179,36 @@ def _show(model: "onnx.ModelProto", names: list[str]) -> None:
             model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
 
 
-def _force(model: "onnx.ModelProto", points: list[_Point]) -> None:
-    """Let everything behind a neuron read a new input of the graph instead of the neuron's own spikes."""
+def _streams_of(model: "onnx.ModelProto", net: SpikingNet) -> list[str]:
+    """What branches add to streams, in order of execution: where the graph rounds as a branch's last step.
+
+    Raises:
+        ExportError: the graph does not round where the network does.
+    """
+    form = inference_form(net)
+    ends = {
+        part
+        for run in list(form.runs)[:-1]
+        for branch in run.modules()
+        if isinstance(branch, BranchStep)
+        for part in branch.close.modules()
+    }
+    wanted = [module in ends for module in form.modules() if isinstance(module, Grid)]
+    nodes = list(model.graph.node)
+    behind = {node.input[0]: node.output[0] for node in nodes if node.op_type == "Mul"}
+    rounded = [behind[node.output[0]] for node in nodes if node.op_type == "Round"]
+    if len(rounded) != len(wanted):
+        raise ExportError(
+            f"the graph rounds in {len(rounded)} places, the network in {len(wanted)}"
+        )
+    return [name for name, is_end in zip(rounded, wanted, strict=True) if is_end]
+
+
+def _force(model: "onnx.ModelProto", points: list[_Point], streams: list[str]) -> None:
+    """Let everything behind a neuron read a new input of the graph instead of the neuron's own spikes.
+
+    The same for what branches add to streams.
+    """
     from onnx import TensorProto, helper
 
     half, zero = "half_of_a_spike", "no_membrane"
@@ -188,6 +225,10 @@ def _force(model: "onnx.ModelProto", points: list[_Point]) -> None:
         if point.fired:
             renamed[point.fired] = f"{name}_fired"
         resets[point.membrane] = point, f"{name}_fired"
+    for stream in streams:
+        given = _given_name(stream)
+        model.graph.input.append(helper.make_tensor_value_info(given, TensorProto.FLOAT, None))
+        renamed[stream] = given
     own_casts = {point.spikes for point in points}
     nodes = list(model.graph.node)
     for node in nodes:
@@ -203,6 +244,10 @@ def _force(model: "onnx.ModelProto", points: list[_Point]) -> None:
             node.CopyFrom(helper.make_node("Where", [fired, zero, h], [v]))
     del model.graph.node[:]
     model.graph.node.extend([*first, *nodes])
+
+
+def _given_name(stream: str) -> str:
+    return f"given/{stream}"
 
 
 def _forced_name(index: int) -> str:

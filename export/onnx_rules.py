@@ -203,15 +203,14 @@ def _conv(g: StepGraph, module: nn.Conv2d, x: str) -> str:
     pads = pairs[0::2][::-1] + pairs[1::2][::-1]
     weight = g.weight("weight", module.weight)
     bias = [] if module.bias is None else [g.weight("bias", module.bias)]
-    return g.op(
-        "Conv",
-        [x, weight, *bias],
-        kernel_shape=list(module.kernel_size),
-        strides=list(module.stride),
-        dilations=list(module.dilation),
-        pads=pads,
-        group=module.groups,
-    )
+    given: dict[str, Any] = {
+        "strides": list(module.stride),
+        "dilations": list(module.dilation),
+        "group": module.groups,
+    }
+    given = {key: value for key, value in given.items() if value not in (1, [1] * len(pairs[::2]))}
+    kernel = list(module.kernel_size)
+    return g.op("Conv", [x, weight, *bias], kernel_shape=kernel, pads=pads, **given)
 
 
 @rule(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)

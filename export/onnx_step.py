@@ -29,6 +29,7 @@ class StepGraph(Graph):
         int8: store weights as 8-bit integers with a power-of-two scale; they must lie on such a grid.
         at_once: the target has `ONE_PASS`: a neuron fires, and is reset, in one pass over memory each.
         keeps_states: states never leave the graph, so they may be kept as their negative where that is faster.
+        short: see `Graph`.
     """
 
     def __init__(
@@ -39,14 +40,16 @@ class StepGraph(Graph):
         int8: bool = False,
         at_once: bool = False,
         keeps_states: bool = False,
+        short: bool = False,
     ) -> None:
-        super().__init__(opset, home)
+        super().__init__(opset, home, short=short)
         self.int8 = int8
         self.at_once = at_once
         self.keeps_states = keeps_states
         self.states: list[str] = []  # that neurons have yet to take
         self.new_states: list[str] = []
         self.negative: list[bool] = []  # of the new states
+        self._weights: dict[str, str] = {}  # multiplied out, for all steps
 
     def take(self) -> str:
         """Return the state of the next neuron."""
@@ -78,10 +81,14 @@ class StepGraph(Graph):
         place = f"{self.place}.{name}"
         if not (self.int8 and name == "weight"):
             return self.constant(place, array)
-        levels, scale = as_int8(array, f"{self.path}.{name}")
-        inputs = [self.constant(f"{place}.int8", levels), self.scales(f"{place}.scale", scale)]
-        axis = {"axis": 0} if scale.ndim else {}
-        return self.op("DequantizeLinear", inputs, "weight", rank=array.ndim, **axis)
+        if place not in self._weights:
+            levels, scale = as_int8(array, f"{self.path}.{name}")
+            inputs = [self.constant(f"{place}.int8", levels), self.scales(f"{place}.scale", scale)]
+            axis = {"axis": 0} if scale.ndim else {}
+            step, self.step = self.step, self.shared
+            made = self.op("DequantizeLinear", inputs, "weight", rank=array.ndim, **axis)
+            self.step, self._weights[place] = step, made
+        return self._weights[place]
 
     def scales(self, name: str, scale: npt.NDArray[np.float32]) -> str:
         """Store what is multiplied with; a scalar once for all who use it."""

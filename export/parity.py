@@ -1,7 +1,8 @@
 """Does the file do what the trained network does? Three questions, over at least 16 steps of real data.
 
-1. Forced. Every neuron of the file gets the trained network's states and spikes, so that no difference can grow. Then
-   membranes, new states and logits must agree within rounding bounds computed for each value (rounding.py), and spikes
+1. Forced. Every neuron of the file gets the trained network's states and spikes, and every stream grows by what the
+   trained network's branches added, so that no difference can grow. Then what branches add, membranes, new states and
+   logits must agree within rounding bounds computed for each value (rounding.py), and spikes
    may differ only where the membrane is within its bound of the threshold. This is the test of correctness: there are
    no statistics in it, and it holds for every neuron of every layer.
 2. Free running, at two batch sizes. Spikes that differ are counted, layer by layer. Float networks flip a few spikes
@@ -35,7 +36,9 @@ class ParityReport:
 
     Attributes:
         spike_flips: spikes of the free-running file that are not those of the free-running network, both batches.
-        forced_flips: the same when every neuron gets the network's states and spikes; rounding alone.
+        forced_flips: the same when every neuron gets the network's states, spikes and streams; rounding alone.
+        moved_values: of what branches add to streams when forced, values that a rounding error has put on the grid's
+            next step; compared_values: of so many.
         compared_spikes: neurons times steps times samples; the same number free running and forced.
         farthest_flip: largest distance from the threshold of a membrane whose forced spike differs.
         flips_per_layer: path of the neuron -> spike_flips of that neuron.
@@ -53,6 +56,8 @@ class ParityReport:
     spike_flips: int = 0
     forced_flips: int = 0
     farthest_flip: float = 0.0
+    moved_values: int = 0
+    compared_values: int = 0
     compared_spikes: int = 0
     flips_per_layer: dict[str, int] = field(default_factory=dict)
     largest_share_of_bound: float = 0.0
@@ -81,7 +86,7 @@ def compare_steps(
     reference, free = rest, rest
     for step, x in enumerate(np.ascontiguousarray(frames)):
         expected = trained.step(x, reference)
-        forced = file.forced(x, reference, expected.spikes)
+        forced = file.forced(x, expected, reference)
         _judge(trained, x, reference, expected, forced, names, step, report)
         seen = file.watched(x, free)
         logits, states = file.shipped(x, free)
@@ -105,11 +110,13 @@ def _judge(
     step: int,
     report: ParityReport,
 ) -> None:
-    bound_logits, bound_membranes, bound_states = step_bounds(
+    streams = [torch.from_numpy(s) for s in expected.streams]
+    bound_logits, bound_membranes, bound_states, bound_streams = step_bounds(
         trained.net,
         torch.from_numpy(x),
         [torch.from_numpy(v) for v in states],
         [torch.from_numpy(s) for s in expected.spikes],
+        streams if forced.streams else None,
     )
     checks: list[tuple[str, Array, Array, Any]] = [
         ("logits", expected.logits, forced.logits, bound_logits)
@@ -126,6 +133,12 @@ def _judge(
         checks.append(
             (f"{name} state", expected.states[index], forced.states[index], bound_states[index])
         )
+    if forced.streams:
+        every = (trained.stream_names, expected.streams, forced.streams, bound_streams)
+        for name, ours, theirs, bound in zip(*every, strict=True):
+            checks.append((f"{name}, what it adds,", ours, theirs, bound))
+            report.moved_values += int(np.count_nonzero(ours != theirs))
+            report.compared_values += ours.size
     for name, ours, theirs, bound in checks:
         if ours.shape != theirs.shape:
             raise ExportError(

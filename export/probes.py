@@ -9,7 +9,7 @@ All values are numpy float32 arrays. The ONNX twins are in onnx_probe.py.
 
 import copy
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from revedge.engine import Branch
 from revedge.errors import ExportError
-from revedge.export.cells import FORCE, WATCH, Cell, ReversibleCell
+from revedge.export.cells import FORCE, WATCH, Cell, ReversibleCell, StreamCell
 from revedge.export.inference import InferenceNet, cell_of, inference_form
 from revedge.export.torchscript import compile_script, read_torchscript
 from revedge.models import SpikingNet, spiking_units
@@ -29,12 +30,16 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One step: logits, and per neuron the new state, the membrane before the reset, and the spikes."""
+    """One step: logits, and per neuron the new state, the membrane before the reset, and the spikes.
+
+    ``streams`` is what branches add to streams, in order of execution, those of the last run left out.
+    """
 
     logits: Array
     states: list[Array]
     membranes: list[Array]
     spikes: list[Array]
+    streams: list[Array] = field(default_factory=list)
 
 
 class TrainedProbe:
@@ -43,6 +48,15 @@ class TrainedProbe:
     def __init__(self, net: SpikingNet) -> None:
         self.net = copy.deepcopy(net).cpu().eval().requires_grad_(False)
         self._seen: list[tuple[Tensor, Tensor]] = []
+        self._streams: list[Tensor] = []
+        self.stream_names: list[
+            str
+        ] = []  # of the branches, in order of execution; known after a step
+        names = {module: name for name, module in self.net.named_modules()}
+        for run in self.net.runs()[:-1]:
+            for branch in run.modules():
+                if isinstance(branch, Branch) and branch.norm is not None:
+                    object.__setattr__(branch, "step", self._added(branch.step, names[branch]))
         self.thresholds: list[float] = []  # of the neurons, in the order of their states
         specs = self.net.state_spec()
         for spec, (_, unit) in zip(specs, spiking_units(self.net), strict=True):
@@ -66,6 +80,15 @@ class TrainedProbe:
 
         return watched
 
+    def _added(self, step: Any, name: str) -> Any:
+        def added(x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+            y, new = step(x, states)
+            self._streams.append(y)
+            self.stream_names.append(name)
+            return y, new
+
+        return added
+
     def form(self, mode: int) -> InferenceNet:
         """The form that files are written from; see `revedge.export.cells` for the modes."""
         return inference_form(self.net, mode)
@@ -83,11 +106,13 @@ class TrainedProbe:
 
     def step(self, x: Array, states: list[Array]) -> Seen:
         """One time step."""
-        self._seen.clear()
+        for one in (self._seen, self._streams, self.stream_names):
+            one.clear()
         with torch.no_grad():
             logits, new = self.net.step(torch.from_numpy(x), [torch.from_numpy(v) for v in states])
         membranes, spikes = zip(*self._seen, strict=True) if self._seen else ((), ())
-        return Seen(_array(logits), _arrays(new), _arrays(membranes), _arrays(spikes))
+        streams = _arrays(self._streams)
+        return Seen(_array(logits), _arrays(new), _arrays(membranes), _arrays(spikes), streams)
 
 
 class FileProbe(ABC):
@@ -102,8 +127,11 @@ class FileProbe(ABC):
         """The twin that shows membranes and spikes."""
 
     @abstractmethod
-    def forced(self, x: Array, states: list[Array], spikes: list[Array]) -> Seen:
-        """The twin in which every neuron hands on, and is reset by, the given spikes instead of its own."""
+    def forced(self, x: Array, given: Seen, states: list[Array]) -> Seen:
+        """The twin in which every neuron hands on, and is reset by, the spikes of ``given`` instead of its own.
+
+        Streams grow by what branches added in ``given``. A file without rounding takes no streams, and shows none.
+        """
 
 
 class TorchScriptProbe(FileProbe):
@@ -112,7 +140,9 @@ class TorchScriptProbe(FileProbe):
     def __init__(self, path: Path, net: SpikingNet) -> None:
         self._file = read_torchscript(path)[0]
         self._watch = compile_script(self.twin(net, WATCH))
-        self._force = compile_script(self.twin(net, FORCE))
+        force = self.twin(net, FORCE)
+        self._order = ForcedOrder(force)
+        self._force = compile_script(force)
 
     def twin(self, net: SpikingNet, mode: int) -> InferenceNet:
         """The form that shows, or takes, spikes."""
@@ -128,11 +158,36 @@ class TorchScriptProbe(FileProbe):
         logits, given = _call(self._watch, x, states)
         return Seen(logits, given[0::3], given[1::3], given[2::3])
 
-    def forced(self, x: Array, states: list[Array], spikes: list[Array]) -> Seen:
+    def forced(self, x: Array, given: Seen, states: list[Array]) -> Seen:
         """See `FileProbe`."""
-        carry = [one for pair in zip(states, spikes, strict=True) for one in pair]
-        logits, given = _call(self._force, x, carry)
-        return Seen(logits, given[0::3], given[1::3], given[2::3])
+        return self._order.seen(*_call(self._force, x, self._order.carry(given, states)))
+
+
+class ForcedOrder:
+    """In which order a form in mode FORCE takes states, spikes and streams, and gives what it has seen."""
+
+    def __init__(self, form: InferenceNet) -> None:
+        cells = (Cell, ReversibleCell, StreamCell)
+        self._streams = [isinstance(m, StreamCell) for m in form.modules() if isinstance(m, cells)]
+
+    def carry(self, given: Seen, states: list[Array]) -> list[Array]:
+        """What the form takes."""
+        pairs, streams = zip(states, given.spikes, strict=True), iter(given.streams)
+        carry: list[Array] = []
+        for stream in self._streams:
+            carry += [next(streams)] if stream else next(pairs)
+        return carry
+
+    def seen(self, logits: Array, given: list[Array]) -> Seen:
+        """What it gave."""
+        seen, left = Seen(logits, [], [], [], []), iter(given)
+        for stream in self._streams:
+            if stream:
+                seen.streams.append(next(left))
+                continue
+            for values in (seen.states, seen.membranes, seen.spikes):
+                values.append(next(left))
+        return seen
 
 
 def _call(

@@ -19,7 +19,7 @@ from revedge.errors import ExportError
 from revedge.export.cells import FORCE, WATCH
 from revedge.export.inference import InferenceNet
 from revedge.export.manifest import Manifest
-from revedge.export.probes import Array, FileProbe, Seen, TrainedProbe
+from revedge.export.probes import Array, FileProbe, ForcedOrder, Seen, TrainedProbe
 from revedge.export.torchscript import METADATA_FILE
 
 _EXAMPLE_BATCH = 2  # 0 and 1 would be fixed as constants
@@ -86,6 +86,7 @@ class Pt2Probe(FileProbe):
     def __init__(self, path: Path, trained: TrainedProbe) -> None:
         self._file = read_pt2(path)[0]
         self._watch, self._force = trained.form(WATCH), trained.form(FORCE)
+        self._order = ForcedOrder(self._force)
 
     def shipped(self, x: Array, states: list[Array]) -> tuple[Array, list[Array]]:
         """See `FileProbe`."""
@@ -96,11 +97,9 @@ class Pt2Probe(FileProbe):
         logits, given = call_step(self._watch, x, states)
         return Seen(logits, given[0::3], given[1::3], given[2::3])
 
-    def forced(self, x: Array, states: list[Array], spikes: list[Array]) -> Seen:
+    def forced(self, x: Array, given: Seen, states: list[Array]) -> Seen:
         """See `FileProbe`."""
-        carry = [one for pair in zip(states, spikes, strict=True) for one in pair]
-        logits, given = call_step(self._force, x, carry)
-        return Seen(logits, given[0::3], given[1::3], given[2::3])
+        return self._order.seen(*call_step(self._force, x, self._order.carry(given, states)))
 
 
 def call_step(step: Any, x: Array, carry: list[Array]) -> tuple[Array, list[Array]]:

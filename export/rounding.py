@@ -5,7 +5,8 @@ them. Every value ``x`` is carried with a bound ``e`` on that difference:
 
     operator   e <- |W| e + (4 sqrt(n) + 4) u |W| |x|     n products per sum, u = 2**-24
     norm       e <- |scale| e + 4 u (|y scale| + |mean scale| + |bias|)
-    grid       e <- e + 2**-bits                          two values on either side of a rounding boundary
+    grid       e <- e + 2**-bits                          two values on either side of a rounding boundary; a branch's
+                                                          is given, so behind it e = 0
     neuron     e <- gain e + 4 u (|v| + |x| + |h|)        its spikes are given, so behind it e = 0
 
 A sum of n products is off by sum_k delta_k P_k, P_k the partial sums, delta_k independent rounding errors below u with
@@ -45,31 +46,43 @@ Pair = tuple[Tensor, Tensor]  # a value, and the bound on its difference
 
 
 def step_bounds(
-    net: SpikingNet, x: Tensor, states: list[Tensor], spikes: list[Tensor]
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Bounds for one step: of the logits, of every neuron's membrane before the reset, of every new state.
+    net: SpikingNet,
+    x: Tensor,
+    states: list[Tensor],
+    spikes: list[Tensor],
+    streams: list[Tensor] | None = None,
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    """Bounds for one step: of logits, membranes before the reset, new states, and what branches add to streams.
 
     Args:
         net: in eval mode, on the CPU.
         x: ``[B, C, H, W]``.
         states: before the step, in the order of ``net.state_spec()``.
         spikes: of this step, in the same order.
+        streams: what the branches of all runs but the last added in this step, in order of execution; None where each
+            side goes on with its own.
 
     Time: three times the step. Raises:
         ExportError: a layer for which no rule is known.
     """
-    walk = _Walk(states, spikes)
+    walk = _Walk(states, spikes, streams)
     with torch.no_grad():
         stream: Pair = (x, torch.zeros_like(x))
         for run in net.runs():
+            walk.last = run is net.runs()[-1]
             stream = walk.run(run, stream)
-    return stream[1], walk.membranes, walk.states
+    return stream[1], walk.membranes, walk.states, walk.streams
 
 
 class _Walk:
-    def __init__(self, states: list[Tensor], spikes: list[Tensor]) -> None:
+    def __init__(
+        self, states: list[Tensor], spikes: list[Tensor], streams: list[Tensor] | None
+    ) -> None:
         self.given_states = states
         self.given_spikes = spikes
+        self.given_streams = streams
+        self.last = False
+        self.streams: list[Tensor] = []
         self.membranes: list[Tensor] = []
         self.states: list[Tensor] = []
 
@@ -106,7 +119,12 @@ class _Walk:
             pair = self.unit(unit, pair)
         if branch.norm is None:
             return pair
-        return _grid(_layer(branch.pool, _norm(branch.norm, pair)), GRID_BITS)
+        value, e = _grid(_layer(branch.pool, _norm(branch.norm, pair)), GRID_BITS)
+        if self.given_streams is None or self.last:
+            return value, e
+        given = self.given_streams[len(self.streams)]
+        self.streams.append(e)
+        return given, torch.zeros_like(given)
 
     def unit(self, unit: Unit, pair: Pair) -> Pair:
         if unit.norm is not None:

@@ -1,5 +1,6 @@
 """The comparison finds what is wrong with a file, and says where; bounds are neither crossed nor idle."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -12,7 +13,7 @@ from zoo import KINDS, Export, events
 from revedge.errors import ExportError
 from revedge.export.onnx_probe import OnnxProbe
 from revedge.export.parity import ParityReport, compare_predictions, compare_steps, repeat_frames
-from revedge.export.probes import TrainedProbe
+from revedge.export.probes import FileProbe, TorchScriptProbe, TrainedProbe
 from revedge.export.rounding import step_bounds
 from revedge.export.writer import manifest_of
 
@@ -63,7 +64,7 @@ def test_spoiled_file_is_found(exported: Export, spoil: Spoil) -> None:
     spoil(model)
     probe = OnnxProbe(model, manifest_of(exported.net, exported.frames, "fake"), exported.net)
     report = ParityReport(steps=4, batches=(3,))
-    with pytest.raises(ExportError, match=r"step \d: .*(neuron|logits).* rounding explains"):
+    with pytest.raises(ExportError, match=r"step \d: .*(neuron|logits|adds).* rounding explains"):
         compare_steps(TrainedProbe(exported.net), probe, events(4, 3, 0, (2, 16, 16)), report)
 
 
@@ -103,6 +104,32 @@ def test_bounds_hold_between_float32_and_float64(kind: str) -> None:
         # Not idle: in most membranes a two-hundredth of what a spike is worth would be noticed.
         assert max(float(bound.median()) for bound in bounds[1]) < 5e-3
         states = seen.states
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torchscript"])
+def test_streams_are_given(kind: str, exported: Export) -> None:
+    """What branches add is taken from the network: given other values, everything behind them follows those."""
+    net, trained = exported.net, TrainedProbe(exported.net)
+    if kind == "onnx":
+        model = onnx.load(str(exported.folder / "model.onnx"))
+        manifest = manifest_of(net, exported.frames, "fake")
+        probe: FileProbe = OnnxProbe(model, manifest, net)
+    else:
+        probe = TorchScriptProbe(exported.folder / "model.step.pt", net)
+    x, states = events(1, 2, 3, net.in_shape)[0], trained.rest(2)
+    seen = trained.step(x, states)
+    found = probe.forced(x, seen, states)
+    assert len(found.streams) == len(seen.streams) > 4
+    assert all(
+        np.abs(a - b).max() <= 2.0**-13 for a, b in zip(found.streams, seen.streams, strict=True)
+    )
+    moved = dataclasses.replace(seen, streams=[s + np.float32(0.5) for s in seen.streams])
+    other = probe.forced(x, moved, states)
+    assert np.array_equal(other.streams[0], found.streams[0])  # the file's own, not what was given
+    changed = [
+        not np.array_equal(a, b) for a, b in zip(other.membranes, found.membranes, strict=True)
+    ]
+    assert sum(changed) > len(changed) // 3
 
 
 def test_changed_predictions_are_counted() -> None:
