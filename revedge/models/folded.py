@@ -171,7 +171,8 @@ def dyadic(neuron: BaseNode | ReversibleNode, name: str) -> BaseNode:
     """Return the neuron with leak 1 - 2**-s, threshold and reset on the grid; see `fold_network`."""
     if type(neuron) not in (IFNode, LIFNode, ParametricLIFNode):
         what = (
-            "the reversible neuron multiplies its membrane by its real-valued output, which no grid closes"
+            "the reversible neuron multiplies its membrane by 1 - Y in every step, so nothing bounds it and no sum of "
+            "it can be certified"
             if isinstance(neuron, ReversibleNode)
             else f"no exact form is known for {type(neuron).__name__}"
         )
