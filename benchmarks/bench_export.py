@@ -5,6 +5,7 @@
 speed    CPU time of a step and of 16 steps, one thread, batch 1, all ways in turn in one process, medians; the files
          have been held to the network in the same run. "bound" is what 16 steps would be faster if everything but the
          convolutions and linear layers were free: eager time / time of those nodes in onnxruntime's own profile.
+         "without neurons" is how much faster a Scan is from which every neuron was cut: not a network any more.
 memory   resident memory of a process that runs the file, RevSResNet21 at width 32: largest, and after loading.
 matrix   {TorchScript, ONNX step, Scan, unrolled} x {batch 1, 3} x {T 4, 16} for every model of the registry.
 
@@ -12,6 +13,7 @@ Ends with 1 if a bar is missed; the last line is one JSON object.
 """
 
 import argparse
+import copy
 import json
 import statistics
 import sys
@@ -106,7 +108,9 @@ def speed(folder: Path, repeats: int) -> tuple[list[list[Any]], bool]:
         compare_steps(TrainedProbe(net), OnnxProbe(model, manifest, net), x, report)
         scan_model, scan_manifest, scan_file = written(net, "onnx-scan", folder)
         compare_with_step(scan_model, scan_manifest, [x], report)
-        found = _times(net, x, manifest, step_file, scan_file, repeats)
+        bare_file = folder / "bare.onnx"
+        bare_file.write_bytes(_without_neurons(scan_model).SerializeToString())
+        found = _times(net, x, manifest, (step_file, scan_file, bare_file), repeats)
         ratios = found["eager step"] / found["ORT step"], found["eager loop"] / found["Scan"]
         bound = found["eager loop"] / STEPS / _products_ms(step_file, manifest, x[0])
         good = ratios[0] >= STEP_BAR and ratios[1] >= SEQUENCE_BAR
@@ -120,6 +124,7 @@ def speed(folder: Path, repeats: int) -> tuple[list[list[Any]], bool]:
                 f"{ratios[0]:.2f}",
                 *(f"{found[way]:.2f}" for way in ("eager loop", "ORT loop", "Scan")),
                 f"{ratios[1]:.2f}",
+                f"{found['eager loop'] / found['without neurons']:.2f}",
                 f"{bound:.1f}",
                 "yes" if good else "no",
             ]
@@ -128,10 +133,36 @@ def speed(folder: Path, repeats: int) -> tuple[list[list[Any]], bool]:
     return rows, met
 
 
+def _without_neurons(model: Any) -> Any:
+    """A copy of a Scan graph in which neurons hand on what they are given and keep their state as it is."""
+    bare = copy.deepcopy(model)
+    scan = next(node for node in bare.graph.node if node.op_type == "Scan")
+    body = next(attribute.g for attribute in scan.attribute if attribute.name == "body")
+    charged = {node.output[0]: list(node.input) for node in body.node if node.op_type == "Sub"}
+    renamed = {}
+    for node in body.node:
+        if node.op_type == "HardSigmoid":
+            renamed[node.output[0]] = charged[node.input[0]][1]
+        if node.op_type == "ThresholdedRelu":
+            state = charged[node.input[0]][0]
+            node.op_type = "Identity"
+            node.input[0] = state
+            del node.attribute[:]
+    kept = [node for node in body.node if node.op_type not in ("HardSigmoid", "Sub")]
+    for node in kept:
+        for position, name in enumerate(node.input):
+            while name in renamed:
+                name = renamed[name]
+            node.input[position] = name
+    del body.node[:]
+    body.node.extend(kept)
+    return bare
+
+
 def _times(
-    net: SpikingNet, x: Any, manifest: Manifest, step_file: Path, scan_file: Path, repeats: int
+    net: SpikingNet, x: Any, manifest: Manifest, files: tuple[Path, Path, Path], repeats: int
 ) -> dict[str, float]:
-    step, scan = open_session(step_file), open_session(scan_file)
+    step, scan, bare = map(open_session, files)
     names = ["logits", *(s.next for s in manifest.states)]
     frames, scripted = torch.from_numpy(x), compile_script(inference_form(net))
     rest = {s.name: np.full((1, *s.shape), s.init, np.float32) for s in manifest.states}
@@ -155,6 +186,7 @@ def _times(
         "eager loop": eager_loop,
         "ORT loop": ort_loop,
         "Scan": lambda: scan.run(None, {"x": x}),
+        "without neurons": lambda: bare.run(None, {"x": x}),
     }
     spent: dict[str, list[float]] = {way: [] for way in ways}
     with torch.no_grad():
@@ -287,7 +319,7 @@ def _one_model(net: SpikingNet, folder: Path, most_nodes: int) -> tuple[ParityRe
 ABOUT = {
     "speed": f"CPU milliseconds, one thread, batch 1, medians. Bars: a step {STEP_BAR:g} times, {STEPS} steps in one "
     f"Scan {SEQUENCE_BAR:g} times as fast as eager PyTorch. Bound: 16 steps if all but convolutions and linear layers "
-    "were free.",
+    "were free; without neurons: eager / the same Scan without any neuron.",
     "memory": "RevSResNet21, width 32, 2x32x32: Python, numpy, onnxruntime and the file, one stream. Bar for "
     f"the step: {MEMORY_BAR_BYTES / 1e6:g} MB while it runs, and with low memory while it is loaded, too.",
     "matrix": f"TorchScript and ONNX steps at batches 1 and 3 and for {LENGTHS[0]} and {LENGTHS[1]} steps, given the "
@@ -304,6 +336,7 @@ HEADERS = {
             "ORT step x 16",
             "Scan, 16 steps",
             "eager / Scan",
+            "without neurons",
             "bound",
             "bars met",
         ),
