@@ -211,14 +211,17 @@ def _compare_all(
 
 
 def test_a_step_contains_itself(exported: Export) -> None:
-    """The steps inside scan and unrolled graph are node for node the same, and give the bits of the step file."""
+    """The steps inside scan and unrolled graph are the same operators in order, and give the bits of the step file."""
     inside = {}
     for kind in ("scan", "unrolled"):
         model = onnx.load(str(exported.folder / f"model.{kind}.onnx"))
         manifest = manifest_of(exported.net, exported.frames, "fake", f"onnx-{kind}")
         inside[kind] = contained_step(model, manifest)
-    nodes = [[node.SerializeToString() for node in one.graph.node] for one in inside.values()]
-    assert nodes[0] == nodes[1]
+    kinds = [
+        [(node.op_type, [str(one) for one in node.attribute]) for node in model.graph.node]
+        for model in inside.values()
+    ]
+    assert kinds[0] == kinds[1]
     models_ = [onnx.load(str(exported.folder / "model.onnx")), *inside.values()]
     sessions = [open_session(one.SerializeToString(), optimize=False) for one in models_]
     rest = [np.full((2, *s.shape), s.init, np.float32) for s in exported.net.state_spec()]
