@@ -125,7 +125,7 @@ def residual_backward(c: Context, run: Run, out: Stream, tapes: list[Tape], g: B
 def coupling_forward(c: Context, run: Run, x: Stream) -> tuple[Stream, list[Tape]]:
     """Take over who held ``x``."""
     m, tapes, half = c.meter, list[Tape](), _half(x.plane)
-    halves = _split(c, x)
+    halves = _copies(c, x)
     y: Output | None = None
     index = 0
 
@@ -173,6 +173,15 @@ def coupling_backward(c: Context, run: Run, out: Stream, tapes: list[Tape], g: B
 
 def _half(plane: Plane) -> Plane:
     return (plane[0] // 2, *plane[1:])
+
+
+def _copies(c: Context, x: Stream) -> list[Block]:
+    """Halves of their own; of a single plane they are parts of ``x``."""
+    if c.planes == 1:
+        return [x.block, c.meter.hold(x.block)]
+    halves = [c.whole(_half(x.plane)), c.whole(_half(x.plane))]
+    c.meter.drop(x.block)
+    return halves
 
 
 def _split(c: Context, x: Stream) -> list[Block]:
