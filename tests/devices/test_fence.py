@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from revedge.data.writer import Samples, write_cache
 from revedge.devices import watch
 from revedge.devices.metrics_log import read_metrics
 from revedge.devices.orders import Orders
 from revedge.devices.run_folder import RunFolder, RunSettings
+from revedge.planner import base
 
 from .conftest import make_plan
 from .processes import DEADLINE_S, Start
@@ -25,7 +27,10 @@ def test_no_step_goes_over_the_budget_not_even_the_first(tmp_path: Path, start: 
         (2, side, side), timesteps, ("a", "b"), np.arange(4) % 2, 2, 1.0, iter(frames)
     )
     write_cache(samples, tmp_path / "cache", "long", {}, {})
-    # store keeps some 30 tensors of 4 * 32 * 2 * 32 * 32 * 32 bytes: 240 MiB, for which there are 80.
+    # What this machine's torch takes before there is a network; some builds of it take twice as much as others.
+    measured = base.measure(torch.get_num_threads())
+    base_bytes = measured.trainer_bytes("ms-resnet10") + measured.supervisor_bytes
+    # store keeps some 30 tensors of 4 * 32 * 2 * 32 * 32 * 32 bytes: 240 MiB, for which there are 70.
     plan = make_plan(
         model="ms-resnet10",
         model_options={"width": 32},
@@ -35,9 +40,9 @@ def test_no_step_goes_over_the_budget_not_even_the_first(tmp_path: Path, start: 
         micro_batch_size=2,
         strategy="store",
         epochs=1,
-        budget_bytes=330 * MIB,
-        predicted_peak_bytes=265 * MIB,  # of activations it knows nothing
-        parts={"base_bytes": 265 * MIB},
+        budget_bytes=base_bytes + 70 * MIB,
+        predicted_peak_bytes=base_bytes,  # of activations it knows nothing
+        parts={"base_bytes": base_bytes},
     )
     run = RunFolder(tmp_path / "run")
     run.make()
@@ -48,7 +53,7 @@ def test_no_step_goes_over_the_budget_not_even_the_first(tmp_path: Path, start: 
     peak = max(line.get("peak_bytes", 0) for line in lines)
     assert "warning: out of memory" in err
     assert process.returncode == 0 or "nothing that takes less is left" in err
-    assert 200 * MIB < peak <= plan.budget_bytes
+    assert 0.7 * base_bytes < peak <= plan.budget_bytes
 
 
 class _Clock:
