@@ -15,7 +15,8 @@ from revedge.data import FrameCache
 from revedge.devices import augment, optimizer
 from revedge.devices.atomic import replace_text
 from revedge.devices.checkpoint import CheckpointStore, training_identity
-from revedge.devices.loop import Event, LoopSettings, TrainingLoop
+from revedge.devices.loop import TrainingLoop
+from revedge.devices.loop_settings import Event, LoopSettings
 from revedge.devices.optimizer import Optimizer
 from revedge.devices.run_folder import RunFolder
 from revedge.devices.tensor_file import check_file, read_tensors, write_tensors

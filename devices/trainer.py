@@ -108,13 +108,13 @@ def _train(run: RunFolder, report: Reporter, stop: StopRequest, wanted: Orders) 
     plan = Plan.load(run.plan)
     # Here, not above: they import torch, which must find the allocator policy in place.
     from revedge.devices.build import make_loop, write_model
-    from revedge.devices.loop import Stopped
+    from revedge.devices.loop_settings import Stopped
     from revedge.engine import look_between_units
 
     loop = make_loop(run, plan, report, stop)
     device_bytes = _device_meter(plan.device)
     watch = Watch(plan.budget_bytes, device_bytes, wanted)
-    loop.restore()
+    loop.saving.restore()
     if loop.position.step < loop.total_steps:
         _start_threads()
         # A plan that is wrong must not show it in the first pass.

@@ -13,7 +13,8 @@ from torch import nn
 from revedge import models
 from revedge.devices import optimizer
 from revedge.devices.checkpoint import CheckpointStore
-from revedge.devices.loop import LoopSettings, Stopped, TrainingLoop, learning_rate_at
+from revedge.devices.loop import TrainingLoop
+from revedge.devices.loop_settings import LoopSettings, Stopped, learning_rate_at
 from revedge.errors import RevedgeError
 
 # Micro-batches add the same float32 gradients in another order: n = 30 terms, each rounded to 2**-24, over 9 steps
@@ -81,7 +82,10 @@ def _loop(folder: Path, net: nn.Module | None = None, **changes: Any) -> Trainin
 
 
 def _equal(one: TrainingLoop, other: TrainingLoop) -> bool:
-    return all(torch.equal(tensor, other.tensors()[name]) for name, tensor in one.tensors().items())
+    return all(
+        torch.equal(tensor, other.saving.tensors()[name])
+        for name, tensor in one.saving.tensors().items()
+    )
 
 
 @pytest.mark.parametrize("calls", [1, 4, 9, 10, 13])
@@ -101,7 +105,7 @@ def test_stopped_anywhere_and_resumed_gives_the_same_bits(tmp_path: Path, calls:
     with pytest.raises(Stopped):
         cut.run()
     resumed = _loop(tmp_path / "cut", net=_net(), events=events)
-    resumed.restore()
+    resumed.saving.restore()
     assert resumed.position.step == cut.position.step > 0
     resumed.run()
     assert _equal(whole, resumed)
@@ -117,9 +121,9 @@ def test_stopped_anywhere_and_resumed_gives_the_same_bits(tmp_path: Path, calls:
 def test_warming_up_changes_nothing(tmp_path: Path) -> None:
     """The step before the fence leaves weights, running statistics and counters as they were."""
     loop = _loop(tmp_path)
-    before = {name: tensor.clone() for name, tensor in loop.tensors().items()}
+    before = {name: tensor.clone() for name, tensor in loop.saving.tensors().items()}
     loop.warm_up()
-    assert all(torch.equal(tensor, before[name]) for name, tensor in loop.tensors().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in loop.saving.tensors().items())
     assert all(p.grad is None for p in loop.model.parameters())
 
 
@@ -137,7 +141,7 @@ def test_micro_batches_give_the_gradient_of_the_batch(tmp_path: Path, micro: int
 def test_evaluation_counts_the_whole_test_split(tmp_path: Path) -> None:
     """Loss and accuracy are those of all 11 samples at once, and evaluation changes no statistic."""
     loop = _loop(tmp_path, micro_batch_size=4)
-    before = {name: tensor.clone() for name, tensor in loop.tensors().items()}
+    before = {name: tensor.clone() for name, tensor in loop.saving.tensors().items()}
     loss, accuracy = loop.evaluate()
     frames, labels = Frames().batch(np.arange(30, 41))
     with torch.no_grad():
@@ -145,7 +149,7 @@ def test_evaluation_counts_the_whole_test_split(tmp_path: Path) -> None:
     wanted = nn.functional.cross_entropy(logits, torch.from_numpy(labels))
     assert math.isclose(loss, float(wanted), rel_tol=1e-5)
     assert math.isclose(accuracy, float((logits.argmax(1).numpy() == labels).mean()))
-    assert all(torch.equal(tensor, before[name]) for name, tensor in loop.tensors().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in loop.saving.tensors().items())
 
 
 def _spiking_net() -> nn.Module:
@@ -167,9 +171,11 @@ def test_update_in_backward_is_the_same_training(tmp_path: Path, name: str) -> N
             micro_batch_size=10,
             update_in_backward=in_backward,
         )
-        before = {key: tensor.clone() for key, tensor in loop.tensors().items()}
+        before = {key: tensor.clone() for key, tensor in loop.saving.tensors().items()}
         loop.warm_up()
-        assert all(torch.equal(before[key], tensor) for key, tensor in loop.tensors().items())
+        assert all(
+            torch.equal(before[key], tensor) for key, tensor in loop.saving.tensors().items()
+        )
         loop.run()
         assert all(p.grad is None for p in loop.model.parameters())
         loops.append(loop)
@@ -213,22 +219,22 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(
         caught.value
     )
     resumed = _loop(tmp_path)
-    resumed.restore()
+    resumed.saving.restore()
     assert all(bool(t.isfinite().all()) for t in resumed.model.state_dict().values())
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     """A gradient can overflow where the loss did not: the last good checkpoint stays the newest."""
     loop = _loop(tmp_path)
-    loop.save()
+    loop.saving.save()
     with torch.no_grad():
         next(loop.model.parameters())[0] = math.inf
     with pytest.raises(
         RevedgeError, match=r"^weights are not finite after step 0; use a smaller --lr"
     ):
-        loop.save()
+        loop.saving.save()
     resumed = _loop(tmp_path)
-    resumed.restore()
+    resumed.saving.restore()
     assert all(bool(t.isfinite().all()) for t in resumed.model.state_dict().values())
 
 
@@ -238,7 +244,7 @@ def test_a_full_disk_in_the_middle_is_a_warning_and_at_the_end_an_error(
     """A checkpoint that cannot be written is reported and training goes on; the last one must be written."""
     events: list[dict[str, Any]] = []
     loop = _loop(tmp_path, events=events)
-    real, saved = loop.store.save, []
+    real, saved = loop.saving.store.save, []
 
     def save(step: int, *rest: Any) -> Path:
         if step > 4:
@@ -246,14 +252,14 @@ def test_a_full_disk_in_the_middle_is_a_warning_and_at_the_end_an_error(
         saved.append(step)
         return real(step, *rest)
 
-    monkeypatch.setattr(loop.store, "save", save)
+    monkeypatch.setattr(loop.saving.store, "save", save)
     with pytest.raises(RevedgeError, match=r"step 9 could not be written.*step 4\) is kept"):
         loop.run()
     warnings = [event["text"] for event in events if event["event"] == "warning"]
     assert len(warnings) >= 4
     assert "No space left on device" in warnings[0]
     resumed = _loop(tmp_path)
-    resumed.restore()
+    resumed.saving.restore()
     assert resumed.position.step == 4
 
 
