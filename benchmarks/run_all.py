@@ -27,6 +27,7 @@ SCRIPTS: dict[str, list[str]] = {
     "bench_precision": ["--repeats", "1", "--seeds", "1", "--epochs", "1"],
     "bench_search": ["--count", "2"],
     "bench_per_image": ["--batch", "4"],
+    "bench_apply": ["--rounds", "1", "--side", "32"],
     "kill_resume": ["--trainer", "3", "--supervisor", "2"],
     "keeping_it": ["--pairs", "4"],
     "max_depth": ["--budgets", "400MiB", "--parts", "time"],
