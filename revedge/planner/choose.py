@@ -1,9 +1,9 @@
 """The planner as one call: measure the base, ask the tracing process, search. Free of torch."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from revedge.planner import base
+from revedge.planner import base, unit_time
 from revedge.planner.cost import Prediction, predict
 from revedge.planner.descent import descend
 from revedge.planner.formulas import Formulas
@@ -12,6 +12,7 @@ from revedge.planner.request import Request
 from revedge.planner.result import SearchResult
 from revedge.planner.search import Progress, search
 from revedge.planner.setting import Setting
+from revedge.planner.step_time import StepTime
 from revedge.planner.timing import in_less_precision, timed
 from revedge.planner.trace_client import TraceClient
 
@@ -62,7 +63,10 @@ def choose(
             def parts(setting: Setting) -> Mapping[str, int]:
                 return exact(setting).parts
 
-            found = timed(found, request, parts)
+            def units(settings: Sequence[Setting], seconds: float) -> list[StepTime | None]:
+                return unit_time.measure([(formulas.net(s), s) for s in settings], seconds=seconds)
+
+            found = timed(found, request, parts, units=units)
             if request.precision == AUTO:
                 found = in_less_precision(found, request, parts)
         setting = found.floor_setting if found.plan is None else Setting.of(found.plan)

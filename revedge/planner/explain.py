@@ -79,7 +79,12 @@ def text(result: SearchResult) -> str:
 
 def time_text(found: StepTime) -> str:
     """Return the time of a step as people read it."""
-    how = {"probes": "by two probes", "steps": "by real steps", "factors": "by comparison"}
+    how = {
+        "probes": "by two probes",
+        "steps": "by real steps",
+        "factors": "by comparison",
+        "units": "by its units",
+    }
     return (
         f"a step takes {format_seconds(found.least_s)} to {format_seconds(found.most_s)} on this machine "
         f"({how[found.source]})"

@@ -42,7 +42,7 @@ class Formulas:
             self.traced += 1
             return self._tracer.trace(setting)
         self.evaluated += 1
-        net = self._net(setting)
+        net = self.net(setting)
         assert net is not None
         static_bytes = found.weights_bytes + found.optimizer_bytes
         return {
@@ -58,7 +58,7 @@ class Formulas:
 
     def by_run(self, setting: Setting) -> ByRun | None:
         """Return what each run takes, and its multiplications; None where no formula covers it."""
-        found, net = self._evaluated(setting), self._net(setting)
+        found, net = self._evaluated(setting), self.net(setting)
         if found is None or net is None:
             return None
         return ByRun(found.start_bytes, found.runs, net.multiplications(setting))
@@ -72,7 +72,7 @@ class Formulas:
         """Evaluate, but for what was asked last."""
         key = (setting.key(), *options)
         if key != self._last[0]:
-            net = self._net(setting)
+            net = self.net(setting)
             try:
                 found = None if net is None else evaluate(net, setting, page_bytes(), **options)
             except NotCoveredError:
@@ -80,7 +80,8 @@ class Formulas:
             self._last = (key, found)
         return self._last[1]
 
-    def _net(self, setting: Setting) -> Net | None:
+    def net(self, setting: Setting) -> Net | None:
+        """Return the geometry of a network; None where formulas do not cover it."""
         if setting.device != "cpu":
             return None
         options = sorted(setting.model_options.items())

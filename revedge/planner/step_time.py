@@ -30,7 +30,7 @@ class StepTime:
 
     least_s: float
     most_s: float
-    source: str  # "probes", "steps" or "factors"
+    source: str  # "probes", "steps", "units" or "factors"
 
     @property
     def middle_s(self) -> float:

@@ -1,7 +1,7 @@
 """Puts measured times on what a search has found, and lets them decide where speed is asked for. Free of torch."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from revedge.planner import step_time
 from revedge.planner.plan import Plan
@@ -12,6 +12,8 @@ from revedge.planner.setting import Setting
 from revedge.planner.step_time import StepTime
 from revedge.units import format_bytes
 
+Units = Callable[[Sequence[Setting], float], Sequence[StepTime | None]]
+
 MOST_PROBED = 6
 FASTER_BY = 1.1  # so much bfloat16 has to save, or rounding is worth more
 
@@ -21,23 +23,30 @@ def timed(
     request: Request,
     parts: Callable[[Setting], Mapping[str, int]],
     *,
+    units: Units | None = None,
     seconds: float = 10.0,
 ) -> SearchResult:
     """Return ``found`` with the time of a step for the plan and each alternative.
 
-    The plan and what else is on the front of memory against time are probed, the rest is told by its factor against
-    the plan. The front is drawn anew with these times. With ``--prefer speed`` the plan becomes the fastest
+    Ways are ranked by their units. The plan and what else is on the front of memory against time are probed as whole
+    steps, which are the more accurate; the rest is told by its units against those of the plan, or where these are not
+    known by its factor. The front is drawn anew with these times. With ``--prefer speed`` the plan becomes the fastest
     alternative that fits, unless its interval overlaps with that of the plan.
 
     Args:
         found: of a search of ``request``.
         request: what was asked.
         parts: predicted bytes of a setting, by kind.
+        units: tells times from units, in so many seconds; None where it does not.
         seconds: for all probes together.
     """
     if found.plan is None:
         return found
     plan = Setting.of(found.plan)
+    told = _told_by_units(found, plan, units, seconds / 2)
+    if all(each.setting.key() in told for each in found.alternatives):
+        ranked = [replace(each, step_time=told[each.setting.key()]) for each in found.alternatives]
+        found = replace(found, alternatives=_on_front(ranked))
     candidates = [each for each in found.alternatives if each.setting.key() != plan.key()]
     # Those that fit come first: they may become the plan.
     candidates.sort(
@@ -46,7 +55,9 @@ def timed(
     probed = [plan, *(each.setting for each in candidates if each.on_front)][:MOST_PROBED]
     times = dict(
         zip(
-            (each.key() for each in probed), step_time.measure(probed, seconds=seconds), strict=True
+            (each.key() for each in probed),
+            step_time.measure(probed, seconds=seconds / 2 if told else seconds),
+            strict=True,
         )
     )
     own = times[plan.key()]
@@ -55,15 +66,17 @@ def timed(
     factor = next(
         each.time_factor for each in found.alternatives if each.setting.key() == plan.key()
     )
-    alternatives = [
-        dataclasses.replace(
-            each,
-            step_time=times.get(each.setting.key())
-            or own.times(each.time_factor / factor, "factors"),
-        )
-        for each in found.alternatives
-    ]
-    found = dataclasses.replace(found, alternatives=_on_front(alternatives), step_time=own)
+
+    def time_of(each: Alternative) -> StepTime:
+        key = each.setting.key()
+        if plan.key() in told and key in told:
+            by_comparison = own.times(told[key].middle_s / told[plan.key()].middle_s, "units")
+        else:
+            by_comparison = own.times(each.time_factor / factor, "factors")
+        return times.get(key) or by_comparison
+
+    alternatives = [replace(each, step_time=time_of(each)) for each in found.alternatives]
+    found = replace(found, alternatives=_on_front(alternatives), step_time=own)
     if request.prefer != "speed":
         return found
     fitting = [
@@ -73,7 +86,18 @@ def timed(
     if _time(fastest).source != "probes" or _time(fastest).most_s >= own.least_s:
         return found
     chosen = request.plan(fastest.setting, parts(fastest.setting))
-    return dataclasses.replace(found, plan=chosen, step_time=fastest.step_time)
+    return replace(found, plan=chosen, step_time=fastest.step_time)
+
+
+def _told_by_units(
+    found: SearchResult, plan: Setting, units: Units | None, seconds: float
+) -> dict[str, StepTime]:
+    """Return the times that units tell, by the keys of settings; the plan is asked for first."""
+    if units is None:
+        return {}
+    settings = [plan, *(each.setting for each in found.alternatives)]
+    pairs = zip(settings, units(settings, seconds), strict=True)
+    return {setting.key(): time for setting, time in pairs if time is not None}
 
 
 def in_less_precision(
@@ -97,7 +121,7 @@ def in_less_precision(
     own = found.step_time
     if found.plan is None or own is None:
         return found
-    setting = dataclasses.replace(Setting.of(found.plan), precision="bfloat16")
+    setting = replace(Setting.of(found.plan), precision="bfloat16")
     low_parts = parts(setting)
     peak = sum(low_parts.values())
     missing, time = max(0, peak - request.budget_bytes), None
@@ -113,10 +137,10 @@ def in_less_precision(
             missing_bytes=missing,
             reason=f"bfloat16, but {why or 'it is not measured to be faster'}",
         )
-        return dataclasses.replace(found, rejected=(*found.rejected, rejected))
+        return replace(found, rejected=(*found.rejected, rejected))
     plan = request.plan(setting, low_parts)
     same = next(each for each in found.alternatives if each.setting.key() == _key(found.plan))
-    low = dataclasses.replace(
+    low = replace(
         same,
         setting=setting,
         predicted_peak_bytes=peak,
@@ -124,7 +148,7 @@ def in_less_precision(
         step_time=time,
     )
     alternatives = _on_front([*found.alternatives, low])
-    return dataclasses.replace(found, plan=plan, step_time=time, alternatives=alternatives)
+    return replace(found, plan=plan, step_time=time, alternatives=alternatives)
 
 
 def _key(plan: Plan) -> str:
@@ -143,8 +167,6 @@ def _on_front(alternatives: list[Alternative]) -> tuple[Alternative, ...]:
     for each in sorted(
         alternatives, key=lambda each: (_time(each).middle_s, each.predicted_peak_bytes)
     ):
-        marked.append(
-            dataclasses.replace(each, on_front=least is None or each.predicted_peak_bytes < least)
-        )
+        marked.append(replace(each, on_front=least is None or each.predicted_peak_bytes < least))
         least = min(each.predicted_peak_bytes, least or each.predicted_peak_bytes)
     return tuple(marked)
