@@ -1,9 +1,9 @@
 """What bfloat16 saves, and what it costs: bytes and seconds of a step by strategy, and test accuracy on digits.
 
-Run: python benchmarks/bench_precision.py [--repeats 2] [--seeds 3] [--epochs 6] [--report FILE.md]
-Each row is two real steps in a fresh process, as `revedge plan --verify` takes them, the shortest of some repeats in
-turn; accuracies are whole trainings (`revedge train --precision ...`). Prints a line per row, and as its last line one
-JSON object.
+Run: python benchmarks/bench_precision.py [--seeds 3] [--epochs 6] [--report FILE.md]
+Bytes are those of two real steps in a fresh process, as `revedge plan --verify` takes them; seconds are the shortest of
+three steps of a thread on a core, which other programs change little; accuracies are whole trainings
+(`revedge train --precision ...`). Prints a line per row, and as its last line one JSON object.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from typing import Any
 import report
 from bench_prediction import plan_of
 
-from revedge import child
+from revedge import allocator, child
 from revedge.planner import base
 from revedge.planner.plan import Plan
 from revedge.planner.precision import PRECISIONS, require_here
@@ -37,7 +37,6 @@ NETS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 def main() -> int:
     """Measure and compare."""
     parser = argparse.ArgumentParser(description="Training in bfloat16 beside float32.")
-    parser.add_argument("--repeats", type=int, default=2, help="of each row (2)")
     parser.add_argument("--seeds", type=int, default=3, help="trainings on digits (3)")
     parser.add_argument("--epochs", type=int, default=6, help="of each training (6)")
     parser.add_argument("--report", type=Path, help="Markdown file")
@@ -57,7 +56,7 @@ def main() -> int:
                     name: plan_of(dataclasses.replace(setting, precision=name), bare, client)
                     for name in PRECISIONS
                 }
-                rows.append([model, strategy, *compared(plans, args.repeats, steps)])
+                rows.append([model, strategy, *compared(plans, steps)])
                 print(*rows[-1], sep="  ", flush=True)
     accuracies = {
         name: [accuracy(name, seed, args.epochs) for seed in range(args.seeds)]
@@ -95,23 +94,33 @@ def main() -> int:
     return 0
 
 
-def compared(plans: dict[str, Plan], repeats: int, steps: list[float]) -> list[str]:
+def compared(plans: dict[str, Plan], steps: list[float]) -> list[str]:
     """Return the cells of one row; ``steps`` gets the time of bfloat16 in that of float32."""
-    peaks, seconds = dict[str, int](), dict[str, float]()
-    for _ in range(repeats):  # in turn, so that what slows this machine down meets both
-        for name, plan in plans.items():
-            found = verify(plan)
-            assert found.step_s is not None, found.problem
-            peaks[name] = max(peaks.get(name, 0), found.measured_peak_bytes)
-            seconds[name] = min(seconds.get(name, found.step_s), found.step_s)
-    cells = []
+    seconds = dict(zip(plans, steps_s([Setting.of(plan) for plan in plans.values()]), strict=True))
+    cells, peaks = list[str](), list[int]()
     for name, plan in plans.items():
-        predicted, measured = plan.predicted_peak_bytes, peaks[name]
+        found = verify(plan)
+        assert found.step_s is not None, found.problem
+        predicted, measured = plan.predicted_peak_bytes, found.measured_peak_bytes
         cells += [f"{predicted / 2**20:.1f}", f"{measured / 2**20:.1f}"]
         cells += [f"{100 * (predicted - measured) / measured:+.2f} %", f"{seconds[name]:.3f}"]
+        peaks.append(measured)
     full, low = PRECISIONS
     steps.append(seconds[low] / seconds[full])
-    return [*cells, f"{(peaks[low] - peaks[full]) / 2**20:+.1f} MiB", f"{steps[-1]:.2f}"]
+    return [*cells, f"{(peaks[1] - peaks[0]) / 2**20:+.1f} MiB", f"{steps[-1]:.2f}"]
+
+
+def steps_s(settings: list[Setting]) -> list[float]:
+    """Return the shortest of three steps of each, seconds of its thread on a core."""
+    done = subprocess.run(
+        child.command("revedge.planner.time_probe"),
+        input=json.dumps({"pairs": [[each.to_json()] for each in settings], "seconds": 120}),
+        capture_output=True,
+        env=child.environment(**allocator.preload(), OMP_NUM_THREADS="1"),
+        text=True,
+        check=True,
+    )
+    return [float(json.loads(line)[0][1]) for line in done.stdout.splitlines()]
 
 
 def accuracy(precision: str, seed: int, epochs: int) -> float:

@@ -24,7 +24,7 @@ SCRIPTS: dict[str, list[str]] = {
     "bench_cuda": [],
     "bench_export": ["--only", "speed,memory"],
     "bench_prediction": ["--count", "6", "--most-gmacs", "2"],
-    "bench_precision": ["--repeats", "1", "--seeds", "1", "--epochs", "1"],
+    "bench_precision": ["--seeds", "1", "--epochs", "1"],
     "bench_search": ["--count", "2"],
     "bench_per_image": ["--batch", "4"],
     "bench_apply": ["--rounds", "1", "--side", "32"],

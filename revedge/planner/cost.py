@@ -15,6 +15,7 @@ SLACK_SHARE = 0.01  # of the traced bytes: pages that the kernel counts late, fr
 SLACK_PER_CONVOLUTION_BYTES = (
     104 << 10
 )  # code that oneDNN generates for each shape, forward and backward
+SLACK_PER_LOW_CONVOLUTION_BYTES = 168 << 10  # where some are in bfloat16: over 60 trainings
 SLACK_PER_PARAMETER_BYTES = (
     10 << 10
 )  # each tensor of weights: modules, nodes of autograd, states on Python's heap
@@ -88,7 +89,9 @@ def predict(setting: Setting, base: Base, tracer: Tracer) -> Prediction:
     slack = SLACK_LEAST_BYTES + math.ceil(dynamic * SLACK_SHARE)
     if setting.device == "cuda":
         slack += CUDA_SLACK_BYTES + math.ceil(dynamic * CUDA_SLACK_SHARE)
-    slack += traced["convolutions"] * SLACK_PER_CONVOLUTION_BYTES
+    full = setting.precision == "float32"
+    per_convolution = SLACK_PER_CONVOLUTION_BYTES if full else SLACK_PER_LOW_CONVOLUTION_BYTES
+    slack += traced["convolutions"] * per_convolution
     slack += traced["parameter_tensors"] * SLACK_PER_PARAMETER_BYTES
     parts = {name: traced[name] for name in PARTS if name in traced}
     if "reserved_bytes" in traced:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from revedge.errors import UsageError
+from revedge.planner.precision import PRECISIONS
 from revedge.planner.request import Request
 from revedge.planner.setting import Setting
 from revedge.planner.way import Way
@@ -69,6 +70,8 @@ def ways_out(
         and fits(replace(floor, optimizer="sgd"))
     ):
         found.append("or --optimizer sgd")
+    if floor.precision != PRECISIONS[0] and fits(replace(floor, precision=PRECISIONS[0])):
+        found.append(f"or --precision {PRECISIONS[0]}")
     found += [
         f"or leave out {text}"
         for name, text in _FIXED.items()

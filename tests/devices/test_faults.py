@@ -194,10 +194,14 @@ def test_a_disk_that_runs_full_loses_nothing(
     run = make_run("disk/run", epochs=EPOCHS)
     process = start("train", "--resume", str(run.path))
     wait(partial(reached, run, 3), process)
+    trainer = trainer_of(process)
+    assert trainer is not None
+    os.kill(trainer, signal.SIGSTOP)  # on a busy machine it would come to its end meanwhile
     ballast = small_disk / "ballast"
     with pytest.raises(OSError, match="No space left"):
         _fill(ballast)
     before = newest(run)
+    os.kill(trainer, signal.SIGCONT)
     _, err = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 1
     assert "No space left on device); the last good one is kept and training goes on" in err

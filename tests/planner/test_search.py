@@ -343,6 +343,22 @@ def test_each_way_out_works(changes: dict[str, object]) -> None:
         assert search(request(budget, **changed), FAMILIES, predict).plan, word
 
 
+def test_full_precision_is_offered_where_it_would_fit() -> None:
+    """bfloat16 takes some bytes more: where only they are missing, float32 is a way out, and it works."""
+    plain = predictor((1, 1, 0))
+
+    def predict(setting: Setting) -> Prediction:
+        low = 5 if setting.precision == "bfloat16" else 0
+        return Prediction(parts={**plain(setting).parts, "base_bytes": low})
+
+    floor = search(request(1, precision="bfloat16"), FAMILIES, predict).floor_bytes
+    short = search(request(floor - 5, precision="bfloat16"), FAMILIES, predict)
+    assert "or --precision float32" in short.way_out
+    assert search(request(floor - 5, precision="float32"), FAMILIES, predict).plan
+    short = search(request(floor - 6, precision="bfloat16"), FAMILIES, predict)
+    assert "--precision" not in short.way_out
+
+
 def test_accuracy_per_byte_is_taken_from_finished_trainings() -> None:
     """The best ratio of accuracy above chance to bytes among those that fit; without trainings it is refused."""
 
