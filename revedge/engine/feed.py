@@ -75,7 +75,7 @@ class Feed(Run):
         del out
         branches, g_x = self.branch_list(), None
         for branch in branches:
-            g_branch = g if branch is branches[-1] else g.copy()
+            g_branch = g if branch is branches[-1] else g.lend()
             if branch is not branches[-1] and isinstance(x, Output) and x.free:
                 given: Tensor | Output | None = x.whole()  # for the others, too
             else:

@@ -177,14 +177,25 @@ def fire_backward_(
 
 
 def norm_backward_(
-    norm: _BatchNorm | None, y: Tensor, g: Tensor, stats: Stats, gradients: Gradients
+    norm: _BatchNorm | None,
+    y: Tensor,
+    g: Tensor,
+    stats: Stats,
+    gradients: Gradients,
+    *,
+    over_y: bool = False,
 ) -> Tensor:
-    """Backward of normalization alone: ``g`` ``[T, B, C, ...]`` becomes the gradient of ``y``."""
+    """Backward of normalization alone: return the gradient of ``y`` ``[T, B, C, ...]``, written over ``g``.
+
+    ``over_y``, with the statistics of the batch: written over ``y`` instead.
+    """
     assert norm is not None
     inv_std = _inv_std(norm, stats)
     y_flat, g_flat = y.flatten(0, 1), g.flatten(0, 1)
     if stats.of_batch:
-        g_weight, g_bias = kernels.norm_backward_(y_flat, g_flat, stats.mean, inv_std, norm.weight)
+        g_weight, g_bias = kernels.norm_backward_(
+            y_flat, g_flat, stats.mean, inv_std, norm.weight, over_y=over_y
+        )
     else:  # constants: no gradient flows through the statistics
         shape, axes = _channel_shape(y_flat), [d for d in range(y_flat.dim()) if d != 1]
         if not norm.weight.requires_grad:  # a norm that is fixed altogether
@@ -195,7 +206,7 @@ def norm_backward_(
         g_flat.mul_((norm.weight * inv_std).view(shape))
     add_gradient(gradients, norm.weight, g_weight)
     add_gradient(gradients, norm.bias, g_bias)
-    return g
+    return y if over_y else g
 
 
 def _reversible_backward_(

@@ -8,7 +8,7 @@ answers are the same bits.
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from revedge import kernels
 from revedge.engine.fire import (
@@ -160,19 +160,20 @@ class Replay:
 
         One look at the last unit's output serves both. ``given`` is the gradient of the branch's output.
         """
-        g = given.take_writable()
         branch, stats = self.branch, self.tape.stats
-        if branch.norm is not None:
-            assert stats is not None
-            y = self._output()
-            if y.sliced and branch.pool is None and stats.of_batch:
-                g = undo_slabs_(branch.norm, stream, y, stats, g, gradients)
-            else:
-                if stream is not None:
-                    _add(branch, stream, y.whole(), stats, sign=-1)
-                g = self._trailing_backward(y.whole(), stats, g, gradients)
-            gradients.settle(branch.norm)
-        self.last, self.g = None, g
+        if branch.norm is None:
+            self.last, self.g = None, given.take_writable()
+            return
+        assert stats is not None
+        y = self._output()
+        if y.sliced and branch.pool is None and stats.of_batch:
+            self.g = undo_slabs_(branch.norm, stream, y, stats, given.take_writable(), gradients)
+        else:
+            if stream is not None:
+                _add(branch, stream, y.whole(), stats, sign=-1)
+            self.g = self._trailing_backward(y.whole(), stats, given, gradients)
+        self.last = None
+        gradients.settle(branch.norm)
 
     def backward(self, gradients: Gradients, *, need_input: bool) -> Tensor | None:
         """Return the gradient of the branch's input, None if not needed; after `undo`."""
@@ -210,10 +211,15 @@ class Replay:
         return fire_backward_(unit, y.whole(), None, stats, g, gradients, y_is_free=free)
 
     def _trailing_backward(
-        self, y: Tensor, stats: Stats, g: Tensor, gradients: Gradients
+        self, y: Tensor, stats: Stats, given: Given, gradients: Gradients
     ) -> Tensor:
         branch = self.branch
         assert branch.norm is not None
+        # Nobody needs what a convolution gave out any more: the gradient is written there, and ``given`` not copied.
+        own = isinstance(self.units[-1].op, nn.Conv2d | nn.Linear)
+        if branch.pool is None and stats.of_batch and own and not given.free:
+            return norm_backward_(branch.norm, y, given.take(), stats, gradients, over_y=True)
+        g = given.take_writable()
         if branch.pool is not None:
             scale, shift, _ = affine(branch.norm, stats)
             z = unfold_time(kernels.norm_forward(y.flatten(0, 1), scale, shift), y)

@@ -35,11 +35,6 @@ class Given:
         assert self._tensor is not None
         return Given(self._tensor, free=False)
 
-    def copy(self) -> "Given":
-        """Return a copy that is free, and keep the tensor for who takes it later."""
-        assert self._tensor is not None
-        return Given(self._tensor.clone(memory_format=torch.contiguous_format), free=True)
-
     def take_writable(self) -> Tensor:
         """Return the tensor if it is free, else a copy."""
         tensor = self.take()

@@ -156,7 +156,13 @@ def norm_forward(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def norm_backward_(
-    y: Tensor, g: Tensor, mean: Tensor, inv_std: Tensor, weight: Tensor, first: int
+    y: Tensor,
+    g: Tensor,
+    mean: Tensor,
+    inv_std: Tensor,
+    weight: Tensor,
+    first: int,
+    over_y: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See reference.norm_backward_."""
     channels = check_slab("g", g, y, 1, first)
@@ -164,7 +170,7 @@ def norm_backward_(
         check_shape(name, tensor, y.shape[1:2])
     g_weight, g_bias = torch.empty_like(weight), torch.empty_like(weight)
     tensors = [y, g, mean, inv_std, weight, g_weight, g_bias]
-    call("norm_backward", tensors, [*_planes(y, 1), channels, first], [])
+    call("norm_backward", tensors, [*_planes(y, 1), channels, first, int(over_y)], [])
     return g_weight, g_bias
 
 

@@ -37,11 +37,11 @@ _norm_forward = register(
     meta=lambda y, scale, shift: y.new_empty(y.shape),
 )
 _norm_backward = register(
-    "norm_backward_(Tensor y, Tensor(a!) g, Tensor mean, Tensor inv_std, Tensor weight, int first)"
-    " -> (Tensor, Tensor)",
+    "norm_backward_(Tensor(b!) y, Tensor(a!) g, Tensor mean, Tensor inv_std, Tensor weight, int first,"
+    " bool over_y=False) -> (Tensor, Tensor)",
     reference=reference.norm_backward_,
     native=native.norm_backward_,
-    meta=lambda y, g, mean, inv_std, weight, first: (
+    meta=lambda y, g, mean, inv_std, weight, first, over_y=False: (
         torch.empty_like(weight),
         torch.empty_like(weight),
     ),
@@ -106,7 +106,14 @@ def norm_forward(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 @torch.no_grad()
 def norm_backward_(
-    y: Tensor, g: Tensor, mean: Tensor, inv_std: Tensor, weight: Tensor, *, first: int = 0
+    y: Tensor,
+    g: Tensor,
+    mean: Tensor,
+    inv_std: Tensor,
+    weight: Tensor,
+    *,
+    first: int = 0,
+    over_y: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Back-propagate through a batch norm that used the statistics of its batch.
 
@@ -116,9 +123,10 @@ def norm_backward_(
             than y, which are then left alone.
         mean, inv_std, weight: the norm [C].
         first: the channel of ``g`` that belongs to the first of y.
+        over_y: leave ``g`` as it is, and overwrite ``y``.
 
     Returns:
         (g_weight [C], g_bias [C]).
     """
-    g_weight, g_bias = _norm_backward(y, g, mean, inv_std, weight, first)
+    g_weight, g_bias = _norm_backward(y, g, mean, inv_std, weight, first, over_y)
     return g_weight, g_bias

@@ -20,12 +20,31 @@ def test_native_equals_reference(shape: tuple[int, ...], threads: int) -> None:
     mean, var = reference.channel_stats(y)
     scale, shift, inv_std = kernels.norm_affine(mean, var, weight, weight - 1, 1e-5)
     assert_same_bits(kernels.norm_forward(y, scale, shift), reference.norm_forward(y, scale, shift))
-    g_expected = g.clone()
+    y_again, g_again, g_expected = y.clone(), g.clone(), g.clone()
     results = kernels.norm_backward_(y, g, mean, inv_std, weight)
     expected = reference.norm_backward_(y, g_expected, mean, inv_std, weight)
     assert_same_bits(g, g_expected)
-    for value, value_expected in zip(results, expected, strict=True):
-        assert_same_bits(value, value_expected)
+    over_y = kernels.norm_backward_(y_again, g_again, mean, inv_std, weight, over_y=True)
+    assert_same_bits(y_again, g_expected)
+    for found in (results, over_y):
+        for value, value_expected in zip(found, expected, strict=True):
+            assert_same_bits(value, value_expected)
+
+
+@pytest.mark.parametrize("name", ["native", "reference"])
+def test_backward_over_the_input(name: str) -> None:
+    """The gradient goes where it is asked to, the other tensor stays; a slab of ``g`` may be meant."""
+    module = kernels if name == "native" else reference
+    y, g = torch.randn(5, 2, 9), torch.randn(5, 6, 9)
+    norm = (torch.randn(2), torch.rand(2) + 1, torch.randn(2))
+    y_before, g_before = y.clone(), g.clone()
+    module.norm_backward_(y, g, *norm, first=3)
+    assert_same_bits(y, y_before)
+    expected = g[:, 3:5].contiguous()
+    g.copy_(g_before)
+    module.norm_backward_(y, g, *norm, first=3, over_y=True)
+    assert_same_bits(g, g_before)
+    assert_same_bits(y, expected)
 
 
 @pytest.mark.parametrize("plane", [1, 9, 32, 67])

@@ -36,8 +36,11 @@ def norm_every_shape(where: Where) -> None:
         g_y = g.clone()
         with documented_order():
             expected = reference.norm_backward_(y, g_y, mean, inv_std, weight)
-        same(where("norm_backward_", y, g, mean, inv_std, weight, 0), expected)
+        y_again, g_again = y.clone(), g.clone()
+        same(where("norm_backward_", y, g, mean, inv_std, weight, 0, False), expected)
         assert_same_bits(g, g_y)
+        same(where("norm_backward_", y_again, g_again, mean, inv_std, weight, 0, True), expected)
+        assert_same_bits(y_again, g_y)
 
 
 def norm_order_of_sums(where: Where) -> None:

@@ -63,15 +63,19 @@ REVEDGE_API int revedge_norm_forward(const float *y, const float *scale, const f
     return 0;
 }
 
-REVEDGE_API int revedge_norm_backward(const float *y, float *g, const float *mean,
-                                      const float *inv_std, const float *weight, float *g_weight,
-                                      float *g_bias, int64_t M, int64_t C, int64_t S,
-                                      int64_t C_of_g, int64_t first, const float *p, int threads) {
+/* The result is written over y if over_y, else over the channels of g. */
+REVEDGE_API int revedge_norm_backward(float *y, float *g, const float *mean, const float *inv_std,
+                                      const float *weight, float *g_weight, float *g_bias,
+                                      int64_t M, int64_t C, int64_t S, int64_t C_of_g,
+                                      int64_t first, int64_t over_y, const float *p, int threads) {
     (void)p;
     threads = threads_for(M * C * S, C, threads);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-    for (int64_t c = 0; c < C; ++c)
-        norm_backward_channel(y + c * S, C * S, g + (first + c) * S, C_of_g * S, mean[c],
-                              inv_std[c], weight[c], g_weight + c, g_bias + c, M, S);
+    for (int64_t c = 0; c < C; ++c) {
+        float *y_c = y + c * S, *g_c = g + (first + c) * S;
+        norm_backward_channel(y_c, C * S, g_c, C_of_g * S, over_y ? y_c : g_c,
+                              (over_y ? C : C_of_g) * S, mean[c], inv_std[c], weight[c],
+                              g_weight + c, g_bias + c, M, S);
+    }
     return 0;
 }

@@ -55,10 +55,11 @@ INLINE void add_to_lanes(int gradient, const float *y, int64_t y_stride, const f
     memcpy(products, &b, sizeof b);
 }
 
-/* Overwrite g with the gradient of y; write the gradients of weight and bias. */
-CLONES static void norm_backward_channel(const float *y, int64_t y_stride, float *g,
-                                         int64_t g_stride, float mean, float inv_std, float weight,
-                                         float *g_weight, float *g_bias, int64_t M, int64_t S) {
+/* Write the gradient of y to out, which may be g or y; write the gradients of weight and bias. */
+CLONES static void norm_backward_channel(const float *y, int64_t y_stride, const float *g,
+                                         int64_t g_stride, float *out, int64_t out_stride,
+                                         float mean, float inv_std, float weight, float *g_weight,
+                                         float *g_bias, int64_t M, int64_t S) {
     double lanes[LANES] = {0}, products[LANES] = {0};
     add_to_lanes(1, y, y_stride, g, g_stride, mean, M, S, lanes, products);
     const double sums[2] = {pairwise(lanes), pairwise(products)};
@@ -69,11 +70,11 @@ CLONES static void norm_backward_channel(const float *y, int64_t y_stride, float
     *g_weight = (float)(sums[1] * inv);
     *g_bias = (float)sums[0];
     for (int64_t m = 0; m < M; ++m) {
-        const float *py = y + m * y_stride;
-        float *pg = g + m * g_stride;
+        const float *py = y + m * y_stride, *pg = g + m * g_stride;
+        float *po = out + m * out_stride;
         for (int64_t i = 0; i < S; ++i) {
             const float d = py[i] - mean;
-            pg[i] = ((pg[i] - a) - d * b) * scale;
+            po[i] = ((pg[i] - a) - d * b) * scale;
         }
     }
 }

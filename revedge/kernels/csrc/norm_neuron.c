@@ -121,8 +121,8 @@ REVEDGE_API int revedge_norm_neuron_backward(const float *y, float *g, const flo
             neuron_backward_units(rows, g_leak ? g_leak + at : NULL, T, S, B, C * S, all * S, size,
                                   scratches + thread_index() * scratch, &q);
         }
-        norm_backward_channel(y + at, C * S, g + at, all * S, mean[c], inv_std[c], weight[c],
-                              g_weight + c, g_bias + c, T * B, S);
+        norm_backward_channel(y + at, C * S, g + at, all * S, g + at, all * S, mean[c], inv_std[c],
+                              weight[c], g_weight + c, g_bias + c, T * B, S);
     }
     free(scratches);
     free(each);

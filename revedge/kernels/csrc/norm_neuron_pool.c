@@ -184,8 +184,8 @@ REVEDGE_API int revedge_norm_neuron_pool_backward(
             back_steps(rows, NULL, g_v, g_leak ? g_leak + at : NULL, T, S, S, h, &q);
         }
         if (weight)
-            norm_backward_channel(y + c * S, C * S, g_c, apart, mean[c], inv_std[c], weight[c],
-                                  g_weight + c, g_bias + c, T * B, S);
+            norm_backward_channel(y + c * S, C * S, g_c, apart, g_c, apart, mean[c], inv_std[c],
+                                  weight[c], g_weight + c, g_bias + c, T * B, S);
         for (int64_t k = 0; in_place && k < T * B; ++k)
             memcpy(g + (k * C + c) * S, g_c + k * S, (size_t)S * sizeof(float));
     }

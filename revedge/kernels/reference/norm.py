@@ -76,9 +76,15 @@ def norm_forward(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def norm_backward_(
-    y: Tensor, g: Tensor, mean: Tensor, inv_std: Tensor, weight: Tensor, first: int = 0
+    y: Tensor,
+    g: Tensor,
+    mean: Tensor,
+    inv_std: Tensor,
+    weight: Tensor,
+    first: int = 0,
+    over_y: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Overwrite ``g`` with the gradient of ``y``; return (g_weight [C], g_bias [C]).
+    """Overwrite ``g``, or ``y`` itself, with the gradient of ``y``; return (g_weight [C], g_bias [C]).
 
     ``y`` is the channels from ``first`` on of ``g``.
     """
@@ -91,7 +97,8 @@ def norm_backward_(
     a = (sum_g / count).to(y.dtype)
     b = (((inv * sum_gd) * inv) / count).to(y.dtype)
     scale = weight * inv_std
-    g.copy_(((g - _per_channel(a, y)) - d * _per_channel(b, y)) * _per_channel(scale, y))
+    found = ((g - _per_channel(a, y)) - d * _per_channel(b, y)) * _per_channel(scale, y)
+    (y if over_y else g).copy_(found)
     return (sum_gd * inv).to(y.dtype), sum_g.to(y.dtype)
 
 

@@ -114,14 +114,18 @@ def _scale(y, scale, shift, z, rows, C, S, ROWS: tl.constexpr, COLUMNS: tl.const
 @triton.jit
 def _apply(
     y, g, mean, inv_std, weight, results, rows, C, S, ALL, FIRST,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, OVER_Y: tl.constexpr,
 ):  # fmt: skip
-    """The second sweep: g becomes ((g - a) - (y - mean) * b) * scale."""
+    """The second sweep: g, or y, becomes ((g - a) - (y - mean) * b) * scale."""
     at, at_g, there, c = tile_at(rows, C, S, ALL, FIRST, ROWS, COLUMNS)
     d = tl.load(y + at, mask=there, other=0.0) - tl.load(mean + c)
     centred = tl.load(g + at_g, mask=there, other=0.0) - tl.load(results + c)
     scale = tl.load(weight + c) * tl.load(inv_std + c)
-    tl.store(g + at_g, (centred - d * tl.load(results + C + c)) * scale, mask=there)
+    found = (centred - d * tl.load(results + C + c)) * scale
+    if OVER_Y:
+        tl.store(y + at, found, mask=there)
+    else:
+        tl.store(g + at_g, found, mask=there)
 
 
 def _sums(
@@ -164,7 +168,13 @@ def norm_forward(y: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def norm_backward_(
-    y: Tensor, g: Tensor, mean: Tensor, inv_std: Tensor, weight: Tensor, first: int
+    y: Tensor,
+    g: Tensor,
+    mean: Tensor,
+    inv_std: Tensor,
+    weight: Tensor,
+    first: int,
+    over_y: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """See reference.norm_backward_."""
     slab = (check_slab("g", g, y, 1, first), first)
@@ -174,6 +184,6 @@ def norm_backward_(
     results = _sums(y, g, mean, inv_std, slab)
     launch(
         _apply, tiles(m * channels, size), y, g, mean, inv_std, weight, results, m * channels,
-        channels, size, *slab, **tile(size),
+        channels, size, *slab, **tile(size), OVER_Y=over_y,
     )  # fmt: skip
     return results[2], results[3]

@@ -183,23 +183,39 @@ class Replay:
         self.inputs: dict[int, Output] = {}
         self.last: Output | None = None
 
-    def undo(self, g: Block, gradients: list[Block]) -> Block:
-        """Use up ``g``, the gradient of the branch's output; return that of the last unit's."""
+    def undo(self, g: Block, gradients: list[Block], *, free: bool = True) -> Block:
+        """Let go of ``g``, the gradient of the branch's output, not to be written to unless it is ``free``; return that
+        of the last unit's.
+        """
         c, m, branch = self.c, self.c.meter, self.branch
-        if branch.norm:
-            y = self.output()
+        if not branch.norm:
+            g = self._writable(g, free=free)
+        else:
+            y, op = self.output(), branch.units[-1].op
             if y.sliced and not branch.pools:
+                g = self._writable(g, free=free)
                 undo_slabs(c, y, gradients)
             else:
-                y.whole()
+                whole = y.whole()
                 if not branch.pools:
                     affine(m, y.plane[0], 0)  # where the stream is rebuilt
+                if not free and not branch.pools and op is not None and op.is_matrix:
+                    m.drop(g)
+                    g = m.hold(whole)  # the gradient is written there
+                else:
+                    g = self._writable(g, free=free)
                 g = self._trailing_backward(y.plane, g, gradients)
             c.settle(gradients)
         if self.last is not None:
             self.last.drop()
             self.last = None
         return g
+
+    def _writable(self, g: Block, *, free: bool) -> Block:
+        if free:
+            return g
+        self.c.meter.drop(g)
+        return self.c.whole(self.tape.planes[-1])
 
     def backward(self, g: Block, gradients: list[Block], *, need_input: bool) -> Block | None:
         """Use up ``g``; return the gradient of the branch's input."""

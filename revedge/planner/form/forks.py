@@ -137,8 +137,8 @@ def _arms_backward(
     for index, replay in enumerate(replays):
         gradients = list[Block]()
         last = index + 1 == len(replays) and not fork.identity
-        given = m.hold(g) if last else c.whole(replay.tape.planes[-1])
-        part = replay.backward(replay.undo(given, gradients), gradients, need_input=need)
+        given = replay.undo(m.hold(g), gradients, free=last)
+        part = replay.backward(given, gradients, need_input=need)
         if g_signal is None:
             g_signal = part
         else:

@@ -30,7 +30,7 @@ class Output:
         self._block: Block | None = None
         self._held = [signal.block]
         self._cuts = [plane[0]]
-        if c.slab_bytes is not None and unit.op is not None and unit.op.is_cuttable:
+        if c.slab_bytes is not None and unit.op is not None and unit.op.is_matrix:
             self._cuts = _cut(c, plane)
 
     @classmethod

@@ -55,14 +55,13 @@ def feed_backward(
     for place, branch in enumerate(run.branches):
         tape, gradients = tapes[place], list[Block]()
         last = place + 1 == len(run.branches)
-        given = g if last and free else c.whole(branch.of(tape.planes[0]))
-        if last and not free:
-            m.drop(g)
+        given = g if last else m.hold(g)
         own = x
         if x is not None and x.free and not last:  # the others need it, too
             own = Output.of(c, x.whole(), x.plane)
         replay = Replay(c, branch, tape, own)
-        part = replay.backward(replay.undo(given, gradients), gradients, need_input=need)
+        own_g = replay.undo(given, gradients, free=last and free)
+        part = replay.backward(own_g, gradients, need_input=need)
         if g_x is None:
             g_x = part
         else:
@@ -107,7 +106,7 @@ def residual_backward(c: Context, run: Run, out: Stream, tapes: list[Tape], g: B
         gradients = list[Block]()
         tape = tapes.pop()
         replay = Replay(c, branch, tape, None)
-        last = replay.undo(c.whole(out.plane), gradients)
+        last = replay.undo(m.hold(g), gradients, free=False)
         if tape.keeps_input:
             m.drop(stream)
             pre = tape.units[0].pre
@@ -162,7 +161,7 @@ def coupling_backward(c: Context, run: Run, out: Stream, tapes: list[Tape], g: B
         read = 1 - index % 2
         gradients = list[Block]()
         replay = Replay(c, branch, tapes.pop(), Output.of(c, halves[read], half))
-        last = replay.undo(c.whole(half), gradients)
+        last = replay.undo(m.hold(g_halves[1 - read]), gradients, free=False)
         m.drop(replay.backward(last, gradients, need_input=True))
         replay.close()
 

@@ -63,8 +63,8 @@ class Op:
     groups: int = 1  # heads of attention, neurons that vote for a class
 
     @property
-    def is_cuttable(self) -> bool:
-        """Whether slabs of its output channels can be computed one by one."""
+    def is_matrix(self) -> bool:
+        """Whether it has weights, and so an output of its own, of which slabs can be computed one by one."""
         return self.kind in ("conv", "linear")
 
     @property
