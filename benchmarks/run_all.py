@@ -26,6 +26,7 @@ SCRIPTS: dict[str, list[str]] = {
     "bench_prediction": ["--count", "6", "--most-gmacs", "2"],
     "bench_precision": ["--seeds", "1", "--epochs", "1"],
     "bench_search": ["--count", "2"],
+    "unit_time": ["--count", "2"],
     "bench_per_image": ["--batch", "4"],
     "bench_apply": ["--rounds", "1", "--side", "32"],
     "kill_resume": ["--trainer", "3", "--supervisor", "2"],

@@ -1,6 +1,7 @@
 """Times summed from units: what is a part, what a sum of them is, and that real parts can be timed."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 from unittest import mock
 
@@ -99,7 +100,7 @@ def test_ways_are_ranked_by_their_units() -> None:
     found = search(request, {"net": ["net9"]}, predict)
     seconds = {"store": 1.0, "keep-conv": 2.0, "keep-spikes": 3.0, "reverse": 1.5}
 
-    def units(settings: list[Setting], limit: float) -> list[StepTime | None]:
+    def units(settings: Sequence[Setting], limit: float) -> list[StepTime | None]:
         assert limit == 5.0
         told = [seconds[str(each.strategy)] for each in settings]
         return [StepTime(least_s=t, most_s=t, source="units") for t in told]
