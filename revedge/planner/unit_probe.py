@@ -100,7 +100,8 @@ def update_work(setting: Setting) -> Callable[[], None]:
 
     from revedge.planner.step import Rehearsal
 
-    small = Rehearsal(replace(setting, model="vgg5", model_options={"width": 4}), "cpu")
+    net = replace(setting, model="vgg5", model_options={"width": 4}, strategy="reverse")
+    small = Rehearsal(net, "cpu")
     small.parameters = [
         torch.nn.Parameter(torch.randn(_VALUES // _TENSORS)) for _ in range(_TENSORS)
     ]

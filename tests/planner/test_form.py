@@ -33,6 +33,8 @@ def drawn(seed: int, index: int) -> Setting:
     model = MODELS[index % len(MODELS)]
     options: dict[str, Any] = {"neuron": draw.choice(["if", "lif", "plif"])}
     options["width"] = draw.choice([8, 16, 24] if "former" in model else [3, 8, 9, 16, 25])
+    if model.startswith(("vgg", "resnet", "preact")) and draw.random() < 0.4:
+        options = {"neuron": "reversible", "width": draw.choice([4, 6, 16])}
     if draw.random() < 0.3 and not model.startswith(("vgg", "plif")):
         options["depth"] = draw.randint(4, 40)
     batch = draw.choice([1, 2, 3, 5, 16, 33])
@@ -43,7 +45,7 @@ def drawn(seed: int, index: int) -> Setting:
         model_options=options,
         in_shape=draw.choice(SHAPES[2:] if model in ("plif-net7", "vgg11") else SHAPES),
         num_classes=draw.choice([2, 7, 101]),
-        static=draw.random() < 0.3,
+        static=draw.random() < 0.3 and not (model[:3] == "vgg" and options["neuron"][0] == "r"),
         timesteps=draw.choice([1, 2, 3, 9, 17]),
         batch_size=batch,
         micro_batch_size=micro,
@@ -89,15 +91,22 @@ def test_sites_are_named_and_the_peak_is_at_one() -> None:
 
 
 def test_what_no_formula_knows_is_refused() -> None:
-    """Reversible neurons, a strategy and a kind of setting that did not exist, an image that must be copied."""
-    setting = drawn(7, 0)
-    options = {**setting.model_options, "neuron": "reversible"}
-    assert "not_covered" in geometry(dataclasses.replace(setting, model_options=options))
-    net = net_of(geometry(setting))
-    with pytest.raises(NotCoveredError, match="strategy"):
-        evaluate(net, dataclasses.replace(setting, strategy="forget"), page_bytes())
-    with pytest.raises(NotCoveredError, match="device"):
-        evaluate(net, dataclasses.replace(setting, device="cuda"), page_bytes())
+    """Strategies and kinds of setting that do not exist, an image that must be copied, groups that do not divide."""
+    setting = dataclasses.replace(drawn(7, 0), model_options={"width": 8}, strategy="store")
+    odd = dataclasses.replace(setting, model_options={"width": 9, "neuron": "reversible"})
+    image = dataclasses.replace(
+        setting, model_options={"width": 8, "neuron": "reversible"}, static=True
+    )
+    for refused, reason in (
+        (dataclasses.replace(setting, strategy="forget"), "strategy forget"),
+        (dataclasses.replace(setting, strategy=("store", "store")), "2 strategies"),
+        (dataclasses.replace(setting, device="cuda"), "device"),
+        (dataclasses.replace(setting, precision="bfloat16"), "precision"),
+        (odd, "groups"),
+        (image, "copied"),
+    ):
+        with pytest.raises(NotCoveredError, match=reason):
+            by_formulas(refused)
 
 
 def test_a_repeated_block_counts_as_often_as_it_comes() -> None:
@@ -121,13 +130,13 @@ def test_a_repeated_block_counts_as_often_as_it_comes() -> None:
 
 
 def test_formulas_ask_the_tracer_for_the_rest(planner_cache: str) -> None:
-    """The answer for a reversible neuron is the trace's; for others no trace is made."""
+    """The answer for bfloat16 is the trace's; for float32 no trace is made."""
     del planner_cache
     plain = dataclasses.replace(drawn(7, 0), strategy="reverse", model_options={"width": 8})
-    reversible = dataclasses.replace(plain, model_options={"width": 8, "neuron": "reversible"})
+    low = dataclasses.replace(plain, precision="bfloat16")
     with TraceClient() as client:
         formulas = Formulas(client)
-        assert formulas.trace(reversible) == client.trace(reversible)
+        assert formulas.trace(low) == client.trace(low)
         assert (formulas.traced, formulas.evaluated) == (1, 0)
         told, traced = formulas.trace(plain), client.trace(plain)
         assert (formulas.traced, formulas.evaluated) == (1, 1)

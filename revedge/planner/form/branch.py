@@ -19,6 +19,7 @@ from revedge.planner.form.head import (
     fire_backward,
     norm_backward,
     packs,
+    reversible_backward,
     take_stats,
 )
 from revedge.planner.form.meter import Block
@@ -44,6 +45,8 @@ def keeps(c: Context, place: str, unit: Unit, index: int) -> tuple[bool, bool]:
     first = index == 0
     if c.strategy == "store":
         return not first or place != "feed", bool(unit.neuron)
+    if c.strategy == "invert" and unit.neuron == "reversible":
+        return False, True
     if first and place == "residual" and not unit.neuron:
         return True, False
     if c.strategy in ("keep-conv", "invert"):
@@ -106,7 +109,7 @@ def branch_forward(
                 m.drop(*kept.stats)
             kept = _UnitTape()
             pre, spikes = keeps(c, place, unit, index)
-            if y.sliced and unit.neuron and not pre and not (spikes and c.strategy == "store"):
+            if y.sliced and unit.spikes and not pre and not (spikes and c.strategy == "store"):
                 kept.stats, signal = fire_slabs(c, unit, y, None)
             else:
                 _drop(c, sums)
@@ -231,7 +234,11 @@ class Replay:
                     m.drop(signal.block)
                     c.settle(gradients)
                     return None
-                g = self._fire_backward(index, part, gradients)
+                if unit.neuron == "reversible":
+                    reversible_backward(c, unit, self.tape.planes[index], gradients)
+                    g = part
+                else:
+                    g = self._fire_backward(index, part, gradients)
                 m.drop(signal.block)
                 c.settle(gradients)
                 self._forget(index)
@@ -316,11 +323,11 @@ class Replay:
             c.meter.hold(kept.signal.block)
             return kept.signal
         y = self.input(index)
-        if y.sliced and unit.neuron:
+        if y.sliced and unit.spikes:
             _, kept.signal = fire_slabs(c, unit, y, kept.stats)
             c.meter.hold(kept.signal.block)
             return kept.signal
-        found = fire(c, unit, y.plane, y.whole(), pack=bool(unit.neuron))
+        found = fire(c, unit, y.plane, y.whole(), pack=unit.spikes)
         self._put_back(index, y)
         return found
 

@@ -23,7 +23,7 @@ from revedge.engine import (
 from revedge.engine.pooled import pool_window
 from revedge.models.folded import branches_of
 from revedge.models.net import SpikingNet
-from revedge.neurons import IFNode, LIFNode, ParametricLIFNode
+from revedge.neurons import IFNode, LIFNode, ParametricLIFNode, ReversibleNode
 from revedge.planner.form import shape
 from revedge.planner.form.shape import NotCoveredError
 from revedge.planner.stack import one_block, stacks
@@ -93,6 +93,9 @@ def _branch(branch: Branch) -> dict[str, Any]:
 def _unit(unit: Unit) -> dict[str, Any]:
     _check_norm(unit.norm)
     neuron = "" if unit.neuron is None else _NEURONS.get(type(unit.neuron))
+    if isinstance(unit.neuron, ReversibleNode):
+        plain = (unit.neuron.backward, unit.neuron.groups, unit.neuron.dim) == ("direct", 2, 2)
+        neuron = "reversible" if plain else None
     if neuron is None:
         raise NotCoveredError(type(unit.neuron).__name__)
     if unit.norm is not None and not neuron:

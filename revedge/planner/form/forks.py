@@ -7,7 +7,14 @@ its head]; under store these as float32, and its stream, 4 T B C H W each.
 from dataclasses import dataclass, field
 
 from revedge.planner.form.branch import KEEPS_OUTPUT, Replay, Tape, branch_forward, join
-from revedge.planner.form.head import Stats, fire, fire_backward, take_stats
+from revedge.planner.form.head import (
+    Stats,
+    fire,
+    fire_backward,
+    packs,
+    reversible_backward,
+    take_stats,
+)
 from revedge.planner.form.meter import Block
 from revedge.planner.form.output import Output
 from revedge.planner.form.runs import Stream
@@ -36,7 +43,7 @@ def forks_forward(c: Context, run: Run, x: Stream) -> tuple[Stream, list[_ForkTa
             signal = Signal(plane, m.hold(stream), dense=True)
         else:
             stats = take_stats(c, plane[0]) if fork.head.norm else ()
-            pack = not (c.keep and c.strategy == "store")
+            pack = packs(c, fork.head)
             signal = fire(c, fork.head, plane, stream, pack=pack)
         kept = _ForkTape(plane, stats, signal)
         if before is not None and not c.keep:
@@ -81,16 +88,19 @@ def forks_backward(
         if index:
             _close(replays)
             replays = _replays(c, run.forks[index - 1], tapes[-1])
-            if stream is None:
+            if stream is None and not _is_reversible(fork):
                 stream = _again(c, run.forks[index - 1], tapes[-1].signal, replays)
         else:
             m.hold(x.block)
             stream = _readable(c, fork, x)
         m.drop(g)
         g = g_signal
-        if head is not None:
+        if head is not None and _is_reversible(fork):
+            reversible_backward(c, head, kept.plane, gradients)
+        elif head is not None:
+            assert stream is not None
             g = fire_backward(c, head, kept.plane, stream, g, gradients, y_is_free=False)
-            c.settle(gradients)
+        c.settle(gradients)
         m.drop(stream, kept.signal.block, *kept.stats)
     _close(replays)
     return g
@@ -103,11 +113,16 @@ def _close(replays: list[Replay]) -> None:
 
 def _readable(c: Context, fork: Fork, x: Stream) -> Block:
     """``x`` itself, but for an image that a norm has to read at every step: a copy."""
-    if not x.expanded or (fork.head is not None and not fork.head.norm):
+    head = fork.head
+    if not x.expanded or (head is not None and head.spikes and not head.norm):
         return x.block
     copy = c.whole(x.plane)
     c.meter.drop(x.block)
     return copy
+
+
+def _is_reversible(fork: Fork) -> bool:
+    return fork.head is not None and fork.head.neuron == "reversible"
 
 
 def _keeps_stream(c: Context, before: Fork) -> bool:

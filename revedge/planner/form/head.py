@@ -6,7 +6,7 @@ backward   nothing, written over the gradient; behind a pool 4 T B C H W, unless
 """
 
 from revedge.planner.form.meter import Block, Meter
-from revedge.planner.form.shape import Plane, Pool, Unit, volume
+from revedge.planner.form.shape import NotCoveredError, Plane, Pool, Unit, volume
 from revedge.planner.form.tail import Context, Signal
 
 _LEAST_PLANE, _MOST_SCRATCH_BYTES = 64, 2**20  # as in revedge.engine.pooled
@@ -32,7 +32,7 @@ def take_stats(c: Context, channels: int) -> Stats:
 
 def window_of(c: Context, unit: Unit, plane: Plane) -> Pool | None:
     """The pool that norm and neuron take along; ``plane`` is that of what the unit normalizes."""
-    if (unit.norm and not c.keep) or not unit.neuron or len(plane) != 3:
+    if (unit.norm and not c.keep) or not unit.spikes or len(plane) != 3:
         return None
     if plane[1] * plane[2] < _LEAST_PLANE:
         return None
@@ -43,7 +43,7 @@ def window_of(c: Context, unit: Unit, plane: Plane) -> Pool | None:
 
 def packs(c: Context, unit: Unit) -> bool:
     """Whether spikes are made at one bit each."""
-    return bool(unit.neuron) and not (c.keep and c.strategy == "store")
+    return unit.spikes and not (c.keep and c.strategy == "store")
 
 
 def fire(c: Context, unit: Unit, plane: Plane, y: Block, *, pack: bool) -> Signal:
@@ -51,6 +51,8 @@ def fire(c: Context, unit: Unit, plane: Plane, y: Block, *, pack: bool) -> Signa
     m = c.meter
     if not unit.neuron:
         return Signal(plane, m.hold(y), dense=True)
+    if unit.neuron == "reversible":
+        return _reversible(c, unit, plane)
     window = window_of(c, unit, plane)
     if window is None:
         vectors = affine(m, plane[0], 3) if unit.norm else []
@@ -67,6 +69,36 @@ def fire(c: Context, unit: Unit, plane: Plane, y: Block, *, pack: bool) -> Signa
         return Signal(pooled, dense, dense=True, window=True)
     m.drop(*vectors)
     return Signal(pooled, bits, dense=False, window=True, plane_bits=volume(spikes))
+
+
+def _reversible(c: Context, unit: Unit, plane: Plane) -> Signal:
+    """Its input on a grid, its output, and the last membranes for a moment."""
+    m, given = c.meter, None
+    if plane[0] % 2:
+        raise NotCoveredError("channels that two groups do not split")
+    if unit.norm:
+        vectors = affine(m, plane[0], 3)
+        given = c.whole(plane)
+        m.drop(*vectors)
+    out = c.whole(plane)
+    m.note(4 * c.batch * volume(plane))
+    m.drop(given)
+    return Signal(plane, out, dense=True)
+
+
+def reversible_backward(c: Context, unit: Unit, plane: Plane, gradients: list[Block]) -> None:
+    """From the output alone: the input is made again, the gradient is written over that of the output."""
+    m, channels = c.meter, plane[0]
+    x = c.whole(plane)
+    if unit.norm:
+        inverse = m.floats(channels)
+        squared = m.floats(channels)
+        inverse_deviation = affine(m, channels, 1)
+        weight = m.floats(channels)
+        m.drop(squared, *inverse_deviation)
+        gradients += [m.floats(channels), m.floats(channels)]
+        m.drop(inverse, weight)
+    m.drop(x)
 
 
 def fire_backward(

@@ -86,13 +86,21 @@ class Op:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """norm -> neuron -> pools -> dropout -> operator; ``neuron`` is "spikes", "leak" (it learns its own) or ""."""
+    """norm -> neuron -> pools -> dropout -> operator.
+
+    ``neuron`` is "spikes", "leak" (it learns its own), "reversible" (its output is real-valued) or "".
+    """
 
     norm: bool
     neuron: str
     pools: tuple[Pool, ...]
     dropout: bool
     op: Op | None
+
+    @property
+    def spikes(self) -> bool:
+        """Whether what the neuron gives out is 0 or 1."""
+        return self.neuron in ("spikes", "leak")
 
     def of(self, plane: Plane) -> Plane:
         """Shape of its result."""

@@ -101,10 +101,12 @@ def _check(net: Net, setting: Setting) -> None:
     names = setting.strategy
     if not {names} <= STRATEGIES if isinstance(names, str) else not set(names) <= STRATEGIES:
         raise NotCoveredError(f"strategy {names}")
+    if not isinstance(names, str) and len(names) != len(net.runs):
+        raise NotCoveredError(f"{len(names)} strategies")
     second = net.runs[1]
     if setting.static and second.kind == "feed":
         first = second.branches[0].units[0]
-        if first.norm or not first.neuron:
+        if first.norm or not first.spikes:
             raise NotCoveredError("an image that is copied for every time step")
 
 
