@@ -33,11 +33,12 @@ def plan(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str
 
 def test_feasible(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A plan that fits: exit 0, the frozen keys, a file that loads, a progress line on stderr."""
+    # Room for everything, however much this machine's torch takes.
     out = tmp_path / "plan.toml"
-    code, found, err = plan(capsys, *SHAPE, "--budget", "600MiB", "--out", str(out))
+    code, found, err = plan(capsys, *SHAPE, "--budget", "2GiB", "--out", str(out))
     assert code == 0
     assert found["feasible"] is True
-    assert found["floor_bytes"] <= found["predicted_peak_bytes"] <= 600 * 2**20
+    assert found["floor_bytes"] <= found["predicted_peak_bytes"] <= 2 * 2**30
     assert found["config"]["strategy"] == "store"
     assert all(
         set(each) == {"config", "predicted_peak_bytes", "missing_bytes", "reason"}
