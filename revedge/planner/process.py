@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import revedge
+from revedge import child
 from revedge.allocator import page_bytes
 
 _PACKAGE = Path(revedge.__file__).resolve().parent
@@ -31,14 +32,16 @@ def fingerprint(**more: object) -> str:
     That is: torch, Python, machine, kernel, page size, the code of the rooms that are traced and of
     the native library (size and modification time), and ``more``.
     """
+    inherited = child.environment()
     facts: dict[str, object] = {
         "torch": _version("torch"),
         "numpy": _version("numpy"),
         "python": sys.version,
         "machine": list(platform.uname())[:5],
         "page_bytes": page_bytes(),
+        # As the children that measure have it: the same asked for by `plan` and, from a child of its own, by `train`.
         "environment": {
-            name: os.environ.get(name)
+            name: inherited.get(name)
             for name in (
                 "REVEDGE_NO_NATIVE",
                 "REVEDGE_NO_ARENA",

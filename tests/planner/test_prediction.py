@@ -105,6 +105,16 @@ def test_a_damaged_cache_is_no_cache(planner_cache: str) -> None:
     unwritable.save()
 
 
+def test_plan_and_train_share_what_was_measured() -> None:
+    """`train` plans in a child of its own; what is remembered there is what `plan` has measured here."""
+    code = "from revedge.planner.process import fingerprint; print(fingerprint())"
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(
+        words, env=child.environment(), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == process.fingerprint()
+
+
 def test_fingerprint_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is measured with and without the C kernels is not mixed up."""
     before = process.fingerprint(threads=1)
