@@ -13,13 +13,12 @@ needed: an empty module stands in for it.
 import argparse
 import json
 import math
-import subprocess
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
-from peers.side_by_side import HINT, has_spikingjelly
+from peers.side_by_side import HINT, has_spikingjelly, last_line
 from report import command_line, machine, markdown_table, write
 
 from revedge import child
@@ -30,7 +29,6 @@ NETS = ("spiking_resnet18", "sew_resnet18")
 WAYS = ("as written", "store", "keep-conv", "keep-spikes")
 MIB = 2.0**20
 _SAME_LOSS = 1e-4  # relative: float32 sums in another order
-_TIMEOUT_S = 600.0
 
 
 def main() -> int:
@@ -84,18 +82,8 @@ def main() -> int:
 def _spawn(**job: Any) -> dict[str, Any]:
     """Measure in a fresh process; only ours gets the allocator that a training of ours would have."""
     print(f"{job['net']} {job['way']}", file=sys.stderr, flush=True)
-    done = subprocess.run(
-        [sys.executable, __file__, "--job", json.dumps(job)],
-        env=child.environment(**({} if job["way"] == WAYS[0] else preload())),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=_TIMEOUT_S,
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().rpartition("\n")[2])
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    env = child.environment(**({} if job["way"] == WAYS[0] else preload()))
+    return last_line([sys.executable, __file__, "--job", json.dumps(job)], env)
 
 
 def _measure(job: dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,11 @@ the kept bits cost; whole and with slabs. Exit code 1 if a bar is missed.
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from peers.side_by_side import last_line
 from report import command_line, machine, markdown_table, write
 
 from revedge import child
@@ -30,7 +30,6 @@ WIDTH, SIDE, BATCH = 64, 32, 2  # channels of the stream, pixels, samples
 NETS = ("MS-ResNet", "RevSResNet")
 DEPTH_LIMIT = 0.02
 TIMES_DEPTH, DEPTHS_TIME = 8, 8  # T of the depth part, blocks of the time part
-_TIMEOUT_S = 600.0
 
 
 def main() -> int:
@@ -48,6 +47,8 @@ def main() -> int:
     about = machine()
     depths = [int(word) for word in args.depths.split(",")]
     times = [int(word) for word in args.times.split(",")]
+    if len(times) < 2:
+        parser.error(f"--times {args.times}: growth needs two numbers of time steps or more")
     depth_header, depth_rows, flat = _depth_part(depths)
     time_header, time_rows, bounded = _time_part(times, args.slabs)
     print(table(depth_header, depth_rows), table(time_header, time_rows), sep="\n\n")
@@ -136,18 +137,8 @@ def _allowed_per_step(net: str) -> float:
 def _spawn(**job: Any) -> dict[str, Any]:
     """Measure in a fresh process, as `revedge bench` does."""
     print(f"{job['net']} {job['depth']} blocks T={job['timesteps']}", file=sys.stderr, flush=True)
-    done = subprocess.run(
-        [sys.executable, __file__, "--job", json.dumps(job)],
-        env=child.environment(**preload()),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=_TIMEOUT_S,
-    )
-    if done.returncode:
-        raise RuntimeError(done.stderr.strip().rpartition("\n")[2])
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    command = [sys.executable, __file__, "--job", json.dumps(job)]
+    return last_line(command, child.environment(**preload()))
 
 
 def _measure(job: dict[str, Any]) -> dict[str, Any]:

@@ -237,15 +237,8 @@ def main() -> int:
     if args.report is not None:
         header = ["model", "frames", "T", "batch/micro", "saved by", "optimizer"]
         header += ["predicted MiB", "measured MiB", "excess", "without base"]
-        figures = report.markdown_table(("figure", "value"), list(found.items()))
-        table = report.markdown_table(header, [words(row) for row in rows])
-        report.write(
-            args.report,
-            f"Predicted and measured memory of whole trainings in {args.precision}",
-            report.command_line(),
-            report.machine(),
-            [figures, table],
-        )
+        title = f"Predicted and measured memory of whole trainings in {args.precision}"
+        report.write_figures(args.report, title, found, header, [words(row) for row in rows])
     print(json.dumps(found))
     return 0 if found["within_bar"] == len(rows) else 1
 

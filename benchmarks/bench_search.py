@@ -79,16 +79,7 @@ def main() -> int:
     result = {"slowest_cpu_s": slowest_s, "slowest_again_cpu_s": slowest_again_s, "bar_s": BAR_S}
     if args.report is not None:
         header = ["request", "configurations", "traced", "CPU s", "s", "again CPU s", "again s"]
-        report.write(
-            args.report,
-            "Time of a search",
-            report.command_line(),
-            report.machine(),
-            [
-                report.markdown_table(("figure", "value"), list(result.items())),
-                report.markdown_table(header, rows),
-            ],
-        )
+        report.write_figures(args.report, "Time of a search", result, header, rows)
     print(json.dumps(result))
     return 0 if slowest_s < BAR_S else 1
 

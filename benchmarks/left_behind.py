@@ -101,15 +101,12 @@ def main() -> int:
     if args.report is not None:
         header = ["model", "frames", "T", "batch/micro", "saved by", "optimizer"]
         header += [f"{kind}, MiB" for kind in KINDS] + ["together"]
-        report.write(
+        report.write_figures(
             args.report,
             "What trainings leave behind in memory beside their tensors",
-            report.command_line(),
-            report.machine(),
-            [
-                report.markdown_table(("figure", "value"), list(result.items())),
-                report.markdown_table(header, rows),
-            ],
+            result,
+            header,
+            rows,
         )
     print(json.dumps(result))
     return 0

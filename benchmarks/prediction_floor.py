@@ -87,16 +87,7 @@ def main() -> int:
     if args.report is not None:
         header = ["model", "frames", "T", "batch/micro", "saved by", "optimizer", "traced MiB"]
         header += ["slack MiB", "measured above the base, MiB", "spread of the base, MiB", "floor"]
-        report.write(
-            args.report,
-            "Repeatability of measured memory",
-            report.command_line(),
-            report.machine(),
-            [
-                report.markdown_table(("figure", "value"), list(result.items())),
-                report.markdown_table(header, rows),
-            ],
-        )
+        report.write_figures(args.report, "Repeatability of measured memory", result, header, rows)
     print(json.dumps(result))
     return 0
 

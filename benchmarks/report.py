@@ -6,7 +6,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 NOTES = "## Notes\n"
@@ -48,6 +48,21 @@ def write(path: Path, title: str, command: str, about: Sequence[str], parts: Seq
         notes = f"\n{heading}{kept}" if heading else ""
     body = [f"# {title}", "\n".join(about), f"Command: `{command}`", *parts]
     path.write_text("\n\n".join(body) + "\n" + notes, "utf-8")
+
+
+def write_figures(
+    path: Path,
+    title: str,
+    figures: Mapping[str, object],
+    header: Sequence[str],
+    rows: Sequence[Sequence[object]],
+) -> None:
+    """Write a report of figures and of the rows that they sum up, by the script that is running now."""
+    parts = [
+        markdown_table(("figure", "value"), list(figures.items())),
+        markdown_table(header, rows),
+    ]
+    write(path, title, command_line(), machine(), parts)
 
 
 def command_line() -> str:

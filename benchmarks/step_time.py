@@ -75,15 +75,8 @@ def main() -> int:
     if args.report is not None:
         header = ["model", "frames", "T", "batch/micro", "saved by", "optimizer"]
         header += ["predicted s", "measured s", "middle / measured"]
-        report.write(
-            args.report,
-            "Predicted and measured time of a training step",
-            report.command_line(),
-            report.machine(),
-            [
-                report.markdown_table(("figure", "value"), list(result.items())),
-                report.markdown_table(header, rows),
-            ],
+        report.write_figures(
+            args.report, "Predicted and measured time of a training step", result, header, rows
         )
     print(json.dumps(result))
     return 0

@@ -104,15 +104,12 @@ def main() -> int:
         header = ["model", "frames", "T", "batch/micro", "saved by", "optimizer", "measured s"]
         header += ["told by units, s", "middle / measured, probing"]
         header += ["told by whole steps, s", "middle / measured, probing"]
-        report.write(
+        report.write_figures(
             args.report,
             "Time of a training step from units and from whole steps",
-            report.command_line(),
-            report.machine(),
-            [
-                report.markdown_table(("figure", "value"), list(result.items())),
-                report.markdown_table(header, rows),
-            ],
+            result,
+            header,
+            rows,
         )
     print(json.dumps(result))
     return 0

@@ -32,7 +32,7 @@ def spikingjelly(net: str, mode: str, timesteps: int, batch: int, *, repeats: in
     assert meter is not None
     assert meter.origin is not None
     options = {"net": net, "mode": mode, "timesteps": timesteps, "batch": batch, "repeats": repeats}
-    return _last_line(
+    return last_line(
         [sys.executable, str(_STEP), meter.origin, *_words(options)], _plain(os.environ)
     )
 
@@ -48,7 +48,7 @@ def revedge(
     options = {"net": net, "strategy": strategy, "timesteps": timesteps, "batch": batch}
     words = [*_words({**options, "repeats": repeats}), *flags, "--json"]
     command = child.command("revedge.cli.main", "bench", *words)
-    answer = _last_line(command, _plain(child.environment()))
+    answer = last_line(command, _plain(child.environment()))
     return [{"library": "revedge", **row} for row in answer["rows"]]
 
 
@@ -64,7 +64,12 @@ def _plain(env: Any) -> dict[str, str]:
     }
 
 
-def _last_line(command: list[str], env: dict[str, str]) -> Row:
+def last_line(command: list[str], env: dict[str, str]) -> Row:
+    """Run ``command`` and return the JSON object that is its last line.
+
+    Raises:
+        RuntimeError: it failed.
+    """
     done = subprocess.run(
         command, env=env, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
     )

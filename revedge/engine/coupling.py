@@ -75,10 +75,9 @@ class Coupling(Run):
         for index, branch in enumerate(self.half_blocks()):
             to, read = index % 2, 1 - index % 2
             tape.sums.take(halves[to])
+            given = Given(halves[read], free=False)
             saving = self.saving(keep=keep)
-            y, branch_tape = branch_forward(
-                branch, Given(halves[read], free=False), saving, "coupling"
-            )
+            y, branch_tape = branch_forward(branch, given, saving, "coupling")
             # Under `store` the other branch keeps what it read, so that must not be written.
             base = halves[to].clone() if branch_tape.keeps_input else halves[to]
             halves[to] = join(branch, base, y, branch_tape, saving)

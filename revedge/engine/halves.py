@@ -26,8 +26,10 @@ def split(x: Given) -> list[Tensor]:
 
 def copies(x: Tensor) -> list[Tensor]:
     """Return the halves ``[T, B, C, ...]`` of ``x`` ``[T, B, 2*C, ...]`` in memory of their own."""
+    # Not `contiguous`: the halves of a single plane are that already, and would be parts of ``x``.
     half = x.shape[2] // 2
-    return [x[:, :, :half].contiguous(), x[:, :, half:].contiguous()]
+    parts = (x[:, :, :half], x[:, :, half:])
+    return [each.clone(memory_format=torch.contiguous_format) for each in parts]
 
 
 def merge(halves: list[Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -12,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import revedge
-from revedge import child
+from revedge import allocator, child
 from revedge.allocator import page_bytes
 
 _PACKAGE = Path(revedge.__file__).resolve().parent
+_PATIENCE_S = 300.0  # for a child that measures
 _TRACED_ROOMS = ("kernels", "neurons", "engine", "models", "planner")
 
 
@@ -58,6 +60,23 @@ def fingerprint(**more: object) -> str:
                 stat = path.stat()
                 facts[str(path)] = [stat.st_size, stat.st_mtime_ns]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def answers(module: str, asked: Mapping[str, Any]) -> list[Any]:
+    """Ask ``python -m module``, a child with a trainer's memory; return its lines of JSON, none if it is too slow."""
+    try:
+        done = subprocess.run(
+            child.command(module),
+            input=json.dumps(asked),
+            capture_output=True,
+            env=child.environment(**allocator.preload()),
+            text=True,
+            check=False,
+            timeout=_PATIENCE_S,
+        )
+    except subprocess.TimeoutExpired:
+        return []
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def _version(package: str) -> str | None:

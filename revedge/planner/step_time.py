@@ -6,22 +6,18 @@ two sizes, at most `MOST_FRAMES` frames each, and the line through both is follo
 this is extrapolated where the micro-batch is larger; the interval widens with the distance. Free of torch.
 """
 
-import json
 import math
 import statistics
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from revedge import allocator, child
-from revedge.planner.process import Memory, fingerprint
+from revedge.planner.process import Memory, answers, fingerprint
 from revedge.planner.setting import Setting
 
 MOST_FRAMES = 64
 FEWEST_SHARE = 4  # the smaller probe has this part of the larger one's frames
 # Half widths, in shares of the time: of 16 drawn networks 15 took a time within (benchmarks/step_time.py).
 _NEAR, _PER_DOUBLING, _MEASURED = 0.2, 0.06, 0.1
-_PATIENCE_S = 300.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,19 +92,7 @@ def _points(settings: Sequence[Setting], seconds: float) -> list[list[list[float
         [probed(each, frames).to_json() for frames in (MOST_FRAMES // FEWEST_SHARE, MOST_FRAMES)]
         for each in settings
     ]
-    try:
-        done = subprocess.run(
-            child.command("revedge.planner.time_probe"),
-            input=json.dumps({"pairs": pairs, "seconds": seconds}),
-            capture_output=True,
-            env=child.environment(**allocator.preload()),
-            text=True,
-            check=False,
-            timeout=_PATIENCE_S,
-        )
-    except subprocess.TimeoutExpired:
-        return []
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return answers("revedge.planner.time_probe", {"pairs": pairs, "seconds": seconds})
 
 
 def followed(setting: Setting, points: Sequence[Sequence[float]]) -> StepTime:

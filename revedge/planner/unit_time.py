@@ -5,19 +5,14 @@ strategies costs no probe of its own. Between the sizes, and beyond, a part's ti
 micro-batch, as that of a step (`step_time.py`). Measured against whole steps: README.md. Free of torch.
 """
 
-import json
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from revedge import allocator, child
 from revedge.planner.form.shape import Net, Plane
-from revedge.planner.process import Memory, fingerprint
+from revedge.planner.process import Memory, answers, fingerprint
 from revedge.planner.setting import Setting
 from revedge.planner.step_time import FEWEST_SHARE, MOST_FRAMES, StepTime, followed, probed
-
-_PATIENCE_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +101,4 @@ def _summed(
 
 
 def _points(asked: Mapping[str, Any]) -> list[list[list[float]]]:
-    try:
-        done = subprocess.run(
-            child.command("revedge.planner.unit_probe"),
-            input=json.dumps(asked),
-            capture_output=True,
-            env=child.environment(**allocator.preload()),
-            text=True,
-            check=False,
-            timeout=_PATIENCE_S,
-        )
-    except subprocess.TimeoutExpired:
-        return []
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return answers("revedge.planner.unit_probe", asked)

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from engine_checks import small_branch
 
-from revedge.engine.halves import merge, split
+from revedge.engine import Coupling
+from revedge.engine.halves import copies, merge, split
 from revedge.engine.run import Given
 
 
@@ -31,3 +33,14 @@ def test_a_stream_that_others_read_is_left_alone():
     for halves in ([first.clone(), second], [second, first], [first, first]):
         assert torch.equal(merge(list(halves)), torch.cat(halves, 2))
     assert torch.equal(merge([first, second]), before)
+
+
+@pytest.mark.parametrize("planes", [(1, 1), (2, 3)])
+def test_a_coupling_never_writes_to_its_input(planes):
+    """Not even to one of a single plane, whose halves are contiguous as they are."""
+    x = torch.round(torch.randn(*planes, 4, 8, 8) * 2**14) / 2**14
+    before = x.clone()
+    for each in copies(x):
+        assert each.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+    Coupling([small_branch(2)], [small_branch(2)], on_grid=True)(x)
+    assert torch.equal(x, before)

@@ -175,9 +175,7 @@ def _half(plane: Plane) -> Plane:
 
 
 def _copies(c: Context, x: Stream) -> list[Block]:
-    """Halves of their own; of a single plane they are parts of ``x``."""
-    if c.planes == 1:
-        return [x.block, c.meter.hold(x.block)]
+    """Both halves in memory of their own."""
     halves = [c.whole(_half(x.plane)), c.whole(_half(x.plane))]
     c.meter.drop(x.block)
     return halves

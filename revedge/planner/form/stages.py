@@ -59,7 +59,7 @@ class Pools:
         need_input: bool,
         first: bool,
     ) -> Part | None:
-        """Leave ``g`` held; of a first chunk, parameters\' gradients stay."""
+        """Leave ``g`` held; of a first chunk, parameters' gradients stay."""
         del gradients, first
         if not need_input:
             return None
@@ -117,7 +117,7 @@ class Dropout:
         need_input: bool,
         first: bool,
     ) -> Part | None:
-        """Leave ``g`` held; of a first chunk, parameters\' gradients stay."""
+        """Leave ``g`` held; of a first chunk, parameters' gradients stay."""
         del g, gradients, first
         return Part(self._masked(m, plane, n)) if need_input else None
 
@@ -168,7 +168,7 @@ class Operator:
         need_input: bool,
         first: bool,
     ) -> Part | None:
-        """Leave ``g`` held; of a first chunk, parameters\' gradients stay."""
+        """Leave ``g`` held; of a first chunk, parameters' gradients stay."""
         del g
         op, out = self.op, self.op.of(plane)
         if op.kind == "attention":
