@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -45,6 +46,13 @@ def child_of(pid: int, word: bytes) -> int | None:
         if word in words:
             return int(child)
     return None
+
+
+def anon_bytes(pid: int) -> int:
+    """Return the anonymous memory that a process holds now."""
+    found = re.search(r"^RssAnon:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.M)
+    assert found is not None
+    return int(found[1]) << 10
 
 
 def wait(condition: Callable[[], object], process: "subprocess.Popen[str]") -> None:

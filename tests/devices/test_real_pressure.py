@@ -15,7 +15,7 @@ from revedge.planner.setting import Setting
 
 from .cgroups import Group, limited
 from .conftest import MakeRun
-from .processes import Start, digest, finish, newest, trainer_of, wait
+from .processes import Start, anon_bytes, digest, finish, newest, trainer_of, wait
 
 LIMIT_BYTES = 900 << 20
 EPOCHS = 25
@@ -75,7 +75,9 @@ def test_the_kernel_kills_the_trainer_and_training_goes_on(
     )
     wait(lambda: newest(run) >= 3, process)
     trainer = trainer_of(process)
-    with group.held(LIMIT_BYTES - (60 << 20), processes=3):
+    assert trainer is not None
+    left_bytes = anon_bytes(process.pid) + anon_bytes(trainer) // 2
+    with group.held(LIMIT_BYTES - left_bytes, processes=3):
         wait(lambda: group.kills() > 0, process)
         wait(lambda: trainer_of(process) != trainer, process)
     result = finish(process)
