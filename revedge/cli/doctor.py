@@ -23,6 +23,9 @@ exit code 1 only when training cannot work here"""
 _CHILD_S = 180.0
 _LEAST_BYTES = 512 * 2**20  # torch alone takes about 220 MiB
 _OLDEST_TORCH = (2, 4)
+_MOST_FLOAT32_ERROR = (
+    1e-5  # float32 sums of 64 terms are off by 64 * 2**-24 at most, bfloat16 ones by 1e-4 and more
+)
 _OPTIONAL = {
     "tonic": ("data", "the data sets digits, nmnist and dvsgesture"),
     "scikit-learn": ("data", "the data set digits"),
@@ -31,11 +34,15 @@ _OPTIONAL = {
     "aedat": ("aedat4", "revedge run --input FILE.aedat4"),
     "matplotlib": ("report", "the picture in a run folder"),
 }
-_ASK_KERNELS = """
+# torch 2.4 computes float32 matrix products in bfloat16 on Arm CPUs that can, whatever precision is asked for.
+_ASK_TORCH = """
 import json
 import torch
 from revedge.kernels import native_status, triton_status
 status = {key: str(value) for key, value in native_status().items()}
+x = torch.linspace(0.1, 1.0, 64 * 64).view(64, 64)
+product, exact = torch.nn.functional.linear(x, x).double(), x.double() @ x.double().t()
+status["float32 error"] = float((product - exact).norm() / exact.norm())
 if torch.cuda.is_available():
     status["triton"] = triton_status()["reason"] or "loaded"
 print(json.dumps(status))
@@ -82,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         _needed("numpy"),
         _memory(),
         _cache(),
-        *_kernels(),
+        *_what_torch_does(),
         _bfloat16(),
         _fence(),
         _allocator(),
@@ -174,14 +181,14 @@ def _cache() -> Check:
     return Check(name="cache", ok=ok, found=found, advice=advice, required=True)
 
 
-def _kernels() -> list[Check]:
+def _what_torch_does() -> list[Check]:
     name = "C kernels"
-    answer = _child(_ASK_KERNELS)
+    answer = _child(_ASK_TORCH)
     try:
-        status: dict[str, str] = dict(json.loads(answer))
+        status = dict(json.loads(answer))
     except (TypeError, ValueError):  # torch did not start, and the answer is its error
         return [Check(name=name, ok=False, found=answer, advice="see the line of torch")]
-    checks = [_c_kernels(name, status)]
+    checks = [_c_kernels(name, status), _float32(status["float32 error"])]
     if "triton" in status:  # only where torch sees a GPU
         checks.append(_cuda_kernels(status["triton"]))
     return checks
@@ -195,6 +202,15 @@ def _c_kernels(name: str, status: dict[str, str]) -> Check:
         f"not loaded, slower PyTorch reference in use: {status.get('reason', 'no reason given')}"
     )
     return Check(name=name, ok=False, found=found, advice="install gcc, then install revedge again")
+
+
+def _float32(error: float) -> Check:
+    ok = error < _MOST_FLOAT32_ERROR
+    found = (
+        "linear layers" if ok else f"linear layers are off by {error:.0e}: this torch uses bfloat16"
+    )
+    advice = "exact numerics cannot hold; install torch 2.5 or set TORCH_MKLDNN_MATMUL_MIN_DIM=1000000000"
+    return Check(name="float32", ok=ok, found=found, advice=advice)
 
 
 def _cuda_kernels(state: str) -> Check:

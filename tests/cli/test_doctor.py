@@ -8,6 +8,8 @@ import pytest
 from revedge.cli import doctor
 from revedge.cli.main import main
 
+ANSWERS = {"loaded": "True", "openmp": "True", "float32 error": 2e-7}
+
 
 def _checks(text: str) -> dict[str, dict[str, object]]:
     return {check["name"]: check for check in json.loads(text.splitlines()[-1])["checks"]}
@@ -40,15 +42,28 @@ def test_kernels_line_follows_the_switch(
 
 def test_cuda_kernels_have_a_line_where_there_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a GPU doctor says whether Triton runs, and why not; without one it says nothing of it."""
-    answers = {"loaded": "True", "openmp": "True", "triton": "Triton is not installed"}
+    answers = ANSWERS | {"triton": "Triton is not installed"}
     monkeypatch.setattr(doctor, "_child", lambda code: json.dumps(answers))
-    (_, cuda) = doctor._kernels()
+    cuda = doctor._what_torch_does()[-1]
     assert (cuda.name, cuda.ok) == ("CUDA kernels", False)
     assert "reference in use: Triton is not installed" in cuda.found
     answers["triton"] = "loaded"
-    assert doctor._kernels()[1].ok
+    assert doctor._what_torch_does()[-1].ok
     del answers["triton"]
-    assert [check.name for check in doctor._kernels()] == ["C kernels"]
+    assert [check.name for check in doctor._what_torch_does()] == ["C kernels", "float32"]
+
+
+def test_a_torch_that_computes_float32_in_bfloat16_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On Arm CPUs with bfloat16 torch 2.4 does: linear layers are off by 2e-4, not by 2e-7."""
+    for error, ok in ((2.2e-7, True), (1.8e-4, False)):
+        answer = json.dumps(ANSWERS | {"float32 error": error})
+        monkeypatch.setattr(doctor, "_child", lambda code, answer=answer: answer)
+        check = doctor._what_torch_does()[1]
+        assert (check.name, check.ok) == ("float32", ok)
+    assert check.found == "linear layers are off by 2e-04: this torch uses bfloat16"
+    assert "torch 2.5" in check.advice
 
 
 def test_no_torch_is_the_end(
