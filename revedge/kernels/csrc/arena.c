@@ -11,7 +11,7 @@
  * to twice the live bytes), not both.
  *
  * Blocks are whole pages inside one reserved range of addresses, so that `free` can tell ours from
- * the C library's by the address. glibc only: it names the functions that are replaced here.
+ * the C library's by the address. The functions that programs call are in replaced.c.
  *
  * Where a limit on memory stands (RLIMIT_DATA), a large block that does not fit fails cleanly: torch
  * checks it. A small one does not: oneDNN ignores that there was no room for the code of a kernel,
@@ -21,31 +21,15 @@
  * one.
  */
 #define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
+#include "arena.h"
+
 #include <pthread.h>
-#include <stddef.h>
 #include <stdint.h>
-#include <string.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#ifndef __GLIBC__
-#error "the arena replaces functions of glibc by name"
-#endif
-
-#define API __attribute__((visibility("default")))
-#define LARGE ((size_t)64 * 1024)
 #define MAX_EXTENTS 65535 /* above that, blocks go to the C library */
 #define SLICE ((size_t)512 * 1024)   /* of the reserve, given to one small block */
-#define CODE ((size_t)1024 * 1024)   /* largest mapping taken for generated code (oneDNN's: 256 KiB) */
-
-extern void *__libc_malloc(size_t);
-extern void *__libc_calloc(size_t, size_t);
-extern void *__libc_realloc(void *, size_t);
-extern void *__libc_memalign(size_t, size_t);
-extern void __libc_free(void *);
 
 enum state { UNUSED, EMPTY, KEPT, LIVE };
 
@@ -73,8 +57,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static void before_fork(void) { pthread_mutex_lock(&lock); }
 static void after_fork(void) { pthread_mutex_unlock(&lock); }
 
-/* The kernel's mmap: the one below is ours, and takes the lock. */
-static void *map(void *at, size_t bytes, int protection, int flags, int file, off_t offset) {
+void *arena_map(void *at, size_t bytes, int protection, int flags, int file, off_t offset) {
     return (void *)syscall(SYS_mmap, at, bytes, protection, flags, file, offset);
 }
 
@@ -84,7 +67,7 @@ static int protect(void *at, size_t bytes, int protection) {
 }
 
 static void *reserve(size_t bytes, int protection) {
-    void *found = map(NULL, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *found = arena_map(NULL, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     return found == MAP_FAILED ? NULL : found;
 }
 
@@ -106,7 +89,7 @@ static int start(void) {
     return 1;
 }
 
-static int is_ours(const void *p) {
+int arena_has(const void *p) {
     return base && (const char *)p >= base && (const char *)p < base + region_pages * page_size;
 }
 
@@ -140,7 +123,7 @@ static int cut(struct extent *e, uint32_t pages) {
 
 /* Give the pages of a kept extent back to the system. */
 static void give_back(struct extent *e) {
-    map(address(e), (size_t)e->pages * page_size, PROT_NONE,
+    arena_map(address(e), (size_t)e->pages * page_size, PROT_NONE,
         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     kept -= e->pages;
     e->state = EMPTY;
@@ -209,9 +192,8 @@ static void *take_new(uint32_t pages) {
     return address(e);
 }
 
-/* Make room for a small block that a limit on memory left none: what is kept goes first, then a
- * slice of the reserve. Returns whether there was any. */
-static int make_room(void) {
+/* What is kept goes first, then a slice of the reserve. */
+int arena_make_room(void) {
     pthread_mutex_lock(&lock);
     const int any = kept > 0 || reserved_bytes > 0;
     if (kept) {
@@ -226,8 +208,7 @@ static int make_room(void) {
     return any;
 }
 
-/* A block of at least `bytes`; NULL if there is no memory, `*tried` 0 if the arena cannot serve. */
-static void *take(size_t bytes, int *tried) {
+void *arena_take(size_t bytes, int *tried) {
     void *found = NULL;
     pthread_mutex_lock(&lock);
     *tried = start() && spares > 2 && bytes <= (region_pages - 1) * page_size;
@@ -254,7 +235,7 @@ static void *take(size_t bytes, int *tried) {
     return found;
 }
 
-static void put(void *p) {
+void arena_put(void *p) {
     pthread_mutex_lock(&lock);
     struct extent *e = &extents[owner[((char *)p - base) / page_size]];
     e->state = KEPT;
@@ -264,95 +245,8 @@ static void put(void *p) {
     pthread_mutex_unlock(&lock);
 }
 
-static size_t size_of(const void *p) {
+size_t arena_size_of(const void *p) {
     return (size_t)extents[owner[((const char *)p - base) / page_size]].pages * page_size;
-}
-
-static void *large(size_t bytes) {
-    int tried;
-    void *found = take(bytes, &tried);
-    if (!tried) return __libc_malloc(bytes);
-    if (!found) errno = ENOMEM;
-    return found;
-}
-
-API void *malloc(size_t bytes) {
-    if (bytes >= LARGE) return large(bytes);
-    void *found = __libc_malloc(bytes);
-    while (!found && make_room()) found = __libc_malloc(bytes);
-    return found;
-}
-
-API void free(void *p) {
-    if (is_ours(p)) put(p);
-    else __libc_free(p);
-}
-
-API void *calloc(size_t count, size_t size) {
-    size_t bytes;
-    if (__builtin_mul_overflow(count, size, &bytes)) {
-        errno = ENOMEM;
-        return NULL;
-    }
-    if (bytes >= LARGE) {
-        void *zeroed = large(bytes);
-        return zeroed ? memset(zeroed, 0, bytes) : NULL;
-    }
-    void *found = __libc_calloc(count, size);
-    while (!found && make_room()) found = __libc_calloc(count, size);
-    return found;
-}
-
-API void *realloc(void *p, size_t bytes) {
-    if (!p) return malloc(bytes);
-    if (!is_ours(p)) {
-        void *moved = __libc_realloc(p, bytes);
-        while (!moved && bytes && bytes < LARGE && make_room()) moved = __libc_realloc(p, bytes);
-        return moved;
-    }
-    size_t old = size_of(p);
-    if (bytes == 0) {
-        free(p);
-        return NULL;
-    }
-    if (bytes <= old && bytes > old / 2) return p;
-    void *found = malloc(bytes);
-    if (found) {
-        memcpy(found, p, bytes < old ? bytes : old);
-        free(p);
-    }
-    return found;
-}
-
-static void *aligned(size_t alignment, size_t bytes) {
-    if (bytes < LARGE) {
-        void *small = __libc_memalign(alignment, bytes);
-        while (!small && make_room()) small = __libc_memalign(alignment, bytes);
-        return small;
-    }
-    if (alignment > (size_t)sysconf(_SC_PAGESIZE)) return __libc_memalign(alignment, bytes);
-    int tried;
-    void *found = take(bytes, &tried);
-    return tried ? found : __libc_memalign(alignment, bytes);
-}
-
-API void *memalign(size_t alignment, size_t bytes) { return aligned(alignment, bytes); }
-API void *aligned_alloc(size_t alignment, size_t bytes) { return aligned(alignment, bytes); }
-
-API int posix_memalign(void **out, size_t alignment, size_t bytes) {
-    if (alignment < sizeof(void *) || (alignment & (alignment - 1))) return EINVAL;
-    void *found = aligned(alignment, bytes);
-    if (!found) return ENOMEM;
-    *out = found;
-    return 0;
-}
-
-API size_t malloc_usable_size(void *p) {
-    static size_t (*next)(void *);
-    if (!p) return 0;
-    if (is_ours(p)) return size_of(p);
-    if (!next) *(void **)&next = dlsym(RTLD_NEXT, "malloc_usable_size");
-    return next ? next(p) : 0;
 }
 
 /* Bytes that are [0] live, [1] kept, [2] the largest live so far. */
@@ -362,19 +256,6 @@ API void revedge_arena_bytes(size_t out[3]) {
     out[1] = kept * page_size;
     out[2] = peak * page_size;
     pthread_mutex_unlock(&lock);
-}
-
-/* Replaces the C library's for everyone but the C library, for the sake of generated code. */
-API void *mmap(void *at, size_t bytes, int protection, int flags, int file, off_t offset) {
-    void *found = map(at, bytes, protection, flags, file, offset);
-    const int code = (flags & MAP_ANONYMOUS) && (flags & MAP_PRIVATE) && bytes <= CODE;
-    while (found == MAP_FAILED && errno == ENOMEM && code && make_room())
-        found = map(at, bytes, protection, flags, file, offset);
-    return found;
-}
-
-API void *mmap64(void *at, size_t bytes, int protection, int flags, int file, off_t offset) {
-    return mmap(at, bytes, protection, flags, file, offset);
 }
 
 /* Hold `bytes` back for small blocks (0: nothing) and forget that there was need. Returns 1, or 0 if
