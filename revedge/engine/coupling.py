@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from revedge import kernels
 from revedge.engine.halves import copies, merge, split
 from revedge.engine.output import Output
-from revedge.engine.replay import BranchTape, Replay, branch_forward, join
+from revedge.engine.replay import BranchTape, branch_forward, join
 from revedge.engine.run import Checksums, Given, Run
+from revedge.engine.span_replay import replay_of
 from revedge.engine.unit import GRID_BITS, Branch, to_grid
 from revedge.engine.vjp import Gradients
 from revedge.errors import UsageError
@@ -82,6 +83,7 @@ class Coupling(Run):
             base = halves[to].clone() if branch_tape.keeps_input else halves[to]
             halves[to] = join(branch, base, y, branch_tape, saving)
             tape.blocks.append(branch_tape)
+            del y  # before the next block begins
         return merge(halves), tape
 
     def run_backward(
@@ -101,16 +103,15 @@ class Coupling(Run):
         blocks = self.half_blocks()
         for index in reversed(range(len(blocks))):
             to, read, branch = index % 2, 1 - index % 2, blocks[index]
-            replay = Replay(branch, tape.blocks.pop(), halves[read], self.slab_bytes)
+            x_read, kept = halves[read], tape.blocks.pop()
+            replay = replay_of(branch, kept, x_read, x_read, self.slab_bytes, self.span_steps)
             rebuilds = replay.kept_input() is None
             g_branch = Given(g_halves[to], free=False)
             replay.undo(halves[to] if rebuilds else None, g_branch, gradients)
             if rebuilds:
                 tape.sums.compare(halves[to], f"coupling block {index // 2} half {to + 1}")
-            part = replay.backward(gradients, need_input=need_input or index > 0)
-            if part is not None:
-                g_halves[read].add_(part)
-            del part, replay  # before the next block begins
+            replay.add_to(g_halves[read], gradients, need_input=need_input or index > 0)
+            del replay  # before the next block begins
         del halves
         return merge(g_halves) if need_input else None
 

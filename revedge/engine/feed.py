@@ -48,6 +48,7 @@ class Feed(Run):
             y, tape = branch_forward(branch, given, saving, "feed")
             out = join(branch, out, y, tape, saving)
             tapes.append(tape)
+            del y  # before the next branch begins
         assert out is not None
         return out, tapes
 

@@ -74,6 +74,11 @@ class Output:
         for first, last in self._cuts:
             yield first, tail_forward(self._unit, self._signal, self._chance, [(first, last)])
 
+    def steps(self, first: int, last: int) -> Tensor:
+        """Return time steps ``first`` to ``last``, by the cuts of the whole; they begin and end with chunks."""
+        signal = self._signal.steps(first, last)
+        return tail_forward(self._unit, signal, self._chance, self._cuts if self.sliced else None)
+
     @property
     def on_gpu(self) -> bool:
         """Whether it is, or will be, on a GPU."""

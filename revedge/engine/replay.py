@@ -109,10 +109,11 @@ def join(branch: Branch, x: Tensor | None, y: Output, tape: BranchTape, saving: 
     whole = y.whole(sums)
     tape.stats = take_stats(branch.norm, whole, sums)
     tape.out = whole if keeps_output(saving) else None
-    return _add(branch, x, whole, tape.stats, sign=1)
+    return add_rounded(branch, x, whole, tape.stats, sign=1)
 
 
-def _add(branch: Branch, x: Tensor | None, y: Tensor, stats: Stats, *, sign: int) -> Tensor:
+def add_rounded(branch: Branch, x: Tensor | None, y: Tensor, stats: Stats, *, sign: int) -> Tensor:
+    """Return ``x + sign * round(pool(norm(y)))``, written over ``x``; None means 0."""
     assert branch.norm is not None
     scale, shift, _ = affine(branch.norm, stats)
     y_flat = y.flatten(0, 1)
@@ -153,7 +154,7 @@ class Replay:
         if y.sliced and branch.pool is None:
             # `undo` computes the slabs again: that they never stand together is their point.
             return add_slabs(branch.norm, stream, y, stats)[0]
-        return _add(branch, stream, y.whole(), stats, sign=1)
+        return add_rounded(branch, stream, y.whole(), stats, sign=1)
 
     def undo(self, stream: Tensor | None, given: Given, gradients: Gradients) -> None:
         """Take the branch's output off ``stream``, if given, and go back through the trailing normalization.
@@ -170,10 +171,16 @@ class Replay:
             self.g = undo_slabs_(branch.norm, stream, y, stats, given.take_writable(), gradients)
         else:
             if stream is not None:
-                _add(branch, stream, y.whole(), stats, sign=-1)
+                add_rounded(branch, stream, y.whole(), stats, sign=-1)
             self.g = self._trailing_backward(y.whole(), stats, given, gradients)
         self.last = None
         gradients.settle(branch.norm)
+
+    def add_to(self, g_x: Tensor, gradients: Gradients, *, need_input: bool) -> None:
+        """Add the gradient of the branch's input to ``g_x``, if needed; after `undo`."""
+        part = self.backward(gradients, need_input=need_input)
+        if part is not None:
+            g_x.add_(part)
 
     def backward(self, gradients: Gradients, *, need_input: bool) -> Tensor | None:
         """Return the gradient of the branch's input, None if not needed; after `undo`."""

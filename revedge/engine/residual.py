@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from revedge import kernels
 from revedge.engine.output import Output
-from revedge.engine.replay import BranchTape, Replay, branch_forward, join
+from revedge.engine.replay import BranchTape, branch_forward, join
 from revedge.engine.run import Checksums, Given, Run
+from revedge.engine.span_replay import replay_of
 from revedge.engine.unit import GRID_BITS, Branch, to_grid
 from revedge.engine.vjp import Gradients
 from revedge.errors import UsageError
@@ -75,6 +76,7 @@ class Residual(Run):
             base = stream.clone() if branch_tape.keeps_input else stream
             stream = join(branch, base, y, branch_tape, saving)
             tape.blocks.append(branch_tape)
+            del y  # before the next block begins
         return stream, tape
 
     def run_backward(
@@ -93,7 +95,9 @@ class Residual(Run):
         stream, g_stream = out.take_writable(), g.take_writable()
         for index in reversed(range(len(self.branches))):
             branch = self.branch_list()[index]
-            replay = Replay(branch, tape.blocks.pop(), None, self.slab_bytes)
+            replay = replay_of(
+                branch, tape.blocks.pop(), None, stream, self.slab_bytes, self.span_steps
+            )
             kept = replay.kept_input()
             replay.undo(stream if kept is None else None, Given(g_stream, free=False), gradients)
             if kept is None:
@@ -101,10 +105,8 @@ class Residual(Run):
             else:
                 stream = kept
             replay.x = stream
-            part = replay.backward(gradients, need_input=need_input or index > 0)
-            if part is not None:
-                g_stream.add_(part)
-            del part, replay  # before the next block begins
+            replay.add_to(g_stream, gradients, need_input=need_input or index > 0)
+            del replay  # before the next block begins
         return g_stream if need_input else None
 
     def step(self, x: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -83,19 +83,29 @@ class Signal:
             self.bits[start * size // 8 :], (stop - start, *self.plane_shape)
         )
 
+    def steps(self, first: int, last: int) -> "Signal":
+        """Return the time steps ``first`` to ``last``, of bits that begin at a byte there; no copy."""
+        assert self.bits is not None
+        assert self.window is None
+        shape = torch.Size([last - first, *self.shape[1:]])
+        return Signal(shape, bits=self.bits[first * self.shape[1] * self.plane_bits // 8 :])
+
     def whole(self) -> Tensor:
         """Return all planes ``[T*B, ...]`` as float32."""
         return self.read(0, self.planes)
 
 
-def chunks(signal: Signal, *, whole: bool) -> Iterator[tuple[int, int]]:
+def chunks(signal: Signal, *, whole: bool, backward: bool = False) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) of the chunks; each starts at a byte of the bits. ``whole`` gives one chunk.
+
+    ``backward`` gives them from the last to the first.
 
     The same signal is cut the same way in forward and backward and under every strategy: a convolution may round
     differently with the number of samples it sees at once.
     """
     count = signal.planes if whole else planes_per_chunk(signal)
-    for start in range(0, signal.planes, max(1, count)):
+    starts = range(0, signal.planes, max(1, count))
+    for start in reversed(starts) if backward else starts:
         yield start, min(start + count, signal.planes)
 
 

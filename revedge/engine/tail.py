@@ -60,7 +60,7 @@ def tail_forward(
             sums.add(x.contiguous())
         return x.view(signal.shape)
     out: Tensor | None = None
-    for start, stop in chunks(signal, whole=not _sample_wise(unit, chance)):
+    for start, stop in chunks(signal, whole=not sample_wise(unit, chance)):
         x = signal.read(start, stop)
         for stage in stages[:-1]:
             x = stage.forward(x)
@@ -119,7 +119,8 @@ def tail_backward(
         return g
     g_planes = g.flatten(0, 1)
     g_in = g_planes if g_planes.shape[1:] == signal.plane_shape else None
-    for start, stop in chunks(signal, whole=not _sample_wise(unit, chance)):
+    # From the last to the first, as gradients become known where a branch is cut over time.
+    for start, stop in chunks(signal, whole=not sample_wise(unit, chance), backward=True):
         part = _chunk_backward(
             stages, signal.read(start, stop), g_planes[start:stop], gradients, need_input=need_input
         )
@@ -157,7 +158,7 @@ def _chunk_backward(
     return current
 
 
-def _sample_wise(unit: Unit, chance: Chance) -> bool:
+def sample_wise(unit: Unit, chance: Chance) -> bool:
     """Whether the tail may be cut into chunks of samples."""
     return chance.seed is None and is_known(unit.pool) and is_known(unit.op)
 

@@ -31,6 +31,10 @@ class Gradients(dict[Tensor, Tensor]):
         super().__init__()
         self.update_parameter = update
 
+    def wants(self, parameter: Tensor | None) -> bool:
+        """Whether the gradient of ``parameter`` is asked for."""
+        return parameter is not None and parameter.requires_grad
+
     def settle(self, module: nn.Module) -> None:
         """Say that the backward of ``module`` is done: where parameters are updated at once, its are, and forgotten."""
         if self.update_parameter is not None:
@@ -39,9 +43,18 @@ class Gradients(dict[Tensor, Tensor]):
                     self.update_parameter(parameter, self.pop(parameter))
 
 
+class InputsOnly(Gradients):
+    """For a second look at a backward pass whose parameters have got their gradients: nothing is asked for."""
+
+    def wants(self, parameter: Tensor | None) -> bool:
+        """See `Gradients`."""
+        del parameter
+        return False
+
+
 def add_gradient(gradients: Gradients, parameter: Tensor | None, gradient: Tensor | None) -> None:
     """Add ``gradient``, which nobody else holds, to what ``parameter`` has got so far."""
-    if parameter is None or gradient is None or not parameter.requires_grad:
+    if parameter is None or gradient is None or not gradients.wants(parameter):
         return
     gradient = gradient.to(parameter.dtype)  # autocast computes it in less
     seen = gradients.get(parameter)
@@ -83,7 +96,7 @@ _Backward = Callable[[nn.Module, Tensor, Tensor, Gradients, bool], Tensor | None
 def _by_autograd(
     module: nn.Module, x: Tensor, g: Tensor, gradients: Gradients, need_input: bool
 ) -> Tensor | None:
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    parameters = [p for p in module.parameters() if gradients.wants(p)]
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(need_input)
         # A product and a sum, because an explicit output gradient would import sympy (33 MB) into the training.
@@ -106,7 +119,7 @@ def _conv2d(
     g, x, weight = lowered(g, x, module.weight)
     g_x, g_w, g_b = torch.ops.aten.convolution_backward(
         g, x, weight, bias_sizes, module.stride, module.padding, module.dilation, False, [0, 0],
-        module.groups, [need_input, module.weight.requires_grad, module.bias is not None],
+        module.groups, [need_input, gradients.wants(module.weight), gradients.wants(module.bias)],
     )  # fmt: skip
     add_gradient(gradients, module.weight, g_w)
     add_gradient(gradients, module.bias, g_b)
@@ -118,11 +131,11 @@ def _linear(
 ) -> Tensor | None:
     assert isinstance(module, nn.Linear)
     g_2d, x_2d = g.flatten(0, -2), x.flatten(0, -2)
-    if module.weight.requires_grad:
+    if gradients.wants(module.weight):
         g_low, x_low = lowered(g_2d, x_2d)
         add_gradient(gradients, module.weight, g_low.t() @ x_low)
         del g_low, x_low
-    if module.bias is not None:
+    if gradients.wants(module.bias):
         add_gradient(gradients, module.bias, g_2d.sum(0))
     if not need_input:
         return None

@@ -20,6 +20,7 @@ from revedge.kernels.neuron import (
 )
 from revedge.kernels.norm import (
     ChannelSums,
+    GradientSums,
     channel_stats,
     norm_affine,
     norm_backward_,
@@ -45,6 +46,7 @@ from revedge.kernels.reversible import (
 __all__ = [
     "SURROGATES",
     "ChannelSums",
+    "GradientSums",
     "NeuronParams",
     "ReversibleParams",
     "Window",

@@ -38,7 +38,7 @@ def check_shape(name: str, tensor: Tensor | None, shape: Sequence[int]) -> None:
 
 
 def leak_like(v: Tensor, p: _Floats) -> Tensor:
-    return torch.empty_like(v) if p[9] or p[10] or p[11] else v.new_empty(0)
+    return torch.zeros_like(v) if p[9] or p[10] or p[11] else v.new_empty(0)
 
 
 def _neurons(x: Tensor) -> int:
@@ -91,10 +91,16 @@ def _spikes_like(x: Tensor, pack: bool) -> tuple[Tensor, Tensor]:
 
 
 def neuron_backward_(
-    x: Tensor, v0: Tensor | None, g: Tensor, g_vT: Tensor | None, p: _Floats, state: bool
+    x: Tensor,
+    v0: Tensor | None,
+    g: Tensor,
+    g_vT: Tensor | None,
+    p: _Floats,
+    state: bool,
+    leak: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See reference.neuron_backward_."""
-    return _neuron_backward(x, v0, g, g, g_vT, p, state)
+    return _neuron_backward(x, v0, g, g, g_vT, p, state, leak)
 
 
 def neuron_backward(
@@ -113,12 +119,13 @@ def _neuron_backward(
     g_vT: Tensor | None,
     p: _Floats,
     state: bool,
+    leak: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    for name, tensor in (("v0", v0), ("g_vT", g_vT)):
+    for name, tensor in (("v0", v0), ("g_vT", g_vT), ("leak", leak)):
         check_shape(name, tensor, x.shape[1:])
     check_shape("g_s", g, x.shape)
     g_v0 = x.new_empty(x.shape[1:] if state else 0)
-    g_leak = leak_like(x[0], p)
+    g_leak = leak_like(x[0], p) if leak is None else leak.clone()
     tensors = [x, v0, g, g_x, g_vT, g_v0, g_leak]
     call("neuron_backward", tensors, [x.shape[0], _neurons(x), step_stride(x)], p)
     return g_v0, g_leak
@@ -172,6 +179,42 @@ def norm_backward_(
     tensors = [y, g, mean, inv_std, weight, g_weight, g_bias]
     call("norm_backward", tensors, [*_planes(y, 1), channels, first, int(over_y)], [])
     return g_weight, g_bias
+
+
+def gradient_lanes_(y: Tensor, g: Tensor, mean: Tensor, lanes: Tensor) -> None:
+    """See reference.gradient_lanes_."""
+    check_shape("g", g, y.shape)
+    check_shape("mean", mean, y.shape[1:2])
+    check_shape("lanes", lanes, (2, y.shape[1], LANES))
+    call("gradient_lanes", [y, g, mean, lanes], _planes(y, 1), [])
+
+
+def lane_gradients(lanes: Tensor, inv_std: Tensor, count: int) -> Tensor:
+    """See reference.lane_gradients; float32."""
+    channels = lanes.shape[1]
+    check_shape("lanes", lanes, (2, channels, LANES))
+    check_shape("inv_std", inv_std, (channels,))
+    results = lanes.new_empty((4, channels), dtype=torch.float32)
+    call("lane_gradients", [lanes, inv_std, results], [channels, count], [])
+    return results
+
+
+def norm_backward_apply_(
+    y: Tensor,
+    g: Tensor,
+    mean: Tensor,
+    inv_std: Tensor,
+    weight: Tensor,
+    results: Tensor,
+    over_y: bool,
+) -> None:
+    """See reference.norm_backward_apply_."""
+    check_shape("g", g, y.shape)
+    check_shape("results", results, (4, y.shape[1]))
+    for name, tensor in (("mean", mean), ("inv_std", inv_std), ("weight", weight)):
+        check_shape(name, tensor, y.shape[1:2])
+    tensors = [y, g, mean, inv_std, weight, results]
+    call("norm_backward_apply", tensors, [*_planes(y, 1), int(over_y)], [])
 
 
 def norm_neuron_forward(

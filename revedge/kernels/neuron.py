@@ -43,13 +43,13 @@ _neuron_forward = register(
     repeated_input=True,
 )
 _neuron_backward = register(
-    "neuron_backward_(Tensor x, Tensor? v0, Tensor(a!) g, Tensor? g_vT, float[] p, bool state)"
-    " -> (Tensor, Tensor)",
-    reference=lambda x, v0, g, g_vT, p, state: reference.neuron_backward_(
-        x, v0, g, g_vT, NeuronParams.from_floats(p), state
+    "neuron_backward_(Tensor x, Tensor? v0, Tensor(a!) g, Tensor? g_vT, float[] p, bool state,"
+    " Tensor? leak=None) -> (Tensor, Tensor)",
+    reference=lambda x, v0, g, g_vT, p, state, leak=None: reference.neuron_backward_(
+        x, v0, g, g_vT, NeuronParams.from_floats(p), state, leak
     ),
     native=native.neuron_backward_,
-    meta=lambda x, v0, g, g_vT, p, state: (_state_like(x, state), _leak_like(x[0], p)),
+    meta=lambda x, v0, g, g_vT, p, state, leak=None: (_state_like(x, state), _leak_like(x[0], p)),
     repeated_input=True,
 )
 _neuron_backward_apart = register(
@@ -132,6 +132,7 @@ def neuron_backward_(
     p: NeuronParams,
     *,
     state: bool = True,
+    leak: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Back-propagate through time, recomputing the membrane from the input alone.
 
@@ -141,6 +142,7 @@ def neuron_backward_(
         g_vT: gradient of the last membrane [...]; None means zero.
         p: the neuron.
         state: return the gradient of ``v0``, too; else it is empty.
+        leak: g_leak of the time steps behind these, which this one goes on from; of a neuron that learns it only.
 
     Returns:
         (g_x, which is ``g_s``; g_v0 [...] or [0]; g_leak [...] or None): g_leak is, per neuron, the sum
@@ -148,7 +150,7 @@ def neuron_backward_(
 
     Memory: a few hundred KiB per thread in C; 2T state tensors in the reference.
     """
-    g_v0, g_leak = _neuron_backward(x, v0, g_s, g_vT, p.as_floats(), state)
+    g_v0, g_leak = _neuron_backward(x, v0, g_s, g_vT, p.as_floats(), state, leak)
     return g_s, g_v0, g_leak if p.learns_leak else None
 
 

@@ -30,6 +30,27 @@ _lane_stats = register(
     ),
     dtypes=(torch.float64,),
 )
+_gradient_lanes = register(
+    "gradient_lanes_(Tensor y, Tensor g, Tensor mean, Tensor(a!) lanes) -> ()",
+    reference=reference.gradient_lanes_,
+    native=native.gradient_lanes_,
+    meta=lambda y, g, mean, lanes: None,
+    dtypes=(torch.float32, torch.float64),
+)
+_lane_gradients = register(
+    "lane_gradients(Tensor lanes, Tensor inv_std, int count) -> Tensor",
+    reference=reference.lane_gradients,
+    native=native.lane_gradients,
+    meta=lambda lanes, inv_std, count: inv_std.new_empty((4, inv_std.numel())),
+    dtypes=(torch.float64, torch.float32),
+)
+_norm_backward_apply = register(
+    "norm_backward_apply_(Tensor(b!) y, Tensor(a!) g, Tensor mean, Tensor inv_std, Tensor weight,"
+    " Tensor results, bool over_y) -> ()",
+    reference=reference.norm_backward_apply_,
+    native=native.norm_backward_apply_,
+    meta=lambda y, g, mean, inv_std, weight, results, over_y: None,
+)
 _norm_forward = register(
     "norm_forward(Tensor y, Tensor scale, Tensor shift) -> Tensor",
     reference=reference.norm_forward,
@@ -85,6 +106,50 @@ class ChannelSums:
         assert self._lanes is not None
         mean, variance = _lane_stats(self._lanes, self._count)
         return mean, variance
+
+
+class GradientSums:
+    """The backward of a batch norm over a tensor [M, C, ...] that comes in pieces of M, twice: `norm_backward_`, bit
+    for bit on a CPU (elsewhere to rounding).
+
+    First `add` all pieces, from the last to the first, then `apply_` to each in any order.
+
+    Args:
+        mean, inv_std, weight: the norm [C].
+
+    Memory: 256 bytes a channel.
+    """
+
+    def __init__(self, mean: Tensor, inv_std: Tensor, weight: Tensor) -> None:
+        self._norm = (mean, inv_std, weight.detach())
+        self._lanes = mean.new_zeros((2, mean.numel(), reference.LANES), dtype=torch.float64)
+        self._count = 0
+        self._results: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, y: Tensor, g: Tensor) -> None:
+        """Add a piece of what the norm was given, and of the gradient of its result, each [m, C, ...]."""
+        _gradient_lanes(y, g, self._norm[0], self._lanes)
+        self._count += y.numel() // max(1, y.shape[1])
+
+    @torch.no_grad()
+    def gradients(self) -> tuple[Tensor, Tensor]:
+        """Return (g_weight [C], g_bias [C]); all pieces have been added."""
+        results = self._found()
+        return results[2].clone(), results[3].clone()
+
+    @torch.no_grad()
+    def apply_(self, y: Tensor, g: Tensor, *, over_y: bool = False) -> Tensor:
+        """Return the gradient of the piece ``y``, written over ``g``, or over ``y`` itself."""
+        _norm_backward_apply(y, g, *self._norm, self._found(), over_y)
+        return y if over_y else g
+
+    def _found(self) -> Tensor:
+        found = self._results
+        if found is None:
+            found = _lane_gradients(self._lanes, self._norm[1], self._count)
+            self._results = found
+        return found
 
 
 @torch.no_grad()

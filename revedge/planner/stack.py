@@ -114,7 +114,7 @@ class LeftOut:
             for module in (residual, coupling):
                 for name, places, act in (
                     ("branch_forward", self._forward, self._in_forward),
-                    ("Replay", self._backward, self._in_backward),
+                    ("replay_of", self._backward, self._in_backward),
                 ):
                     own = _noticed(getattr(module, name), places, act)
                     stack.enter_context(mock.patch.object(module, name, own))

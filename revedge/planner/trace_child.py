@@ -149,9 +149,11 @@ def _told(
         tracker.run = None
 
 
-def _few_chunks(work: Work, signal: Signal, *, whole: bool) -> Iterator[tuple[int, int]]:
+def _few_chunks(
+    work: Work, signal: Signal, *, whole: bool, backward: bool = False
+) -> Iterator[tuple[int, int]]:
     """As `chunks`, but the second stands for all up to the last."""
-    every = list(chunks(signal, whole=whole))
+    every = list(chunks(signal, whole=whole, backward=backward))
     if len(every) <= 3:
         yield from every
         return

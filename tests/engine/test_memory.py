@@ -74,34 +74,53 @@ def test_time_costs_one_gradient_and_bits_only():
     assert long < 0.6 * whole
 
 
+def stage_peak_bytes(kind, halves: int, timesteps: int, *, slab_bytes=None, span_steps=None) -> int:
+    """As `live_bytes`, of one stage of four residual or coupling blocks with a stream of 32 channels, batch 2."""
+    task = Task(
+        in_shape=(2, SIZE, SIZE),
+        num_classes=10,
+        timesteps=timesteps,
+        static=False,
+        neuron=neuron_maker("if", tau=2.0, surrogate="atan"),
+        config={},
+    )
+    with torch.device("meta"):
+        net = kind(widths=[32 // halves], blocks=[4]).build(task, Size())
+    net.set_strategy("reverse")
+    net.set_span_steps(span_steps)
+    return peak_bytes(net, timesteps=timesteps, batch=2, slab_bytes=slab_bytes)
+
+
+STREAM = 4 * 2 * 32 * SIZE * SIZE  # bytes of its time step
+FRAMES = 4 * 2 * 2 * SIZE * SIZE
+
+
 @pytest.mark.parametrize(("kind", "halves"), [(MSResNet, 1), (RevSResNet, 2)])
 def test_time_costs_a_residual_net_its_branch_gradient_too(kind, halves):
     """Of a net with identity paths: stream, its gradient, that of one branch, bits, the input and a least slab."""
-    batch, width, blocks = 2, 32, 4
-    frame = (2, SIZE, SIZE)
-
-    def peak(timesteps: int) -> int:
-        neuron = neuron_maker("if", tau=2.0, surrogate="atan")
-        task = Task(
-            in_shape=frame,
-            num_classes=10,
-            timesteps=timesteps,
-            static=False,
-            neuron=neuron,
-            config={},
-        )
-        with torch.device("meta"):
-            net = kind(widths=[width // halves], blocks=[blocks]).build(task, Size())
-        net.set_strategy("reverse")
-        return peak_bytes(net, timesteps=timesteps, batch=batch, slab_bytes=1 << 18)
-
-    stream = 4 * batch * width * SIZE * SIZE
-    branch = stream // halves
+    branch = STREAM // halves
     # Residual blocks keep the bits of their first neuron; the block at work makes those of both its neurons.
-    bits = (blocks if kind is MSResNet else 0) * stream // 32 + 2 * branch // 32
-    slab = 8 * stream // width
-    expected = 2 * stream + branch + bits + slab + 4 * batch * 2 * SIZE * SIZE
+    bits = (4 if kind is MSResNet else 0) * STREAM // 32 + 2 * branch // 32
+    slab = 8 * STREAM // 32
+    expected = 2 * STREAM + branch + bits + slab + FRAMES
     # From 64 steps on a half of the stream is more than one chunk of the convolutions.
-    grown = peak(128) - peak(64)
+    peaks = [stage_peak_bytes(kind, halves, t, slab_bytes=1 << 18) for t in (64, 128)]
     pages = 4 * 4096  # what has 64 KiB and more takes whole pages, and one beside
-    assert 0.9 * 64 * expected <= grown <= 64 * expected + pages
+    assert 0.9 * 64 * expected <= peaks[1] - peaks[0] <= 64 * expected + pages
+
+
+@pytest.mark.parametrize(("kind", "halves"), [(MSResNet, 1), (RevSResNet, 2)])
+def test_time_in_spans_costs_no_branch_gradient(kind, halves):
+    """Cut over time: stream, its gradient, bits, the input and membranes before spans; nothing else of all steps."""
+    branch = STREAM // halves
+    span = 32 * halves  # steps of a chunk of 2 MiB
+    few, many = 8, 18  # spans
+    peaks = [stage_peak_bytes(kind, halves, count * span, span_steps=span) for count in (few, many)]
+    # A block at work makes what it does not keep: a residual block keeps the bits of its first neuron.
+    bits = (5 if kind is MSResNet else 1) * STREAM // 32
+    # Of the second neuron before each span but the first; of the first neuron before each 2nd of 8, each 4th of 18.
+    membranes = branch * ((many - 1) - (few - 1) + 4 - 3)
+    logits = 4 * 2 * 10
+    expected = (many - few) * span * (2 * STREAM + bits + FRAMES + logits) + membranes
+    pages = 16 * 4096  # as above, for each membrane
+    assert expected <= peaks[1] - peaks[0] <= expected + pages

@@ -267,3 +267,23 @@ def test_one_step_repeated(p: NeuronParams, threads: int) -> None:
         for value, value_expected in zip(found, expected, strict=True):
             if value_expected is not None and value is not None:
                 assert_same_bits(value, value_expected)
+
+
+@pytest.mark.parametrize(
+    "p", VARIANTS[::7] + [v for v in VARIANTS if v.learns_leak][:4], ids=name_of
+)
+def test_backward_in_spans(p: NeuronParams, threads: int) -> None:
+    """Spans of time, from the last to the first, give the bits of all steps at once, the leak's gradient included."""
+    x, g = torch.randn(7, 3, 91) * 1.5, torch.randn(7, 3, 91)
+    expected = g.clone()
+    _, g_v0_expected, leak_expected = kernels.neuron_backward_(x, None, expected, None, p)
+    before = [None, *(kernels.neuron_forward(x[:t], None, p)[1] for t in (2, 5))]
+    g_v, leak = None, None
+    for v, part in zip(reversed(before), (slice(5, 7), slice(2, 5), slice(0, 2)), strict=True):
+        _, g_v, leak = kernels.neuron_backward_(x[part], v, g[part], g_v, p, leak=leak)
+    assert_same_bits(g, expected)
+    assert g_v is not None
+    assert_same_bits(g_v, g_v0_expected)
+    assert (leak is None) == (leak_expected is None)
+    if leak is not None and leak_expected is not None:
+        assert_same_bits(leak, leak_expected)

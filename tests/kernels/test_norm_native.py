@@ -96,3 +96,40 @@ def test_equals_batch_norm() -> None:
         assert expected is not None
         error = (value.double() - expected.detach()).abs().max() / expected.detach().abs().max()
         assert float(error) < 2e-6
+
+
+@pytest.mark.parametrize("plane", [1, 9, 32, 67])
+@pytest.mark.parametrize("over_y", [False, True])
+def test_backward_in_pieces(plane: int, over_y: bool, threads: int) -> None:
+    """Sums taken of pieces from the last to the first, then applied, give the bits of the backward of the whole."""
+    y, g = torch.randn(13, 5, plane) + 2, torch.randn(13, 5, plane)
+    mean, var = kernels.channel_stats(y)
+    norm = (mean, (var + 1e-5).rsqrt(), torch.randn(5))
+    expected = g.clone()
+    of_whole = kernels.norm_backward_(y, expected, *norm)
+    sums = kernels.GradientSums(*norm)
+    pieces = list(zip(y.split([1, 4, 7, 1]), g.split([1, 4, 7, 1]), strict=True))
+    for y_piece, g_piece in reversed(pieces):
+        sums.add(y_piece, g_piece)
+    found = [sums.apply_(*piece, over_y=over_y) for piece in pieces]
+    assert all(each is piece[not over_y] for each, piece in zip(found, pieces, strict=True))
+    assert_same_bits(torch.cat(found), expected)
+    for value, of_all in zip(sums.gradients(), of_whole, strict=True):
+        assert_same_bits(value, of_all)
+
+
+@pytest.mark.usefixtures("native")
+def test_native_pieces_equal_the_reference(threads: int) -> None:
+    """Lanes, what is found from them, and its application, one by one."""
+    y, g = torch.randn(6, 3, 37) + 1, torch.randn(6, 3, 37)
+    mean, inv_std, weight = torch.randn(3), torch.rand(3) + 1, torch.randn(3)
+    lanes, lanes_expected = (torch.zeros(2, 3, reference.LANES, dtype=torch.float64) for _ in "ab")
+    torch.ops.revedge.gradient_lanes_(y, g, mean, lanes)
+    reference.gradient_lanes_(y, g, mean, lanes_expected)
+    assert_same_bits(lanes, lanes_expected)
+    results = torch.ops.revedge.lane_gradients(lanes, inv_std, 222)
+    assert_same_bits(results, reference.lane_gradients(lanes, inv_std, 222))
+    g_expected = g.clone()
+    torch.ops.revedge.norm_backward_apply_(y, g, mean, inv_std, weight, results, False)
+    reference.norm_backward_apply_(y, g_expected, mean, inv_std, weight, results, False)
+    assert_same_bits(g, g_expected)

@@ -77,6 +77,14 @@ def neuron_without_state(where: Where) -> None:
     assert_same_bits(g, g_x)
 
 
+def neuron_leak_goes_on(where: Where) -> None:
+    """The gradient of a leak goes on from that of later steps."""
+    p = next(each for each in VARIANTS if each.learns_leak)
+    x, g, leak = torch.randn(3, 40), torch.randn(3, 40), torch.randn(40)
+    expected = reference.neuron_backward_(x, None, g.clone(), None, p, True, leak)
+    same(where("neuron_backward_", x, None, g, None, p.as_floats(), True, leak), expected)
+
+
 def neuron_step_repeated(where: Where) -> None:
     """One step expanded over time is read in place."""
     for p in VARIANTS[::11]:
@@ -223,6 +231,7 @@ CHECKS = {
         neuron_blocks_share_a_program,
         neuron_step_repeated,
         neuron_without_state,
+        neuron_leak_goes_on,
         norm.norm_every_shape,
         norm.norm_order_of_sums,
         norm.norm_of_constants,

@@ -57,8 +57,9 @@ def same(actual: tuple[Any, ...], expected: tuple[Tensor, ...]) -> None:
         assert_same_bits(a, b)
 
 
-def sums_in_documented_order(values: Tensor) -> Tensor:
-    """Return the sum of each channel of ``values`` [M, C, ...] as triton/norm.py describes it."""
+def sums_in_documented_order(values: Tensor, *, backward: bool = False) -> Tensor:
+    """Return the sum of each channel of ``values`` [M, C, ...] as triton/norm.py describes it, whichever way."""
+    del backward
     m, channels = values.shape[:2]
     flat = values.reshape(m, channels, -1).double()
     size = flat.shape[2]

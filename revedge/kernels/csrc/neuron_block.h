@@ -176,11 +176,10 @@ CLONES static void forward_steps(rows_t rows, const float *v0, int64_t T, int64_
     }
 }
 
-/* And back; scratch as forward_steps left it. */
+/* And back; scratch as forward_steps left it. g_leak [n] is added to if given. */
 CLONES static void back_steps(rows_t rows, const float *v0, float *g_v, float *g_leak, int64_t T,
                               int64_t n, int64_t size, float *scratch, const neuron_t *q) {
     float *h = scratch, *v = scratch + T * size;
-    if (g_leak) memset(g_leak, 0, (size_t)n * sizeof(float));
     for (int64_t t = T - 1; t >= 0; --t) {
         if (t > 0) fetch_row(rows.g_s + (t - 1) * rows.g_stride, n);
         back_any(h + t * size, rows.g_s + t * rows.g_stride, rows.g_x + t * rows.g_stride, g_v, n,
@@ -195,7 +194,7 @@ CLONES static void back_steps(rows_t rows, const float *v0, float *g_v, float *g
     }
 }
 
-/* All steps back over one block. g_v [n]: dL/dv[T-1] in, dL/dv0 out. g_leak [n] written if given.
+/* All steps back over one block. g_v [n]: dL/dv[T-1] in, dL/dv0 out. g_leak [n] added to if given.
  * scratch: see backward_scratch; its last row is left to the caller. */
 INLINE void backward_block(rows_t rows, const float *v0, float *g_v, float *g_leak, int64_t T,
                            int64_t n, int64_t size, float *scratch, const neuron_t *q) {

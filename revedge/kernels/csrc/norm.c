@@ -79,3 +79,59 @@ REVEDGE_API int revedge_norm_backward(float *y, float *g, const float *mean, con
     }
     return 0;
 }
+
+/* The two halves of revedge_norm_backward, for a tensor that comes in pieces of M. */
+
+CLONES static void gradient_lanes_channel(const float *y, const float *g, float mean,
+                                          double *lanes, double *products, int64_t M, int64_t S,
+                                          int64_t stride) {
+    add_to_lanes(1, y, stride, g, stride, mean, M, S, lanes, products);
+}
+
+/* Add g and g * (y - mean) to the lanes [2][C][LANES]. */
+REVEDGE_API int revedge_gradient_lanes(const float *y, const float *g, const float *mean,
+                                       double *lanes, int64_t M, int64_t C, int64_t S,
+                                       const float *p, int threads) {
+    (void)p;
+    threads = threads_for(M * C * S, C, threads);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t c = 0; c < C; ++c)
+        gradient_lanes_channel(y + c * S, g + c * S, mean[c], lanes + c * LANES,
+                               lanes + (C + c) * LANES, M, S, C * S);
+    return 0;
+}
+
+/* results [4][C]: a, b, g_weight, g_bias; count values a channel. */
+REVEDGE_API int revedge_lane_gradients(const double *lanes, const float *inv_std, float *results,
+                                       int64_t C, int64_t count, const float *p, int threads) {
+    (void)p, (void)threads;
+    for (int64_t c = 0; c < C; ++c) {
+        double sums[LANES], products[LANES];
+        memcpy(sums, lanes + c * LANES, sizeof sums);
+        memcpy(products, lanes + (C + c) * LANES, sizeof products);
+        const channel_gradient_t found = gradient_of_lanes(sums, products, inv_std[c], count);
+        results[c] = found.a;
+        results[C + c] = found.b;
+        results[2 * C + c] = found.g_weight;
+        results[3 * C + c] = found.g_bias;
+    }
+    return 0;
+}
+
+CLONES static void apply_channel(const float *y, const float *g, float *out, float mean, float a,
+                                 float b, float scale, int64_t M, int64_t S, int64_t stride) {
+    norm_backward_apply(y, stride, g, stride, out, stride, mean, a, b, scale, M, S);
+}
+
+REVEDGE_API int revedge_norm_backward_apply(float *y, float *g, const float *mean,
+                                            const float *inv_std, const float *weight,
+                                            const float *results, int64_t M, int64_t C, int64_t S,
+                                            int64_t over_y, const float *p, int threads) {
+    (void)p;
+    threads = threads_for(M * C * S, C, threads);
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t c = 0; c < C; ++c)
+        apply_channel(y + c * S, g + c * S, (over_y ? y : g) + c * S, mean[c], results[c],
+                      results[C + c], weight[c] * inv_std[c], M, S, C * S);
+    return 0;
+}

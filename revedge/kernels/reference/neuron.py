@@ -48,10 +48,11 @@ def neuron_backward_(
     g_vT_N: Tensor | None,
     p: NeuronParams,
     state: bool = True,
+    leak: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Overwrite ``g_TN``, the gradient of the spikes, with that of x; return (g_v0, g_leak).
 
-    g_v0 is empty without ``state``, g_leak unless ``p.learns_leak``.
+    g_v0 is empty without ``state``, g_leak unless ``p.learns_leak``; its sum goes on from ``leak``, or from 0.
     """
     v_threshold = to_float32(p.v_threshold)
     v = _first(x_TN, v0_N, p)
@@ -64,6 +65,7 @@ def neuron_backward_(
         v = _reset(h, h >= v_threshold, p)
     g_v = torch.zeros_like(v) if g_vT_N is None else g_vT_N.clone()
     g_leak = torch.zeros_like(v) if p.learns_leak else v.new_empty(0)
+    g_leak = g_leak if leak is None else leak
     for t in reversed(range(x_TN.shape[0])):
         h = charged[t]
         g_s = g_TN[t]

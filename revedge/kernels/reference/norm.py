@@ -10,15 +10,15 @@ from revedge.kernels.reference.neuron import neuron_backward_, neuron_forward
 LANES = 16  # in which a sum is taken
 
 
-def channel_sums(values: Tensor) -> Tensor:
+def channel_sums(values: Tensor, *, backward: bool = False) -> Tensor:
     """Return the sum of each channel of ``values`` [M, C, ...], float64, in a defined order.
 
-    Lane j of 16 takes the elements j, j+16, ... of each plane, planes in order; the lanes are then
-    added in pairs, j and j + half, from 16 down to 1. The order is the same on every machine and
-    for every number of threads.
+    Lane j of 16 takes the elements j, j+16, ... of each plane, planes in order, or ``backward`` from
+    the last to the first, as gradients become known; the lanes are then added in pairs, j and
+    j + half, from 16 down to 1. The order is the same on every machine and for every number of threads.
     """
     start = values.new_zeros((values.shape[1], LANES), dtype=torch.float64)
-    return _add_lanes(_to_lanes(values, start))
+    return _add_lanes(_to_lanes(values.flip(0) if backward else values, start))
 
 
 def _to_lanes(values: Tensor, start: Tensor) -> Tensor:
@@ -91,15 +91,45 @@ def norm_backward_(
     g = g.narrow(1, first, y.shape[1])
     count = y.numel() // max(1, y.shape[1])
     d = y - _per_channel(mean, y)
-    sum_g = channel_sums(g)
-    sum_gd = channel_sums(g.double() * d.double())
+    sum_g = channel_sums(g, backward=True)
+    sum_gd = channel_sums(g.double() * d.double(), backward=True)
+    results = _gradients(sum_g, sum_gd, inv_std, count)
+    norm_backward_apply_(y, g, mean, inv_std, weight, results, over_y)
+    return results[2], results[3]
+
+
+def gradient_lanes_(y: Tensor, g: Tensor, mean: Tensor, lanes: Tensor) -> None:
+    """Add ``g`` and ``g * (y - mean)`` of [M, C, ...] to ``lanes`` [2, C, LANES], float64, from the last plane on."""
+    d = y - _per_channel(mean, y)
+    lanes[0] = _to_lanes(g.flip(0), lanes[0])
+    lanes[1] = _to_lanes((g.double() * d.double()).flip(0), lanes[1])
+
+
+def lane_gradients(lanes: Tensor, inv_std: Tensor, count: int) -> Tensor:
+    """Return a and b, which `norm_backward_apply_` needs, and the norm's g_weight and g_bias, from ``lanes`` [4, C]."""
+    return _gradients(_add_lanes(lanes[0]), _add_lanes(lanes[1]), inv_std, count)
+
+
+def _gradients(sum_g: Tensor, sum_gd: Tensor, inv_std: Tensor, count: int) -> Tensor:
     inv = inv_std.double()
-    a = (sum_g / count).to(y.dtype)
-    b = (((inv * sum_gd) * inv) / count).to(y.dtype)
-    scale = weight * inv_std
-    found = ((g - _per_channel(a, y)) - d * _per_channel(b, y)) * _per_channel(scale, y)
+    b = ((inv * sum_gd) * inv) / count
+    return torch.stack([sum_g / count, b, sum_gd * inv, sum_g]).to(inv_std.dtype)
+
+
+def norm_backward_apply_(
+    y: Tensor,
+    g: Tensor,
+    mean: Tensor,
+    inv_std: Tensor,
+    weight: Tensor,
+    results: Tensor,
+    over_y: bool,
+) -> None:
+    """Overwrite ``g``, or ``y``, with the gradient of ``y`` [M, C, ...]; ``results`` [4, C] as `lane_gradients`."""
+    a, b = _per_channel(results[0], y), _per_channel(results[1], y)
+    d = y - _per_channel(mean, y)
+    found = ((g - a) - d * b) * _per_channel(weight * inv_std, y)
     (y if over_y else g).copy_(found)
-    return (sum_gd * inv).to(y.dtype), sum_g.to(y.dtype)
 
 
 def norm_neuron_forward(

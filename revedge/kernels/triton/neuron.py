@@ -95,10 +95,10 @@ def _forward(
 
 @triton.jit
 def _backward(
-    y, scale, shift, v0, g_s, g_x, g_vT, g_v0, g_leak, scratch, T, N, STRIDE, C, S, ALL, FIRST, STEP,
-    decay, gain, bias, threshold, v_reset, alpha, slope, height, half, leak_x, leak_v, leak_1,
-    AFFINE: tl.constexpr, HAS_V0: tl.constexpr, HAS_GV: tl.constexpr, HARD: tl.constexpr,
-    DETACH: tl.constexpr, KIND: tl.constexpr, LEARNS: tl.constexpr, STATE: tl.constexpr,
+    y, scale, shift, v0, g_s, g_x, g_vT, g_v0, leak_0, g_leak, scratch, T, N, STRIDE, C, S, ALL, FIRST,
+    STEP, decay, gain, bias, threshold, v_reset, alpha, slope, height, half, leak_x, leak_v, leak_1,
+    AFFINE: tl.constexpr, HAS_V0: tl.constexpr, HAS_GV: tl.constexpr, HAS_LEAK: tl.constexpr,
+    HARD: tl.constexpr, DETACH: tl.constexpr, KIND: tl.constexpr, LEARNS: tl.constexpr, STATE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Steps of g_s and g_x are STEP neurons apart."""
@@ -126,7 +126,10 @@ def _backward(
             g_v = tl.load(g_vT + n, mask=there, other=0.0)
         else:
             g_v = tl.zeros([BLOCK], tl.float32)
-        leak = tl.zeros([BLOCK], tl.float32)
+        if HAS_LEAK:
+            leak = tl.load(leak_0 + n, mask=there, other=0.0)
+        else:
+            leak = tl.zeros([BLOCK], tl.float32)
         for back in range(T):
             t = T - 1 - back
             h = tl.load(charged + t * BLOCK)
@@ -209,12 +212,13 @@ def backward(
     *,
     state: bool,
     first: int = 0,
+    leak: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Write the gradient of the neuron's input to ``g_x``, which may be ``g``; return (g_v0, g_leak).
 
     With ``affine`` g and g_x may have more channels than y, which begins at channel ``first``.
     """
-    for name, tensor in (("v0", v0), ("g_vT", g_vT)):
+    for name, tensor in (("v0", v0), ("g_vT", g_vT), ("leak", leak)):
         check_shape(name, tensor, y.shape[1:])
     q = NeuronParams.from_floats(p)
     sizes = _Sizes(y, affine, (g.shape[2], first) if affine else None)
@@ -226,12 +230,12 @@ def backward(
     scale, shift = affine or (y, y)
     launch(
         _backward, programs, y, scale, shift, y if v0 is None else v0, g, g_x,
-        y if g_vT is None else g_vT, g_v0, g_leak, scratch, *sizes.numbers(),
+        y if g_vT is None else g_vT, g_v0, y if leak is None else leak, g_leak, scratch, *sizes.numbers(),
         *_membrane_floats(q), *surrogate_floats(q.alpha),
         *map(to_float32, (q.leak_x, q.leak_v, q.leak_1)),
         AFFINE=affine is not None, HAS_V0=v0 is not None, HAS_GV=g_vT is not None,
-        HARD=q.v_reset is not None, DETACH=q.detach_reset, KIND=SURROGATES.index(q.surrogate),
-        LEARNS=q.learns_leak, STATE=state, BLOCK=BLOCK,
+        HAS_LEAK=leak is not None, HARD=q.v_reset is not None, DETACH=q.detach_reset,
+        KIND=SURROGATES.index(q.surrogate), LEARNS=q.learns_leak, STATE=state, BLOCK=BLOCK,
     )  # fmt: skip
     return g_v0, g_leak
 
@@ -277,10 +281,16 @@ def neuron_forward(
 
 
 def neuron_backward_(
-    x: Tensor, v0: Tensor | None, g: Tensor, g_vT: Tensor | None, p: _Floats, state: bool
+    x: Tensor,
+    v0: Tensor | None,
+    g: Tensor,
+    g_vT: Tensor | None,
+    p: _Floats,
+    state: bool,
+    leak: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See reference.neuron_backward_."""
-    return backward(x, None, v0, g, g, g_vT, p, state=state)
+    return backward(x, None, v0, g, g, g_vT, p, state=state, leak=leak)
 
 
 def neuron_backward(

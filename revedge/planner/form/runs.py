@@ -31,19 +31,15 @@ class Stream:
 def feed_forward(c: Context, run: Run, x: Stream) -> tuple[Stream, list[Tape]]:
     """Take over who held ``x``."""
     m, tapes = c.meter, list[Tape]()
-    out, y = None, None
+    out: Block | None = None
     for place, branch in enumerate(run.branches):
         if place + 1 < len(run.branches):
             m.hold(x.block)
-        made, tape = branch_forward(c, branch, x.block, x.plane, "feed", expanded=x.expanded)
-        if y is not None:
-            y.drop()
-        y = made
+        y, tape = branch_forward(c, branch, x.block, x.plane, "feed", expanded=x.expanded)
         out = join(c, branch, out, y, tape)
+        y.drop()
         tapes.append(tape)
-    assert y is not None
     assert out is not None
-    y.drop()
     return Stream(out, run.branches[0].of(x.plane)), tapes
 
 
@@ -77,23 +73,19 @@ def residual_forward(c: Context, run: Run, x: Stream) -> tuple[Stream, list[Tape
     if x.expanded:
         stream = c.whole(x.plane)
         m.drop(x.block)
-    y: Output | None = None
 
     def block(branch: Branch) -> None:
-        nonlocal stream, y
-        made, tape = branch_forward(c, branch, m.hold(stream), x.plane, "residual")
-        if y is not None:
-            y.drop()
-        y, base = made, stream
+        nonlocal stream
+        y, tape = branch_forward(c, branch, m.hold(stream), x.plane, "residual")
+        base = stream
         if tape.keeps_input:
             base = c.whole(x.plane)
             m.drop(stream)
         stream = join(c, branch, base, y, tape)
+        y.drop()
         tapes.append(tape)
 
     _in_turn(c, run, block)
-    assert y is not None
-    y.drop()
     return Stream(stream, x.plane), tapes
 
 
@@ -125,27 +117,23 @@ def coupling_forward(c: Context, run: Run, x: Stream) -> tuple[Stream, list[Tape
     """Take over who held ``x``."""
     m, tapes, half = c.meter, list[Tape](), _half(x.plane)
     halves = _copies(c, x)
-    y: Output | None = None
     index = 0
 
     def block(branch: Branch) -> None:
-        nonlocal index, y
+        nonlocal index
         to, read = index % 2, 1 - index % 2
-        made, tape = branch_forward(c, branch, m.hold(halves[read]), half, "coupling")
-        if y is not None:
-            y.drop()
-        y, base = made, halves[to]
+        y, tape = branch_forward(c, branch, m.hold(halves[read]), half, "coupling")
+        base = halves[to]
         if tape.keeps_input:
             base = c.whole(half)
             m.drop(halves[to])
         halves[to] = join(c, branch, base, y, tape)
+        y.drop()
         tapes.append(tape)
         index += 1
 
     _in_turn(c, run, block)
     out = _merge(c, x.plane, halves)
-    assert y is not None
-    y.drop()
     return Stream(out, x.plane), tapes
 
 

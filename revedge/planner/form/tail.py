@@ -141,7 +141,7 @@ def tail_backward(
     result = _shape(stages, signal.plane)
     sizes = chunks(signal, c.planes, whole=_is_whole(c, unit))
     g_in = m.hold(g) if result == signal.plane else None
-    for place, n in enumerate(sizes):
+    for place, n in enumerate(reversed(sizes)):
         part = _chunk_backward(
             c, stages, signal, n, m.hold(g), gradients, need_input=need_input, first=place == 0
         )

@@ -1,0 +1,63 @@
+"""Spans of time steps: which branches can go backward in them, and where one ends.
+
+A span ends where chunks of planes do (`revedge.engine.signal.chunks`), for every operator of the branch, so that each
+computes in a span what it computed in the forward pass, bit for bit.
+"""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from revedge.engine.replay import BranchTape
+from revedge.engine.signal import Signal, planes_per_chunk
+from revedge.engine.tail import sample_wise, tail_shape
+from revedge.engine.unit import Branch
+from revedge.neurons import BaseNode
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Time steps ``first`` to ``last``, the ``index``-th of the spans."""
+
+    index: int
+    first: int
+    last: int
+
+    def of(self, x: Tensor) -> Tensor:
+        """These steps of ``x`` ``[T, ...]``; no copy."""
+        return x[self.first : self.last]
+
+
+def can_be_cut(branch: Branch, tape: BranchTape) -> bool:
+    """Whether each unit is norm, neuron and an operator that works plane by plane, with no float tensor kept."""
+    if branch.norm is None or branch.pool is not None or tape.out is not None:
+        return False
+    if not isinstance(branch.unit_list()[-1].op, nn.Conv2d | nn.Linear):
+        return False
+    parts = [*branch.unit_list(), branch.norm]
+    if sum(len(list(part.parameters())) for part in parts) != len(list(branch.parameters())):
+        return False  # one that two units share would get its gradient's parts in another order
+    norms = [(branch.norm, tape.stats)]
+    for unit, kept in zip(branch.unit_list(), tape.units, strict=True):
+        plain = isinstance(unit.neuron, BaseNode) and unit.pool is None and unit.op is not None
+        dense = kept.pre is not None or (kept.signal is not None and kept.signal.bits is None)
+        if not plain or dense or not sample_wise(unit, kept.chance):
+            return False
+        if unit.norm is not None:
+            norms.append((unit.norm, kept.stats))
+    return all(stats is not None and stats.of_batch for _, stats in norms)
+
+
+def cut_time(branch: Branch, x: Tensor, span_steps: int) -> list[Span]:
+    """Return the spans of about ``span_steps`` of ``x`` ``[T, B, ...]``, the branch's input; rounded up to chunks."""
+    timesteps, batch = x.shape[:2]
+    planes, shape = batch, x.shape
+    for unit in branch.unit_list():
+        signal = Signal(shape, dense=x)
+        planes = math.lcm(planes, planes_per_chunk(signal))
+        shape = tail_shape(unit, signal)
+    least = planes // batch
+    steps = -(-span_steps // least) * least
+    starts = range(0, timesteps, steps)
+    return [Span(i, t, min(t + steps, timesteps)) for i, t in enumerate(starts)]
