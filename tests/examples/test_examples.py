@@ -1,5 +1,6 @@
 """Each example runs as its docstring says, is short, and needs what it claims."""
 
+import json
 import re
 import subprocess
 from collections.abc import Callable
@@ -74,7 +75,11 @@ def test_train_in_a_budget_then_stream(
     run_python: RunPython, revedge_command: RunPython, tmp_path: Path, cache: str
 ) -> None:
     """A training stays below its budget; what it exports streams without torch."""
-    words = ("--epochs", "1", "--timesteps", "4", "--out", "run")
+    plan = ("plan", "--data", "digits", "--timesteps", "4", "--budget", "1MiB", "--json")
+    refused = revedge_command(*plan, timeout_s=200, REVEDGE_CACHE=cache)
+    floor_bytes = json.loads(refused.stdout.splitlines()[-1])["floor_bytes"]
+    budget = f"{(floor_bytes >> 20) + 128}MiB"
+    words = ("--budget", budget, "--epochs", "1", "--timesteps", "4", "--out", "run")
     done = run_python(str(EXAMPLES[0]), *words, timeout_s=400, REVEDGE_CACHE=cache)
     assert done.returncode == 0, done.stderr
     assert "fits: True" in done.stdout

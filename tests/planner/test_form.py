@@ -155,13 +155,15 @@ def test_the_tracer_has_the_last_word(
     del planner_cache
     asked = Request(
         data="digits",
-        budget_bytes=400 << 20,
+        budget_bytes=1 << 20,
         model="ms-resnet6",
         in_shape=(2, 32, 32),
         num_classes=4,
         timesteps=4,
         batch_size=16,
     )
+    floor_bytes = choosing.choose(asked).floor_bytes
+    asked = dataclasses.replace(asked, budget_bytes=floor_bytes + (140 << 20))
     right = choosing.choose(asked)
 
     def wrong(net: Net, setting: Setting, page: int, **options: Any) -> Evaluated:
