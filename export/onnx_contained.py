@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from revedge.errors import ExportError
 from revedge.export.manifest import Manifest
-from revedge.export.onnx_graph import BODY, MINUS, input_dims, make_value, output_dims
+from revedge.export.onnx_graph import BODY, input_dims, make_value, output_dims
+from revedge.export.onnx_kept import read_kept
 
 if TYPE_CHECKING:
     import onnx
@@ -32,8 +33,8 @@ def contained_step(model: "onnx.ModelProto", manifest: Manifest) -> "onnx.ModelP
         repeated, constants = _of_unrolled(model, manifest), list(model.graph.initializer)
     else:
         repeated, constants = _of_scan(model, manifest)
-    repeated, zero = _as_they_are(repeated, manifest)
-    constants.append(zero)
+    repeated, more = _as_they_are(repeated, manifest)
+    constants += more
     nodes = [*_before(model, repeated, manifest), *repeated]
     alone = dataclasses.replace(manifest, graph="step", steps=None)
     used = {name for node in nodes for name in node.input}
@@ -59,15 +60,12 @@ def _of_scan(
     body = next(attribute.g for attribute in scans[0].attribute if attribute.name == "body")
     given = [value.name for value in body.input][: len(manifest.states)]
     found = [value.name for value in body.output][: len(manifest.states)]
-    names = {
-        name: (MINUS if MINUS in name else "") + state.name
-        for name, state in zip(given, manifest.states, strict=True)
-    }
-    names |= {
-        name: (MINUS if MINUS in name else "") + state.next
-        for name, state in zip(found, manifest.states, strict=True)
-    }
-    names |= {body.input[-1].name: "x", body.output[-1].name: "logits"}
+    places = [*zip(given, manifest.states, strict=True), *zip(found, manifest.states, strict=True)]
+    for name, state in places:
+        kept = read_kept(name.removeprefix(BODY))
+        if kept is None or kept[0] not in (state.name, state.next):
+            raise ExportError(f"Scan hands on {name!r} as {state.name}")
+    names = {body.input[-1].name: "x", body.output[-1].name: "logits"}
     sums = {value.name for value in body.output[len(found) : -1]}  # not of the step: for the mean
     own = [node for node in body.node if node.output[0] not in sums]
     return _renamed(own, names), [*body.initializer, *model.graph.initializer]
@@ -79,13 +77,14 @@ def _of_unrolled(model: "onnx.ModelProto", manifest: Manifest) -> "list[onnx.Nod
     first: list[bytes] = []
     nodes: list[onnx.NodeProto] = []
     written = {node.output[0] for node in model.graph.node}
+    kept = dict(filter(None, map(_kept_by, written)))
     for t in range(manifest.steps):
         prefix = f"t{t}/"
         names = {}
         for state in manifest.states:
-            sign = MINUS if f"t0/{MINUS}{state.next}" in written else ""
-            before = f"t{t - 1}/{sign}{state.next}" if t else f"rest_{state.name}"
-            names[before] = sign + state.name
+            new = kept.get(state.next, state.next)
+            before = f"t{t - 1}/{new}" if t else f"rest_{state.name}"
+            names[before] = new.replace(state.next, state.name)
         names |= {name: "x" for name, at in frames.items() if at == t}
         own = [node for node in model.graph.node if node.output[0].startswith(prefix)]
         nodes = _renamed(own, names, prefix)
@@ -96,20 +95,39 @@ def _of_unrolled(model: "onnx.ModelProto", manifest: Manifest) -> "list[onnx.Nod
     return nodes
 
 
+def _kept_by(name: str) -> tuple[str, str] | None:
+    """Of a value of the first time step that is a new state: the state, and under what name it is kept."""
+    kept = read_kept(name.removeprefix("t0/")) if name.startswith("t0/") else None
+    return None if kept is None else (kept[0], name.removeprefix("t0/"))
+
+
 def _as_they_are(
     nodes: "list[onnx.NodeProto]", manifest: Manifest
-) -> "tuple[list[onnx.NodeProto], onnx.TensorProto]":
-    """Turn states that the step keeps as their negatives round where they come in and go out."""
+) -> "tuple[list[onnx.NodeProto], list[onnx.TensorProto]]":
+    """Where states come in and go out, turn those that the step keeps as multiples into these, and back."""
     from onnx import TensorProto, helper
 
-    zero = "zero_of_states"
-    read = {name for node in nodes for name in node.input}
-    first, last = [], []
-    for state in manifest.states:
-        if MINUS + state.name in read:
-            first.append(helper.make_node("Sub", [zero, state.name], [MINUS + state.name]))
-            last.append(helper.make_node("Sub", [zero, MINUS + state.next], [state.next]))
-    return [*first, *nodes, *last], helper.make_tensor(zero, TensorProto.FLOAT, [], [0.0])
+    states = {state.name for state in manifest.states} | {state.next for state in manifest.states}
+    first: list[onnx.NodeProto] = []
+    last: list[onnx.NodeProto] = []
+    constants = {"zero_of_states": 0.0}
+    for name in dict.fromkeys(name for node in nodes for name in (*node.input, *node.output)):
+        kept = read_kept(name)
+        if kept is None or kept[0] not in states or kept[1] == 1.0:
+            continue
+        state, multiple = kept
+        comes_in = state in {one.name for one in manifest.states}
+        factor = -multiple if comes_in else -1.0 / multiple
+        constants[f"times_{factor}"] = factor
+        larger = f"larger_{name}"
+        there, here = (state, name) if comes_in else (name, state)
+        turn = [
+            helper.make_node("Mul", [there, f"times_{factor}"], [larger]),
+            helper.make_node("Sub", ["zero_of_states", larger], [here]),
+        ]
+        (first if comes_in else last).extend(turn)
+    made = [helper.make_tensor(n, TensorProto.FLOAT, [], [v]) for n, v in constants.items()]
+    return [*first, *nodes, *last], made
 
 
 def _frames(model: "onnx.ModelProto") -> dict[str, int]:

@@ -18,6 +18,7 @@ from revedge.export import onnx_rules  # noqa: F401 - each module of a form find
 from revedge.export.inference import InferenceNet
 from revedge.export.manifest import Manifest
 from revedge.export.onnx_builder import IR_VERSIONS
+from revedge.export.onnx_kept import kept_name
 from revedge.export.onnx_neurons import ONE_PASS
 from revedge.export.onnx_step import StepGraph
 from revedge.export.targets import TARGETS
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     import onnx
 
 BODY = "step/"  # prefix of everything inside the body of Scan
-MINUS = "minus_"  # of a state that is kept as its negative
 GRAPHS = ("step", "blocks", "scan", "unrolled")
 Dims = list[str | int]
 Runs = list[tuple[str, nn.Module]]
@@ -138,16 +138,18 @@ def _write(
     """Write one time step; return the names of the new states.
 
     They and the logits are called ``next_state_i`` and ``logits`` behind the prefix of the step; a state that is kept
-    as its negative ``minus_next_state_i``.
+    as a multiple as in onnx_kept.py.
     """
-    since, g.states, g.new_states, g.negative = len(g.nodes), list(states), [], []
+    since, g.states, g.new_states, g.multiples = len(g.nodes), list(states), [], []
     for name, state in zip(states, manifest.states, strict=True):
         g.ranks[name] = 1 + len(state.shape)
+        g.shapes[name] = state.shape
     for name, run in runs:
         x = g.apply(run, x, name)
+    x = g.plain(x)
     names = [
-        f"{g.step}{MINUS if negative else ''}{state.next}"
-        for state, negative in zip(manifest.states, g.negative, strict=True)
+        g.step + kept_name(state.next, multiple)
+        for state, multiple in zip(manifest.states, g.multiples, strict=True)
     ]
     g.rename({x: f"{g.step}logits", **dict(zip(g.new_states, names, strict=True))}, since)
     return names
@@ -173,13 +175,12 @@ def _scan(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
         body.ranks[f"{BODY}x"] = g.ranks["x"] - 1
         found = _write(body, rest, f"{BODY}x", given, manifest)
         scanned, frame = "x", make_value(f"{BODY}x", [_batch(manifest), *manifest.in_shape])
-    turned = {
-        name: name.replace(BODY, BODY + MINUS)
-        for name, minus in zip(given, body.negative, strict=True)
-        if minus
-    }
-    body.rename(turned)
-    given = [turned.get(name, name) for name in given]
+    kept = [
+        BODY + kept_name(state.name, multiple)
+        for state, multiple in zip(manifest.states, body.multiples, strict=True)
+    ]
+    body.rename({old: new for old, new in zip(given, kept, strict=True) if old != new})
+    given = kept
     batch = _batch(manifest)
     logits: Dims = [batch, manifest.num_classes]
     inputs = [
@@ -200,10 +201,12 @@ def _scan(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
         results.append("total_logits")
     else:
         carried = [
-            _negative(g, n) if minus else n for n, minus in zip(carried, body.negative, strict=True)
+            _times(g, name, multiple)
+            for name, multiple in zip(carried, body.multiples, strict=True)
         ]
         results = [
-            MINUS + n if minus else n for n, minus in zip(results, body.negative, strict=True)
+            kept_name(name, multiple)
+            for name, multiple in zip(results, body.multiples, strict=True)
         ]
     graph = helper.make_graph(
         body.nodes,
@@ -225,15 +228,17 @@ def _scan(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
     if manifest.graph == "scan":
         _mean(g, manifest, "total_logits")
         return
-    for state, result in zip(manifest.states, results, strict=True):
+    for state, result, multiple in zip(manifest.states, results, body.multiples, strict=True):
         if result != state.next:
-            g.rename({_negative(g, result): state.next})
+            g.rename({_times(g, result, 1.0 / multiple): state.next})
 
 
-def _negative(g: StepGraph, state: str) -> str:
-    """``0 - state``, which is never a negative zero; at rest a state that is kept as its negative is 0 either way."""
+def _times(g: StepGraph, state: str, multiple: float) -> str:
+    """A multiple of a state; of a negative one ``0 - state``, which is never a negative zero."""
     g.ranks.setdefault(state, 0)
-    return g.op("Sub", [g.scalar(0.0), state], f"{MINUS}{state}")
+    if abs(multiple) != 1.0:
+        state = g.op("Mul", [state, g.scalar(abs(multiple))], f"larger_{state}")
+    return state if multiple > 0 else g.op("Sub", [g.scalar(0.0), state], f"minus_{state}")
 
 
 def _unrolled(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:

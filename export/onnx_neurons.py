@@ -1,7 +1,8 @@
 """How neurons are written as ONNX nodes: charge, fire, reset.
 
 Operators are passes over memory, and a third of a step's time: where the target has `ONE_PASS`, a neuron fires in one
-pass, and is reset in one if its state never leaves the graph and so may be kept as its negative.
+pass, and is reset in one if its state never leaves the graph and so may be kept as its negative. Behind a stream that
+is an integer on its grid everything is as many times larger, the state too.
 """
 
 import numpy as np
@@ -14,29 +15,35 @@ _LEAST_THRESHOLD = 2.0**-60  # whose distance to the float32 below it has a fini
 _FLOAT = 1  # onnx.TensorProto.FLOAT
 
 
-@rule(Cell)
+@rule(Cell, multiples=True)
 def _cell(g: StepGraph, module: Cell, x: str) -> str:
     h = g.take()
     fast = g.at_once and module.v_threshold >= _LEAST_THRESHOLD
     negative = fast and g.keeps_states and module.hard and module.v_reset == 0.0
     charge = "Sub" if negative else "Add"  # rounding, leak and limit are symmetric
+    if not negative:
+        x = g.plain(x)
+    times = g.times.get(x, 1.0)
     if module.rounded:
-        h = g.op("Round", [g.op("Mul", [h, g.scalar(module.leak_up)], "leak")])
-        h = g.op("Mul", [h, g.scalar(module.leak_down)], "leaked")
+        h = g.op("Round", [g.op("Mul", [h, g.scalar(module.leak_up / times)], "leak")])
+        h = g.op("Mul", [h, g.scalar(module.leak_down * times)], "leaked")
     elif module.leaky:
         h = g.op("Mul", [h, g.scalar(module.decay)], "leak")
     if module.scaled:
         x = g.op("Mul", [x, g.scalar(module.gain)], "input")
     h = g.op(charge, [h, x], "membrane")
     if module.biased:
-        h = g.op(charge, [h, g.scalar(module.bias)], "membrane")
+        h = g.op(charge, [h, g.scalar(module.bias * times)], "membrane")
     if module.limited:
-        h = g.op("Clip", [h, g.scalar(-module.limit), g.scalar(module.limit)], "limited")
-    s = _fire(g, h, module.v_threshold, -1.0 if negative else 1.0)
+        limit = module.limit * times
+        h = g.op("Clip", [h, g.scalar(-limit), g.scalar(limit)], "limited")
     if negative:  # -h stays where it is above -threshold, and is 0 elsewhere: one pass
-        v = g.op("ThresholdedRelu", [h], "state", alpha=-module.v_threshold)
-        g.give(v, negative=True)
+        v = g.op("ThresholdedRelu", [h], "state", alpha=-module.v_threshold * times)
+        g.give(v, -times)
+        s = _fire(g, _wider(g, h), module.v_threshold, -times)
+        g.wider[s] = g.columns
         return s
+    s = _fire(g, h, module.v_threshold)
     if module.hard:  # h - h s is exactly h or 0, in two passes; Where needs four in onnxruntime
         v = g.op("Sub", [h, g.op("Mul", [h, s], "lost")], "state")
         if module.v_reset != 0.0:
@@ -79,8 +86,10 @@ def _reversible(g: StepGraph, module: ReversibleCell, x: str) -> str:
     return y
 
 
-def _fire(g: StepGraph, h: str, threshold: float, sign: float = 1.0) -> str:
-    """1 if the membrane, ``sign * h``, has reached the threshold, else 0: what `revedge.export.onnx_probe` looks for.
+def _fire(g: StepGraph, h: str, threshold: float, multiple: float = 1.0) -> str:
+    """1 if the membrane has reached the threshold, else 0: what `revedge.export.onnx_probe` looks for.
+
+    ``h`` is a ``multiple`` of the membrane, a power of two or its negative.
 
     At once, it is the line that is 0 at the float32 below the threshold and 1 at the threshold, cut off below and
     above. No float32 lies between the two, slope and offset are exact, and so is every product with a power of two.
@@ -89,6 +98,21 @@ def _fire(g: StepGraph, h: str, threshold: float, sign: float = 1.0) -> str:
         top = np.float32(threshold)
         below = np.nextafter(top, np.float32(0.0))
         slope = 1.0 / (float(top) - float(below))
-        return g.op("HardSigmoid", [h], "spikes", alpha=sign * slope, beta=-float(below) * slope)
+        slope, offset = slope / multiple, -float(below) * slope
+        return g.op("HardSigmoid", [h], "spikes", alpha=slope, beta=offset)
     fired = g.op("GreaterOrEqual", [h, g.scalar(threshold)], "fired")
     return g.op("Cast", [fired], "spikes", to=_FLOAT)
+
+
+def _wider(g: StepGraph, h: str) -> str:
+    """The membrane with `StepGraph.columns` of zeros, which do not fire.
+
+    A convolution of each channel with 1: it and the firing behind it are one operator of onnxruntime, so the columns
+    cost no pass over memory. Pad would be one, and a slow one.
+    """
+    left, right = g.columns
+    if not (left or right):
+        return h
+    channels = g.shape[0]
+    ones = g.constant(f"ones/{channels}", np.ones((channels, 1, 1, 1), np.float32))
+    return g.op("Conv", [h, ones], "wider", group=channels, pads=[0, left, 0, right])

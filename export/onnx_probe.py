@@ -5,7 +5,6 @@ Of a sequence graph they are twins of the step that it repeats (onnx_contained.p
 
 import copy
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from revedge.export.cells import WATCH, ReversibleCell
 from revedge.export.inference import cell_of, inference_form
 from revedge.export.manifest import Manifest
 from revedge.export.onnx_contained import contained_step
+from revedge.export.onnx_kept import read_kept
 from revedge.export.probes import Array, FileProbe, Seen
 from revedge.export.runner import open_session
 from revedge.models import SpikingNet, spiking_units
@@ -44,8 +44,8 @@ class _Firing:
 class _Point:
     """Names in the graph: the membrane, "has fired" as bool where it is one, and as 0.0 or 1.0.
 
-    Where it is none, ``slope`` and ``offset`` are those of the line that stands for the threshold; a negative slope
-    says that what is named is the membrane's negative.
+    Where it is none, ``slope`` and ``offset`` are those of the line that stands for the threshold. What is named is a
+    ``multiple`` of the membrane, and ``wider``, if there is one, the node that puts columns of zeros beside it.
     """
 
     membrane: str
@@ -53,6 +53,16 @@ class _Point:
     spikes: str
     slope: float = 1.0
     offset: float = 0.0
+    multiple: float = 1.0
+    wider: "onnx.NodeProto | None" = None
+
+    @property
+    def columns(self) -> slice:
+        """Where the neuron's own columns are in its spikes."""
+        if self.wider is None:
+            return slice(None)
+        _, left, _, right = next(one.ints for one in self.wider.attribute if one.name == "pads")
+        return slice(left, -right or None)
 
     @property
     def threshold(self) -> float:
@@ -73,19 +83,19 @@ class OnnxProbe(FileProbe):
         step = copy.deepcopy(contained_step(model, manifest))
         self._plain = open_session(step.SerializeToString())
         points = _points_of(step)
-        streams = _streams_of(step, net) if manifest.numerics == "float" else []
+        streams = _streams_of(step, net) if manifest.numerics == "float" else {}
         expected = sum(firing.parts for firing in self._firing)
         if len(points) != expected:
             raise ExportError(
                 f"the {manifest.graph} graph fires in {len(points)} places, the network in {expected}"
             )
-        self._signs = [math.copysign(1.0, point.slope) for point in points]
+        self._points = points
         self._shown = [name for point in points for name in (point.membrane, point.spikes)]
         _show(step, self._shown)
         self._watch = open_session(step.SerializeToString())
         self._streams = streams
-        _show(step, streams)
-        _force(step, points, streams)
+        _show(step, list(streams))
+        _force(step, points, list(streams))
         self._force = open_session(step.SerializeToString())
 
     def shipped(self, x: Array, states: list[Array]) -> tuple[Array, list[Array]]:
@@ -103,12 +113,14 @@ class OnnxProbe(FileProbe):
         for firing, s in zip(self._firing, given.spikes, strict=True):
             pieces += np.split(s, [firing.cut], firing.dim) if firing.cut else [s]
         forced = {_forced_name(i): np.ascontiguousarray(piece) for i, piece in enumerate(pieces)}
-        added = zip(self._streams, given.streams, strict=True)
-        feed = {**self._feed(x, states), **forced, **{_given_name(n): s for n, s in added}}
+        times = [np.float32(times) for times in self._streams.values()]
+        added = zip(self._streams, given.streams, times, strict=True)
+        feed = {**self._feed(x, states), **forced, **{_given_name(n): s * k for n, s, k in added}}
         names = [*self._names(), *self._shown, *self._streams]
         found = self._force.run(names, feed)
         cut = len(names) - len(self._streams)
-        return dataclasses.replace(self._seen(found[:cut]), streams=found[cut:])
+        streams = [s / k for s, k in zip(found[cut:], times, strict=True)]
+        return dataclasses.replace(self._seen(found[:cut]), streams=streams)
 
     def _names(self) -> list[str]:
         return ["logits", *(state.next for state in self._manifest.states)]
@@ -120,10 +132,13 @@ class OnnxProbe(FileProbe):
     def _seen(self, found: list[Array]) -> Seen:
         count = 1 + len(self._manifest.states)
         values = found[count:]
-        shown = iter(v if k % 2 else self._signs[k // 2] * v for k, v in enumerate(values))
+        shown = iter(
+            (h / np.float32(point.multiple), s[..., point.columns])
+            for point, h, s in zip(self._points, values[::2], values[1::2], strict=True)
+        )
         membranes, spikes = [], []
         for firing in self._firing:
-            pairs = [(next(shown), next(shown)) for _ in range(firing.parts)]
+            pairs = [next(shown) for _ in range(firing.parts)]
             membranes.append(np.concatenate([h for h, _ in pairs], firing.dim))
             spikes.append(np.concatenate([s for _, s in pairs], firing.dim))
         return Seen(found[0], found[1:count], membranes, spikes)
@@ -146,11 +161,21 @@ def _points_of(model: "onnx.ModelProto") -> list[_Point]:
     That is at HardSigmoid, or at GreaterOrEqual with a Cast behind it; see `revedge.export.onnx_neurons`.
     """
     nodes = list(model.graph.node)
+    made = {node.output[0]: node for node in nodes}
+    kept = {
+        node.input[0]: read_kept(node.output[0])
+        for node in nodes
+        if node.op_type == "ThresholdedRelu"
+    }
     points = []
     for node in nodes:
         if node.op_type == "HardSigmoid":
             line = {one.name: one.f for one in node.attribute}
-            points.append(_Point(node.input[0], "", node.output[0], line["alpha"], line["beta"]))
+            wider = made[node.input[0]] if made[node.input[0]].op_type == "Conv" else None
+            h = wider.input[0] if wider else node.input[0]
+            _, multiple = kept.get(h) or ("", 1.0)
+            slope, offset = line["alpha"] * multiple, line["beta"]
+            points.append(_Point(h, "", node.output[0], slope, offset, multiple, wider))
         if node.op_type != "GreaterOrEqual":
             continue
         fired = node.output[0]
@@ -179,12 +204,16 @@ def _show(model: "onnx.ModelProto", names: list[str]) -> None:
             model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
 
 
-def _streams_of(model: "onnx.ModelProto", net: SpikingNet) -> list[str]:
+def _streams_of(model: "onnx.ModelProto", net: SpikingNet) -> dict[str, float]:
     """What branches add to streams, in order of execution: where the graph rounds as a branch's last step.
+
+    By the value is what it is a multiple of: the integer that was rounded to, or that times the step of the grid.
 
     Raises:
         ExportError: the graph does not round where the network does.
     """
+    from onnx import numpy_helper
+
     form = inference_form(net)
     ends = {
         part
@@ -193,15 +222,30 @@ def _streams_of(model: "onnx.ModelProto", net: SpikingNet) -> list[str]:
         if isinstance(branch, BranchStep)
         for part in branch.close.modules()
     }
-    wanted = [module in ends for module in form.modules() if isinstance(module, Grid)]
-    nodes = list(model.graph.node)
-    behind = {node.input[0]: node.output[0] for node in nodes if node.op_type == "Mul"}
-    rounded = [behind[node.output[0]] for node in nodes if node.op_type == "Round"]
-    if len(rounded) != len(wanted):
-        raise ExportError(
-            f"the graph rounds in {len(rounded)} places, the network in {len(wanted)}"
+    grids = [module for module in form.modules() if isinstance(module, Grid)]
+    behind: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            behind.setdefault(name, []).append(node)
+    rounded = [node.output[0] for node in model.graph.node if node.op_type == "Round"]
+    if len(rounded) != len(grids):
+        raise ExportError(f"the graph rounds in {len(rounded)} places, the network in {len(grids)}")
+    scalars = {
+        one.name: float(numpy_helper.to_array(one))
+        for one in model.graph.initializer
+        if not one.dims
+    }
+    found = {}
+    for name, grid in zip(rounded, grids, strict=True):
+        readers = behind.get(name, [])
+        scaled = (
+            len(readers) == 1
+            and readers[0].op_type == "Mul"
+            and scalars.get(readers[0].input[1]) == grid.down
         )
-    return [name for name, is_end in zip(rounded, wanted, strict=True) if is_end]
+        if grid in ends:
+            found[readers[0].output[0] if scaled else name] = 1.0 if scaled else grid.up
+    return found
 
 
 def _force(model: "onnx.ModelProto", points: list[_Point], streams: list[str]) -> None:
@@ -222,6 +266,11 @@ def _force(model: "onnx.ModelProto", points: list[_Point], streams: list[str]) -
         model.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
         first.append(helper.make_node("Greater", [name, half], [f"{name}_fired"]))
         renamed[point.spikes] = name
+        if point.wider is not None:
+            renamed[point.spikes] = f"{name}_wider"
+            wider = copy.deepcopy(point.wider)
+            wider.input[0], wider.output[0] = name, f"{name}_wider"
+            first.append(wider)
         if point.fired:
             renamed[point.fired] = f"{name}_fired"
         resets[point.membrane] = point, f"{name}_fired"
@@ -239,7 +288,7 @@ def _force(model: "onnx.ModelProto", points: list[_Point], streams: list[str]) -
         if node.op_type == "ThresholdedRelu":
             h, v = node.input[0], node.output[0]
             point, fired = resets[h]
-            if node.attribute[0].f != -point.threshold:
+            if node.attribute[0].f != point.threshold * point.multiple:
                 raise ExportError(f"{h!r} fires at {point.threshold} and is reset elsewhere")
             node.CopyFrom(helper.make_node("Where", [fired, zero, h], [v]))
     del model.graph.node[:]

@@ -18,6 +18,9 @@ from revedge.export.onnx_builder import Graph
 
 Rule = Callable[["StepGraph", Any, str], str]
 RULES: dict[type[nn.Module], Rule] = {}
+MULTIPLES: set[type[nn.Module]] = (
+    set()
+)  # whose rule takes streams as integers, see `StepGraph.times`
 
 
 class StepGraph(Graph):
@@ -28,8 +31,14 @@ class StepGraph(Graph):
         home: see `Graph`.
         int8: store weights as 8-bit integers with a power-of-two scale; they must lie on such a grid.
         at_once: the target has `ONE_PASS`: a neuron fires, and is reset, in one pass over memory each.
-        keeps_states: states never leave the graph, so they may be kept as their negative where that is faster.
+        keeps_states: states never leave the graph, so they may be kept as a multiple where that is faster.
         short: see `Graph`.
+
+    Attributes:
+        times: value -> the power of two by which it is larger than what it stands for; not listed: 1. Streams on their
+            grid are integers in graphs that keep their states, and `plain` gives them to who must know better.
+        columns: columns of zeros that the convolution behind the present neuron wants left and right of its spikes.
+        wider: spikes that have them.
     """
 
     def __init__(
@@ -47,18 +56,44 @@ class StepGraph(Graph):
         self.at_once = at_once
         self.keeps_states = keeps_states
         self.states: list[str] = []  # that neurons have yet to take
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of states, without the batch
+        self.shape: tuple[int, ...] = ()  # of the present neuron's
         self.new_states: list[str] = []
-        self.negative: list[bool] = []  # of the new states
+        self.multiples: list[float] = []  # in which the new states are kept
+        self.times: dict[str, float] = {}
+        self.columns = (0, 0)
+        self.wider: dict[str, tuple[int, int]] = {}
         self._weights: dict[str, str] = {}  # multiplied out, for all steps
 
     def take(self) -> str:
         """Return the state of the next neuron."""
-        return self.states.pop(0)
+        state = self.states.pop(0)
+        self.shape = self.shapes[state]
+        return state
 
-    def give(self, state: str, *, negative: bool = False) -> None:
-        """Hand on a neuron's new state, or its negative."""
+    def give(self, state: str, multiple: float = 1.0) -> None:
+        """Hand on a neuron's new state, or a multiple of it."""
         self.new_states.append(state)
-        self.negative.append(negative)
+        self.multiples.append(multiple)
+
+    @property
+    def keeps_integers(self) -> bool:
+        """Whether streams are kept as the integers that they are on their grid."""
+        return self.at_once and self.keeps_states
+
+    def plain(self, x: str) -> str:
+        """What ``x`` stands for."""
+        times = self.times.get(x, 1.0)
+        return x if times == 1.0 else self.op("Mul", [x, self.scalar(1.0 / times)], "plain")
+
+    def together(self, kind: str, values: list[str], label: str = "", **attributes: int) -> str:
+        """An Add or Concat: of values that are larger by the same power of two as they are."""
+        times = {self.times.get(value, 1.0) for value in values}
+        if len(times) > 1:
+            values, times = [self.plain(value) for value in values], {1.0}
+        out = self.op(kind, values, label, **attributes)
+        self.times[out] = times.pop()
+        return out
 
     def apply(self, module: nn.Module, x: str, name: str) -> str:
         """Write ``module``, which is the part ``name`` of the present one.
@@ -73,7 +108,7 @@ class StepGraph(Graph):
                     f"{self.path}: no ONNX rule is known for a layer of type {type(module).__name__}; use layers of "
                     "torch.nn that revedge knows, or --format torchscript"
                 )
-            return rule(self, module, x)
+            return rule(self, module, x if type(module) in MULTIPLES else self.plain(x))
 
     def weight(self, name: str, value: Tensor) -> str:
         """Store a parameter of the present module; ``weight`` as int8 if that was asked for."""
@@ -95,11 +130,13 @@ class StepGraph(Graph):
         return self.constant(name, scale) if scale.ndim else self.scalar(float(scale))
 
 
-def rule(*kinds: type[nn.Module]) -> Callable[[Rule], Rule]:
-    """Register a rule for modules of exactly these types."""
+def rule(*kinds: type[nn.Module], multiples: bool = False) -> Callable[[Rule], Rule]:
+    """Register a rule for modules of exactly these types; ``multiples``: it looks at `StepGraph.times` itself."""
 
     def register(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(kinds, function))
+        if multiples:
+            MULTIPLES.update(kinds)
         return function
 
     return register

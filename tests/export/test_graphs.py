@@ -1,6 +1,7 @@
 """Every model of the registry in every graph, at batches 1 and 3 and for 4 and 16 steps; faults of sequence graphs."""
 
 import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -139,8 +140,13 @@ def _body(model: onnx.ModelProto) -> onnx.GraphProto:
 
 
 def _states_swapped(model: onnx.ModelProto) -> None:
-    """In the body, two new states of one shape trade places."""
-    first, second = "step/minus_next_state_0", "step/minus_next_state_1"
+    """In the body, two new states of one shape, kept in the same multiple, trade places."""
+    outputs = [(one.name, str(one.type)) for one in _body(model).output]
+    first, second = next(
+        (a, b)
+        for (a, shape), (b, other) in itertools.combinations(outputs, 2)
+        if shape == other and a.split("next")[0] == b.split("next")[0] and "next" in a
+    )
     trade = {first: second, second: first}
     for node in _body(model).node:
         for position, name in enumerate(node.output):
@@ -149,7 +155,8 @@ def _states_swapped(model: onnx.ModelProto) -> None:
 
 def _wrong_rest(model: onnx.ModelProto) -> None:
     node = next(one for one in model.graph.node if one.op_type == "ConstantOfShape")
-    node.attribute[0].t.CopyFrom(numpy_helper.from_array(np.array([0.25], np.float32)))
+    half = np.array([0.5 * 2.0**14], np.float32)  # of a threshold, where a stream charges the neuron
+    node.attribute[0].t.CopyFrom(numpy_helper.from_array(half))
 
 
 def _mean_off(model: onnx.ModelProto) -> None:
@@ -166,8 +173,8 @@ def _state_skipped(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if node.output[0].startswith("t2/"):
             for position, name in enumerate(node.input):
-                if name == "t1/minus_next_state_0":
-                    node.input[position] = "t0/minus_next_state_0"
+                if re.fullmatch(r"t1/minus_.*next_state_0", name):
+                    node.input[position] = name.replace("t1/", "t0/")
 
 
 def _reset_off(model: onnx.ModelProto) -> None:
