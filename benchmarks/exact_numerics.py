@@ -8,7 +8,7 @@ RUN is a run folder that holds a finish (revedge train --finish exact). Every ro
 running on its own states, with eager PyTorch at one thread and batch 24: spikes that differ, and values of states and
 logits whose bits differ. --float does the same with the float form, for comparison. --models takes members of the
 registry ("all": every one) at full width instead, or with --narrow with the fewest channels there are, untrained and
-on random frames, with as large a batch as gives that many spikes. --report writes a table of members.
+on random frames, with as large a batch as gives that many spikes. --report writes a table of the members done so far.
 
 Ends with 1 if an exact row differs.
 """
@@ -278,11 +278,13 @@ def main() -> int:
         shape, batch = member[0].in_shape, member[2][0].shape[1]
         table.append([name, f"{shape[0]}x{shape[1]}x{shape[2]}", batch, *_sums([every[-1]])])
         table[-1].insert(3, f"{100 * fired(*member):.0f} %")
-    if args.report:
-        table.append(["all", "", "", "", *_sums(every)])
-        about = f"Members of the registry, {numerics}, {STEPS} steps, {len(every[0])} ways each."
-        text = [about, f"Ways: {'; '.join(every[0])}.", markdown_table(_HEADER, table)]
-        write(args.report, "Exact numerics of every model", command_line(), lines, text)
+        if args.report:  # after each, so that a run that is cut short has shown something
+            width = "fewest channels" if args.narrow else "full width"
+            about = f"Members of the registry, {width}, {numerics}, {STEPS} steps, {len(every[0])} ways each."
+            rows_now = [*table, ["all", "", "", "", *_sums(every)]]
+            text = [about, f"Ways: {'; '.join(every[0])}.", markdown_table(_HEADER, rows_now)]
+            title = f"Exact numerics of {len(table)} models, {width}"
+            write(args.report, title, command_line(), lines, text)
     if args.run is not None:
         every.append(check(*of_run(args.run, args.spikes, numerics), numerics))
     equal = not any(flips or bits for one in every for _, flips, bits in one.values())
