@@ -155,7 +155,9 @@ def _states_swapped(model: onnx.ModelProto) -> None:
 
 def _wrong_rest(model: onnx.ModelProto) -> None:
     node = next(one for one in model.graph.node if one.op_type == "ConstantOfShape")
-    half = np.array([0.5 * 2.0**14], np.float32)  # of a threshold, where a stream charges the neuron
+    half = np.array(
+        [0.5 * 2.0**14], np.float32
+    )  # of a threshold, where a stream charges the neuron
     node.attribute[0].t.CopyFrom(numpy_helper.from_array(half))
 
 
