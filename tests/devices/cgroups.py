@@ -12,7 +12,7 @@ from pathlib import Path
 
 _ROOT = Path("/sys/fs/cgroup")
 # Its own interpreter counts too. Where this may be asked for (root), the kernel never chooses a holder.
-_HOLD = """
+HOLD = """
 import sys
 try:
     open("/proc/self/oom_score_adj", "w").write("-1000")
@@ -49,7 +49,7 @@ class Group:
         each = str(size_bytes // processes)
         holders = [
             subprocess.Popen(
-                self.inside(sys.executable, "-c", _HOLD, each),
+                self.inside(sys.executable, "-c", HOLD, each),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
@@ -66,9 +66,12 @@ class Group:
 
 
 @contextlib.contextmanager
-def limited(limit_bytes: int) -> Iterator[Group | str]:
-    """Make a group with this limit and remove it afterwards; yields the reason where that cannot be."""
-    made = _make(f"revedge-test-{os.getpid()}", limit_bytes)
+def limited(limit_bytes: int, *, swap: bool = False) -> Iterator[Group | str]:
+    """Make a group with this limit, and swap only if asked for; yields the reason where that cannot be.
+
+    The group is removed afterwards.
+    """
+    made = _make(f"revedge-test-{os.getpid()}", limit_bytes, swap)
     try:
         yield made
     finally:
@@ -76,14 +79,17 @@ def limited(limit_bytes: int) -> Iterator[Group | str]:
             _remove(made.folder)
 
 
-def _make(name: str, limit_bytes: int) -> Group | str:
+def _make(name: str, limit_bytes: int, swap: bool) -> Group | str:
+    # Version 1 limits memory and swap together, version 2 swap alone.
+    no_swap_1 = ("memory.memsw.limit_in_bytes", limit_bytes)
+    no_swap_2 = ("memory.swap.max", 0)
     places = [
-        (_ROOT / "memory", "memory", "memory.limit_in_bytes", "memory.oom_control"),
-        (_ROOT, "", "memory.max", "memory.events"),
+        (_ROOT / "memory", "memory", "memory.limit_in_bytes", "memory.oom_control", no_swap_1),
+        (_ROOT, "", "memory.max", "memory.events", no_swap_2),
     ]
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, own = line.split(":", 2)
-        for root, controller, limit_file, kills_file in places:
+        for root, controller, limit_file, kills_file, (swap_file, swap_bytes) in places:
             if controller not in controllers.split(","):
                 continue
             folder = root / own.strip("/") / name
@@ -93,6 +99,8 @@ def _make(name: str, limit_bytes: int) -> Group | str:
                 continue
             try:
                 (folder / limit_file).write_text(str(limit_bytes))
+                if not swap and (folder / swap_file).exists():
+                    (folder / swap_file).write_text(str(swap_bytes))
                 return Group(folder, limit_bytes, kills_file)
             except (
                 OSError

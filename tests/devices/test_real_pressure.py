@@ -3,9 +3,11 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from revedge.devices.meter import PeakMeter
 from revedge.devices.metrics_log import read_metrics
 from revedge.devices.run_folder import RunFolder
 from revedge.planner.cost import Prediction
@@ -13,12 +15,13 @@ from revedge.planner.descent import descend, dump
 from revedge.planner.plan import Plan
 from revedge.planner.setting import Setting
 
-from .cgroups import Group, limited
+from .cgroups import HOLD, Group, limited
 from .conftest import MakeRun
 from .processes import Start, anon_bytes, digest, finish, newest, trainer_of, wait
 
 LIMIT_BYTES = 900 << 20
 EPOCHS = 25
+HELD_BYTES = 200 << 20
 PEAK_BYTES = 400 << 20  # that the plan of the tiny training says
 _LESS = {"store": 0, "keep-conv": 4, "keep-spikes": 8, "reverse": 12}
 
@@ -131,3 +134,30 @@ def test_the_group_is_real(group: Group) -> None:
     done = subprocess.run(group.inside(sys.executable, "-c", more), check=False)
     assert done.returncode == -9
     assert group.kills() == 1
+
+
+def test_what_the_kernel_swapped_out_counts() -> None:
+    """A process of twice the memory of its group stands in swap by half, and the meter counts both halves."""
+    if "\n" not in Path("/proc/swaps").read_text().strip():
+        pytest.skip("this machine has no swap")
+    with limited(100 << 20, swap=True) as made:
+        if isinstance(made, str):
+            pytest.skip(made)
+        holder = subprocess.Popen(
+            made.inside(sys.executable, "-c", HOLD, str(HELD_BYTES)),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == b"held\n"
+            meter = PeakMeter()
+            own_bytes = meter.now_bytes
+            meter.follow(holder.pid)
+            meter.sample()
+            assert meter.swap_bytes >= HELD_BYTES - (100 << 20)
+            assert meter.now_bytes - own_bytes >= HELD_BYTES
+            assert meter.peak_bytes == meter.now_bytes
+            assert made.kills() == 0
+        finally:
+            holder.communicate()
