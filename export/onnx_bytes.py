@@ -1,4 +1,4 @@
-"""Does an ONNX file keep data in other files? Read from its bytes, without the package onnx.
+"""Does an ONNX file keep data in other files, and what is it? Read from its bytes, without the package onnx.
 
 Every file of `revedge export` is complete in itself. Old versions of onnxruntime follow a path that leads out of the
 folder of a file (1.18: ``../`` and symbolic links), so a file that names another one is refused before they see it.
@@ -21,6 +21,7 @@ _HOLDS = {
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
 }
+_METADATA = 14  # of ModelProto: entries of key, 1, and value, 2
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of TensorProto
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _DEEPEST = 64
@@ -46,6 +47,37 @@ def require_complete(path: Path) -> None:
         raise ExportError(
             f"{path} keeps data in other files, which no file of revedge does; export the model again"
         )
+
+
+def metadata_value(model: Path | bytes, key: str) -> str:
+    """Return one value of the metadata of an ONNX model, before a runtime opens it; "" without such a key.
+
+    Raises:
+        ExportError: no protocol buffer.
+    """
+    try:
+        if isinstance(model, bytes):
+            return _metadata_value(model, key)
+        with (
+            model.open("rb") as stream,
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            return _metadata_value(content, key)
+    except ValueError:
+        raise ExportError("the model is damaged, or not an ONNX model") from None
+
+
+def _metadata_value(content: Content, key: str) -> str:
+    for number, begin, end in _fields(content, 0, len(content)):
+        if number == _METADATA and end >= 0:
+            entry = {
+                field: content[first:last]
+                for field, first, last in _fields(content, begin, end)
+                if last >= 0
+            }
+            if entry.get(1) == key.encode():
+                return entry.get(2, b"").decode(errors="replace")
+    return ""
 
 
 def names_other_files(content: Content) -> bool:
