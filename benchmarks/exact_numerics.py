@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_export import Frames, events, full_width, lively
+from export_nets import Frames, events, full_width, lively
 from report import command_line, machine, markdown_table, write
 
 from revedge import models

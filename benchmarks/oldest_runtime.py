@@ -26,8 +26,8 @@ ANSWERS = "answers.npz"
 def write(folder: Path) -> None:
     """Write the files and today's answers."""
     import torch
-    from bench_export import Frames
     from exact_numerics import smallest
+    from export_nets import Frames
 
     from revedge import models
     from revedge.export.exact_form import exact_form

@@ -37,6 +37,7 @@ class Graph:
     Attributes:
         nodes: in order.
         constants: name -> tensor.
+        functions: of the file's own, that its nodes call.
         step: prefix of all values from now on.
         shared: prefix of values that all steps read.
         ranks: value -> number of dimensions, the batch included.
@@ -48,6 +49,7 @@ class Graph:
         self.short = short
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
+        self.functions: list[onnx.FunctionProto] = []
         self.step = ""
         self.shared = ""
         self.ranks: dict[str, int] = {}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from revedge.errors import ExportError
 from revedge.export.manifest import Manifest
-from revedge.export.onnx_graph import BODY, input_dims, make_value, output_dims
+from revedge.export.onnx_graph import BODY, OWN_DOMAIN, input_dims, make_value, output_dims
 from revedge.export.onnx_kept import read_kept
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def contained_step(model: "onnx.ModelProto", manifest: Manifest) -> "onnx.ModelP
         [make_value(name, dims) for name, dims in output_dims(alone)],
         [one for one in constants if one.name in used],
     )
-    step = helper.make_model(graph, opset_imports=list(model.opset_import))
+    opsets = [one for one in model.opset_import if not one.domain]
+    step = helper.make_model(graph, opset_imports=opsets)
     step.ir_version = model.ir_version
     onnx.checker.check_model(step)
     return step
@@ -72,6 +73,8 @@ def _of_scan(
 
 
 def _of_unrolled(model: "onnx.ModelProto", manifest: Manifest) -> "list[onnx.NodeProto]":
+    if model.functions:
+        return _of_function(model, manifest)
     assert manifest.steps is not None
     frames = _frames(model)
     first: list[bytes] = []
@@ -93,6 +96,35 @@ def _of_unrolled(model: "onnx.ModelProto", manifest: Manifest) -> "list[onnx.Nod
             raise ExportError(f"time step {t} of the unrolled graph is not the step before it")
         first = same
     return nodes
+
+
+def _of_function(model: "onnx.ModelProto", manifest: Manifest) -> "list[onnx.NodeProto]":
+    """The nodes of the function that every time step calls, after all calls were found to hand on their states."""
+    calls = [node for node in model.graph.node if node.domain == OWN_DOMAIN]
+    if len(model.functions) != 1 or len(calls) != manifest.steps:
+        raise ExportError(
+            f"the unrolled graph calls its function {len(calls)} times for {manifest.steps} steps"
+        )
+    function, count = model.functions[0], len(manifest.states)
+    given, found = list(function.input), list(function.output)
+    for told, kept in zip(
+        [*manifest.states, *manifest.states],
+        map(read_kept, given[1 : 1 + count] + found[:count]),
+        strict=True,
+    ):
+        if kept is None or kept[0] not in (told.name, told.next):
+            raise ExportError(f"the step's function hands on {kept} as {told.name}")
+    frames = _frames(model)
+    before = [f"rest_{state.name}" for state in manifest.states]
+    shared = list(calls[0].input)[1 + count :]
+    for t, call in enumerate(calls):
+        right_frame = manifest.static or frames.get(call.input[0]) == t
+        if list(call.input)[1:] != [*before, *shared] or not right_frame:
+            raise ExportError(f"time step {t} of the unrolled graph is not the step before it")
+        before = list(call.output)[:count]
+    image = {given[0]: calls[0].input[0] if manifest.static else "x"}
+    names = image | dict(zip(given[1 + count :], shared, strict=True))
+    return _renamed(function.node, names, "")
 
 
 def _kept_by(name: str) -> tuple[str, str] | None:

@@ -8,7 +8,7 @@ from revedge.errors import ExportError, UsageError
 from revedge.export.inference import InferenceNet
 from revedge.export.manifest import Manifest
 from revedge.export.onnx_builder import OPSETS
-from revedge.export.onnx_graph import Dims, build_model, input_dims, output_dims
+from revedge.export.onnx_graph import OWN_DOMAIN, Dims, build_model, input_dims, output_dims
 from revedge.export.onnx_operators import graphs, operators
 from revedge.export.targets import TARGETS
 
@@ -70,7 +70,8 @@ def check_onnx(path: Path, manifest: Manifest) -> "onnx.ModelProto":
             f"{path.name} does not pass the ONNX checker: {_first_line(error)}"
         ) from None
     found = {entry.domain: entry.version for entry in model.opset_import}
-    if found != {"": manifest.opset}:
+    own = {OWN_DOMAIN: 1} if model.functions else {}
+    if found != {"": manifest.opset, **own}:
         raise ExportError(f"opset {manifest.opset} was asked for, {path.name} has {found}")
     for graph in graphs(model.graph):
         for one in graph.initializer:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import onnx
 
 BODY = "step/"  # prefix of everything inside the body of Scan
+OWN_DOMAIN = "revedge"  # of the function that an unrolled graph calls, where it calls one
+_FUNCTIONS_FROM = 8  # version of the file format
 GRAPHS = ("step", "blocks", "scan", "unrolled")
 Dims = list[str | int]
 Runs = list[tuple[str, nn.Module]]
@@ -52,6 +54,7 @@ def build_model(form: InferenceNet, manifest: Manifest) -> "onnx.ModelProto":
     {"step": _step, "blocks": _scan, "scan": _scan, "unrolled": _unrolled}[manifest.graph](
         g, form, manifest
     )
+    domains = {OWN_DOMAIN: 1} if g.functions else {}
     graph = helper.make_graph(
         g.nodes,
         f"revedge_{manifest.graph}",
@@ -61,7 +64,11 @@ def build_model(form: InferenceNet, manifest: Manifest) -> "onnx.ModelProto":
     )
     model = helper.make_model(
         graph,
-        opset_imports=[helper.make_opsetid("", manifest.opset)],
+        opset_imports=[
+            helper.make_opsetid(name, version)
+            for name, version in {"": manifest.opset, **domains}.items()
+        ],
+        functions=g.functions,
         ir_version=IR_VERSIONS[manifest.opset],
         producer_name="revedge",
         producer_version=manifest.versions.get("revedge", ""),
@@ -247,9 +254,17 @@ def _unrolled(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
     states = _at_rest(g, manifest)
     total, per_step = "", []
     frames = [x] * manifest.steps if manifest.static else _frames(g, manifest.steps)
+    assert manifest.opset is not None
+    called = TARGETS[manifest.target].functions and IR_VERSIONS[manifest.opset] >= _FUNCTIONS_FROM
+    shared: list[str] = []
     for t in range(manifest.steps):
         g.step = f"t{t}/"
-        states = _write(g, rest, frames[t], states, manifest)
+        if not called:
+            states = _write(g, rest, frames[t], states, manifest)
+        else:
+            if not t:
+                shared = _function(g, rest, x if manifest.static else "", manifest)
+            states = _call(g, [frames[t], *states, *shared], manifest)
         g.step = ""
         logits = f"t{t}/logits"
         per_step.append(g.op("Unsqueeze", [logits, g.sizes(0)], f"logits_{t}"))
@@ -257,6 +272,60 @@ def _unrolled(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
     joined = g.op("Concat", per_step, "all_logits", axis=0)
     g.rename({joined: "logits"})
     _mean(g, manifest, total)
+
+
+def _function(g: StepGraph, runs: Runs, image: str, manifest: Manifest) -> list[str]:
+    """Write the step once, as a function of the file's own; return the names of what all its calls share.
+
+    Args:
+        g: gets the function.
+        runs: of the step.
+        image: what a static model computed once, instead of a frame for each step.
+        manifest: of the graph.
+    """
+    from onnx import helper
+
+    since, prefix = len(g.nodes), g.step
+    frame, states = f"{prefix}x", [f"{prefix}{state.name}" for state in manifest.states]
+    g.ranks[frame] = g.ranks[image] if image else g.ranks["x"] - 1
+    g.times[frame] = g.times.get(image, 1.0)
+    found = _write(g, runs, frame, states, manifest)
+    made = g.nodes[since:]
+    inside = [node for node in made if node.output[0].startswith(prefix)]
+    g.nodes[since:] = [node for node in made if not node.output[0].startswith(prefix)]
+    within = {frame, *states, *(name for node in inside for name in node.output)}
+    shared = list(dict.fromkeys(n for node in inside for n in node.input if n not in within))
+    turned = {
+        state: prefix + kept_name(told.name, multiple)
+        for state, told, multiple in zip(states, manifest.states, g.multiples, strict=True)
+    }
+    for node in inside:
+        for field in (node.input, node.output):
+            for position, name in enumerate(field):
+                field[position] = turned.get(name, name).removeprefix(prefix)
+    given = [frame, *(turned[state] for state in states), *shared]
+    function = helper.make_function(
+        OWN_DOMAIN,
+        "Step",
+        [name.removeprefix(prefix) for name in given],
+        [name.removeprefix(prefix) for name in (*found, f"{prefix}logits")],
+        inside,
+        [helper.make_opsetid("", g.opset)],
+    )
+    g.functions.append(function)
+    return shared
+
+
+def _call(g: StepGraph, inputs: list[str], manifest: Manifest) -> list[str]:
+    """One time step; return the names of the new states, numbers behind the step as all names of such a graph."""
+    from onnx import helper
+
+    states = [f"{g.step}{index:x}" for index in range(len(manifest.states))]
+    g.nodes.append(
+        helper.make_node("Step", inputs, [*states, f"{g.step}logits"], domain=OWN_DOMAIN)
+    )
+    g.ranks[f"{g.step}logits"] = 2
+    return states
 
 
 def _frames(g: StepGraph, steps: int) -> list[str]:

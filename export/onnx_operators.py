@@ -7,11 +7,16 @@ if TYPE_CHECKING:
 
 
 def operators(model: "onnx.ModelProto") -> dict[str, int]:
-    """How many nodes of each operator a model has, bodies of Scan included, most frequent first."""
+    """How many nodes of each operator a model has, most frequent first: bodies of Scan included, functions once."""
     counts: dict[str, int] = {}
-    for graph in graphs(model.graph):
-        for node in graph.node:
-            counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    own = {(function.domain, function.name) for function in model.functions}
+    for nodes in (
+        *(graph.node for graph in graphs(model.graph)),
+        *(f.node for f in model.functions),
+    ):
+        for node in nodes:
+            if (node.domain, node.op_type) not in own:
+                counts[node.op_type] = counts.get(node.op_type, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 

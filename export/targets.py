@@ -56,6 +56,7 @@ class Target:
         free_batch: whether a free batch works there.
         graphs: of `revedge.export.onnx_graph.GRAPHS`.
         operators: that its runtime has; no file for it uses another.
+        functions: whether it takes a function of the file's own for the step that an unrolled graph repeats.
     """
 
     title: str
@@ -65,6 +66,7 @@ class Target:
     free_batch: bool
     graphs: tuple[str, ...]
     operators: frozenset[str]
+    functions: bool = False
 
 
 TARGETS = {
@@ -76,6 +78,7 @@ TARGETS = {
         free_batch=True,
         graphs=("step", "blocks", "scan", "unrolled"),
         operators=_STEP | _SEQUENCE | _DYNAMIC | _INT8 | _SCAN | _ONE_PASS,
+        functions=True,
     ),
     "jetpack5": Target(
         title="TensorRT 8.4 to 8.6",
