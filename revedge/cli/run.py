@@ -27,6 +27,8 @@ recordings: .npz with t [us], x, y, p; .bin of N-MNIST; .aedat4 (needs pip insta
 its begin in us, the predicted class, the events in it. A window is cut into the model's time steps,
 and every window begins at rest. A file exported with a fixed batch needs --batch 1."""
 _TELL_EVERY_S = 5.0
+# At most what loading takes beside Python: onnxruntime, and of the file its bytes, weights as read, and in their layout
+_LIBRARIES_BYTES, _COPIES = 32 << 20, 4
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--low-memory",
         action="store_true",
-        help="without a second copy of the weights; a third slower",
+        help="without a second copy of the weights; a third slower; by itself where memory is short",
     )
 
 
@@ -72,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
     allocator.return_freed_memory()  # before the first large allocation: loading a file frees many
     from revedge.export.runner import StreamRunner
 
-    runner = StreamRunner(args.model, threads=args.threads, low_memory=args.low_memory)
+    low_memory = args.low_memory or _is_short(args.model)
+    runner = StreamRunner(args.model, threads=args.threads, low_memory=low_memory)
     if args.data is None:
         from revedge.cli.run_events import run_input, run_stream
 
@@ -80,6 +83,19 @@ def run(args: argparse.Namespace) -> int:
     if args.window_us is not None:
         raise UsageError("--window-us goes with --input and --stream; leave it out")
     return _run_data(args, runner)
+
+
+def _is_short(model: Path) -> bool:
+    """Whether too little memory is free for a second copy of the weights; if so, it is said."""
+    from revedge.devices.meter import available_bytes
+
+    free_bytes = available_bytes()
+    needed_bytes = _LIBRARIES_BYTES + _COPIES * model.stat().st_size
+    if free_bytes >= needed_bytes:
+        return False
+    told = f"{format_bytes(free_bytes)} are free and loading may take {format_bytes(needed_bytes)}"
+    print(f"{told}: running as with --low-memory", file=sys.stderr)
+    return True
 
 
 def _run_data(args: argparse.Namespace, runner: "StreamRunner") -> int:

@@ -33,6 +33,20 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.fixture
+def short_board(board: Board, monkeypatch: pytest.MonkeyPatch) -> Board:
+    """Return the same command where 20 MB are free."""
+    patch = """
+from revedge.devices import meter
+meter.available_bytes = lambda: 20_000_000
+from revedge.cli.main import main
+"""
+    monkeypatch.setitem(
+        globals(), "_BOARD", _BOARD.replace("from revedge.cli.main import main\n", patch)
+    )
+    return board
+
+
+@pytest.fixture
 def board(tmp_path: Path, child_env: dict[str, str]) -> Board:
     """Return the command as on a board that has numpy and onnxruntime only."""
 
@@ -97,6 +111,19 @@ def test_recording_is_decided(board: Board, exported: Export, recording: Path, g
     assert window["class"] == f"class {int(np.argmax(expected))}"
     assert window["events"] == 3000
     assert answer["measured_peak_bytes"] < 120e6  # type: ignore[operator]
+
+
+def test_memory_that_is_short_is_said(
+    board: Board, short_board: Board, exported: Export, recording: Path
+) -> None:
+    """Where little is free the file is run as with --low-memory, in one line on standard error, and decides alike."""
+    words = ("run", exported.folder / "model.onnx", "--input", recording)
+    short = short_board(*words)
+    assert short.returncode == 0
+    assert "19.1 MiB are free" in short.stderr
+    assert short.stderr.count("\n") == 1
+    lean = board(*words, "--low-memory")
+    assert short.stdout.split(",")[0] == lean.stdout.split(",")[0]
 
 
 def test_stream_gives_one_line_per_window(board: Board, exported: Export, recording: Path) -> None:

@@ -1,15 +1,18 @@
 """Every model of the registry in every graph, at batches 1 and 3 and for 4 and 16 steps; faults of sequence graphs."""
 
+import copy
 import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 from zoo import KINDS, Export, FakeFrames, events, settle
 
 from revedge import models
@@ -175,8 +178,14 @@ def _state_skipped(model: onnx.ModelProto) -> None:
     for node in model.graph.node:
         if node.output[0].startswith("t2/"):
             for position, name in enumerate(node.input):
-                if re.fullmatch(r"t1/minus_.*next_state_0", name):
+                if re.fullmatch(r"t1/((minus_.*)?next_state_0|0)", name):
                     node.input[position] = name.replace("t1/", "t0/")
+
+
+def _other_weights(model: onnx.ModelProto) -> None:
+    """Time step 2 calls the function with two of its weights in each other's place."""
+    call = next(one for one in model.graph.node if one.output[0] == "t2/0")
+    call.input[-1], call.input[-2] = call.input[-2], call.input[-1]
 
 
 def _reset_off(model: onnx.ModelProto) -> None:
@@ -195,6 +204,7 @@ def _reset_off(model: onnx.ModelProto) -> None:
         ("unrolled", _mean_off),
         ("unrolled", _frame_twice),
         ("unrolled", _state_skipped),
+        ("unrolled", _other_weights),
     ],
 )
 def test_spoiled_sequence_is_found(exported: Export, file: str, spoil: Spoil) -> None:
@@ -209,6 +219,32 @@ def test_spoiled_sequence_is_found(exported: Export, file: str, spoil: Spoil) ->
         ExportError, match=r"own step|is not the step before|states on|differs by|reset elsewhere"
     ):
         _compare_all(exported, model, manifest, x, report)
+
+
+@pytest.mark.parametrize("spoil", [_frame_twice, _state_skipped])
+def test_spoiled_sequence_without_functions_is_found(
+    exported: Export, spoil: Spoil, tmp_path: Path
+) -> None:
+    """Where the target takes no functions, every time step stands in the file, and is compared node by node."""
+    chosen = Choices(target="generic", opset=17)
+    model, manifest = _model("onnx-unrolled", exported.net, tmp_path, chosen)
+    assert not model.functions
+    x = events(4, 2, 3, (2, 16, 16))
+    compare_with_step(model, manifest, [x], ParityReport(steps=4, batches=(2,)))
+    spoil(model)
+    with pytest.raises(ExportError, match=r"own step|is not the step before"):
+        compare_with_step(model, manifest, [x], ParityReport(steps=4, batches=(2,)))
+
+
+def test_unrolled_steps_call_one_function(exported: Export) -> None:
+    """The reference evaluator runs the file, and the step stands in it once."""
+    model = onnx.load(str(exported.folder / "model.unrolled.onnx"))
+    assert [node.op_type for node in model.graph.node].count("Step") == 4
+    assert not {"Conv", "HardSigmoid"} & {node.op_type for node in model.graph.node}
+    x = events(4, 1, 3, (2, 16, 16))
+    found: Any = ReferenceEvaluator(model).run(None, {"x": x})
+    expected = open_session(model.SerializeToString()).run(None, {"x": x})
+    assert np.allclose(found[0], expected[0], atol=0.02)
 
 
 def _compare_all(
@@ -243,6 +279,41 @@ def test_a_step_contains_itself(exported: Export) -> None:
         for other in found[1:]:
             assert [v.tobytes() for v in other] == [v.tobytes() for v in found[0]]
         states = [one[1:] for one in found]
+
+
+@pytest.mark.parametrize(("side", "columns"), [(8, [0, 1, 0, 0]), (6, [0, 1, 0, 1])])
+def test_narrow_planes_get_their_zeros_beside_the_spikes(
+    side: int, columns: list[int], tmp_path: Path
+) -> None:
+    """Planes of 4 and 3 columns: the step inside follows the network, and the bits are those of a file without."""
+    torch.manual_seed(3)
+    net = settle(
+        models.create("ms-resnet10", in_shape=(2, side, side), num_classes=5, timesteps=4, width=16)
+    )
+    model, manifest = _model("onnx-scan", net, tmp_path, Choices())
+    pads = [
+        list(next(one.ints for one in node.attribute if one.name == "pads"))
+        for node in _body(model).node
+        if node.op_type == "Conv" and node.output[0].endswith("wider")
+    ]
+    assert pads
+    assert all(one == columns for one in pads)
+    report, x = ParityReport(steps=4, batches=(2,)), events(4, 2, 3, (2, side, side))
+    compare_with_step(model, manifest, [x], report)
+    compare_steps(TrainedProbe(net), OnnxProbe(model, manifest, net), x, report)
+    assert report.compared_spikes
+    plain = copy.deepcopy(model)
+    for node in _body(plain).node:
+        if node.op_type == "Conv" and node.output[0].endswith("wider"):
+            node.op_type = "Identity"
+            del node.input[1:], node.attribute[:]
+    for node in _body(plain).node:
+        for one in node.attribute:
+            if one.name == "pads" and one.ints[:1] == [1]:
+                one.ints[:] = [1, 1, 1, 1]
+    sessions = [open_session(one.SerializeToString()) for one in (model, plain)]
+    found, expected = (one.run(None, {"x": x}) for one in sessions)
+    assert all(map(np.array_equal, found, expected))
 
 
 def test_weights_stand_inside_the_body(exported: Export) -> None:

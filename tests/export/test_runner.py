@@ -216,3 +216,19 @@ def test_low_memory_gives_the_same_answers(runner: StreamRunner, exported: Expor
     for one in (runner, lean):
         one.reset(2)
     assert np.allclose(lean.sequence(x), runner.sequence(x), atol=0.02)
+
+
+def test_sessions_are_set_for_their_graph(exported: Export) -> None:
+    """One block of memory for sequences only; weights of 8 bits multiplied out once, unless memory is short."""
+    kinds = {}
+    for graph, low in (("onnx", False), ("scan.onnx", False), ("scan.onnx", True)):
+        options = StreamRunner(
+            exported.folder / f"model.{graph}", low_memory=low
+        )._session.get_session_options()
+        folded = options.get_session_config_entry("session.disable_quant_qdq")
+        kinds[graph, low] = (options.enable_mem_pattern, folded)
+    assert kinds == {
+        ("onnx", False): (False, "1"),
+        ("scan.onnx", False): (True, "1"),
+        ("scan.onnx", True): (False, "0"),
+    }

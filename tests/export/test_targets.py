@@ -13,13 +13,15 @@ from zoo import Export, FakeFrames, events
 from revedge import models
 from revedge.errors import ExportError, UsageError
 from revedge.export import onnx_file
+from revedge.export.exact_form import exact_form
 from revedge.export.formats import Choices, choices
 from revedge.export.int8_weights import as_int8
 from revedge.export.manifest import Manifest
+from revedge.export.onnx_file import write_onnx
 from revedge.export.onnx_operators import operators
 from revedge.export.runner import StreamRunner
 from revedge.export.targets import TARGETS
-from revedge.export.writer import export_network, manifest_of
+from revedge.export.writer import exact_manifest, export_network, manifest_of
 from revedge.models import SpikingNet
 
 _FORMAT_OF = {
@@ -164,6 +166,22 @@ def test_8_bit_weights_are_the_same_network(tmp_path: Path) -> None:
         sum(len(one.raw_data) for one in onnx.load(str(path)).graph.initializer)
         for _, path in found
     ]
+    assert sizes[1] <= 0.35 * sizes[0]
+
+
+@pytest.mark.parametrize("steps", [4, 16])
+def test_unrolled_file_with_8_bit_weights_is_small(steps: int, tmp_path: Path) -> None:
+    """At most 0.35 of the float32 file, whole file beside whole file, at any number of steps."""
+    net = models.create(
+        "revsresnet11", in_shape=(2, 16, 16), num_classes=10, timesteps=steps
+    ).eval()
+    exact, sizes = exact_form(net, 0.25), []
+    for weights in ("float32", "int8"):
+        chosen = choices(["onnx-unrolled"], weights=weights)
+        manifest = manifest_of(net, FakeFrames(net), "", "onnx-unrolled", chosen)
+        path = tmp_path / f"{weights}.onnx"
+        write_onnx(exact.net, exact_manifest(manifest, exact.certificate), path)
+        sizes.append(path.stat().st_size)
     assert sizes[1] <= 0.35 * sizes[0]
 
 
