@@ -8,7 +8,7 @@ fresh process by revedge/cli/step_meter.py. The last line of stdout is one JSON 
 Depth: what is left of the peak without weights, gradients and the bits that a block keeps must be flat within 2 %. A
 block of MS-ResNet keeps its first spikes at one bit each, a block of RevSResNet nothing.
 Time: the peak may grow, per time step, by what the stem's input, one stream (the run's input), one gradient of it and
-the kept bits cost; whole and with slabs. Exit code 1 if a bar is missed.
+the kept bits cost; whole, with slabs, and with blocks that go backward in spans of time. Exit code 1 if a bar is missed.
 """
 
 import argparse
@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument("--depths", default="8,16,32,64")
     parser.add_argument("--times", default="4,8,16,32,64")
     parser.add_argument("--slabs", default="1MiB")
+    parser.add_argument("--spans", type=int, default=16)
     parser.add_argument("--report", type=Path)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -50,7 +51,7 @@ def main() -> int:
     if len(times) < 2:
         parser.error(f"--times {args.times}: growth needs two numbers of time steps or more")
     depth_header, depth_rows, flat = _depth_part(depths)
-    time_header, time_rows, bounded = _time_part(times, args.slabs)
+    time_header, time_rows, bounded = _time_part(times, args.slabs, args.spans)
     print(table(depth_header, depth_rows), table(time_header, time_rows), sep="\n\n")
     if args.report is not None:
         shape = f"Stream {WIDTH} x {SIDE} x {SIDE}, batch {BATCH}, IF neurons, strategy reverse, 1 thread; MiB."
@@ -79,7 +80,7 @@ def _depth_part(depths: list[int]) -> tuple[tuple[str, ...], list[tuple[str, ...
     for net in NETS:
         first = 0.0
         for depth in depths:
-            got = _spawn(net=net, depth=depth, timesteps=TIMES_DEPTH, slab_bytes=None)
+            got = _spawn(net=net, depth=depth, timesteps=TIMES_DEPTH)
             bits = _bits_bytes(net, depth, TIMES_DEPTH)
             tracked, anon = got["tracked_peak_bytes"], got["anon_peak_bytes"]
             rest = got["activation_peak_bytes"] - bits
@@ -93,20 +94,21 @@ def _depth_part(depths: list[int]) -> tuple[tuple[str, ...], list[tuple[str, ...
     return header, rows, all_met
 
 
-def _time_part(times: list[int], slabs: str) -> tuple[tuple[str, ...], list[tuple[str, ...]], bool]:
+def _time_part(
+    times: list[int], slabs: str, spans: int
+) -> tuple[tuple[str, ...], list[tuple[str, ...]], bool]:
     columns = [f"T={timesteps}" for timesteps in times]
     header = ("net", "strategy", *columns, "per step", "allowed", "anon per step", "met")
     steps = times[-1] - times[0]
     rows, bounded = [], dict.fromkeys(NETS, False)
     for net in NETS:
-        for label, slab_bytes in (
-            ("reverse", None),
-            (f"reverse+slabs={slabs}", parse_bytes(slabs)),
-        ):
-            got = [
-                _spawn(net=net, depth=DEPTHS_TIME, timesteps=t, slab_bytes=slab_bytes)
-                for t in times
-            ]
+        ways: dict[str, dict[str, int | None]] = {
+            "reverse": {},
+            f"reverse+slabs={slabs}": {"slab_bytes": parse_bytes(slabs)},
+            f"reverse+spans={spans}": {"span_count": spans},
+        }
+        for label, way in ways.items():
+            got = [_spawn(net=net, depth=DEPTHS_TIME, timesteps=t, **way) for t in times]
             sizes = [one["activation_peak_bytes"] for one in got]
             grown, grown_anon = (
                 (got[-1][key] - got[0][key]) / steps
@@ -167,7 +169,8 @@ def _measure(job: dict[str, Any]) -> dict[str, Any]:
     kind, width = (MSResNet, WIDTH) if job["net"] == "MS-ResNet" else (RevSResNet, WIDTH // 2)
     net = kind(widths=[width], blocks=[job["depth"]]).build(task, Size()).train()
     net.set_strategy("reverse")
-    net.set_slab_bytes(job["slab_bytes"])
+    net.set_slab_bytes(job.get("slab_bytes"))
+    net.set_span_count(job.get("span_count"))
     x = torch.rand(timesteps, BATCH, 2, SIDE, SIDE)
     labels = torch.arange(BATCH)
 

@@ -55,6 +55,7 @@ def make_loop(
         **plan.model_options,
     ).to(plan.device)
     model.set_slab_bytes(plan.slab_bytes)
+    model.set_span_count(plan.span_count)
     epochs = plan.epochs or 1
     began: dict[str, Any] = {}
     if settings.start:

@@ -10,6 +10,7 @@ from revedge.cli.bench_rows import (
     BEST,
     NAMED,
     SLABS,
+    SPANS,
     STRATEGIES,
     Case,
     Progress,
@@ -36,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strategy",
         default="all",
-        help=f"{', '.join(STRATEGIES)}, invert, plain, each maybe with {SLABS}=1MiB (several with commas), "
+        help=f"{', '.join(STRATEGIES)}, invert, plain, each maybe with {SLABS}=1MiB or {SPANS}=8 "
+        "(several with commas), "
         f"smallest, fastest, all{SLABS} or all (default)",
     )
     parser.add_argument("--timesteps", default="8", help="time steps, or several: 4,8 (default 8)")

@@ -24,6 +24,7 @@ _KNOWN = (*STRATEGIES, "invert", PLAIN)
 SLABS = (
     "+slabs"  # "reverse+slabs=1MiB": tensors between units are computed in slabs of so many bytes
 )
+SPANS = "+spans"  # "reverse+spans=8": blocks go backward in so many spans of time
 # With "all+slabs", "smallest", "fastest": the planner's sizes but for 32 MiB, which few of these nets' tensors reach,
 # under the strategies that do not keep the tensors that slabs avoid.
 _SLAB_SIZES = ("2MiB", "8MiB")
@@ -66,18 +67,25 @@ def strategies_of(text: str, *, reversible: bool) -> list[str]:
 
 
 def strategy_options(word: str) -> Row:
-    """Return strategy and slab_bytes of "reverse" or "reverse+slabs=1MiB".
+    """Return strategy, slab_bytes and span_count of "reverse" or "reverse+slabs=1MiB+spans=8".
 
     Raises:
         UsageError: an unknown name or size.
     """
-    name, slabs, size = word.partition(f"{SLABS}=")
+    rest, spans, count = word.partition(f"{SPANS}=")
+    name, slabs, size = rest.partition(f"{SLABS}=")
     if name not in _KNOWN:
         raise UsageError(
             f"--strategy {word!r} is not known; choose among {', '.join(_KNOWN)}, or one of "
             f"smallest, fastest, all, all{SLABS}"
         )
-    return {"strategy": name, "slab_bytes": parse_bytes(size) if slabs else None}
+    if spans and not (count.isdecimal() and int(count)):
+        raise UsageError(f"--strategy {word!r}: {count!r} is no number of spans; give 1 or more")
+    return {
+        "strategy": name,
+        "slab_bytes": parse_bytes(size) if slabs else None,
+        "span_count": int(count) if spans else None,
+    }
 
 
 def measure(

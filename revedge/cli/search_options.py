@@ -9,7 +9,7 @@ from revedge.units import parse_bytes
 
 # As attributes of the parsed arguments. What is not given is None.
 NAMES = (
-    "model", "depth", "width", "neuron", "timesteps", "batch", "micro_batch", "strategy", "slab",
+    "model", "depth", "width", "neuron", "timesteps", "batch", "micro_batch", "strategy", "slab", "spans",
     "update_in_backward", "precision", "optimizer", "prefer", "runs", "threads",
 )  # fmt: skip
 _RANGES = ("depth", "timesteps", "width")
@@ -56,6 +56,11 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         "--slab",
         metavar="SIZE",
         help="make tensors between units in slabs of channels of SIZE, as 8MiB, or none; default: chosen",
+    )
+    add(
+        "--spans",
+        metavar="N",
+        help="go backward through residual and reversible blocks in N spans of time, or none; default: chosen",
     )
     add(
         "--update-in-backward",
@@ -117,12 +122,22 @@ def wishes(args: argparse.Namespace) -> dict[str, Any]:
         "micro_batch_size": args.micro_batch,
         "strategy": args.strategy,
         "slab_bytes": slab,
+        "span_count": _spans(args.spans),
         "update_in_backward": None if update is None else update == "yes",
         "precision": args.precision,
         "optimizer": args.optimizer,
         "prefer": args.prefer,
         "threads": args.threads or len(os.sched_getaffinity(0)),
     }
+
+
+def _spans(text: str | None) -> int | None:
+    """Return the number of spans, 0 for "none", None where nothing was given."""
+    if text is None or text.strip().lower() == "none":
+        return None if text is None else 0
+    if not (text.isdecimal() and int(text)):
+        raise UsageError(f"--spans {text!r} is no number of spans; give 1 or more, or none")
+    return int(text)
 
 
 def _range(name: str, text: str | None) -> tuple[int | None, int | None]:

@@ -32,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="make tensors between units in slabs of channels of SIZE, as 1MiB (default: whole)",
     )
+    parser.add_argument(
+        "--spans",
+        type=int,
+        metavar="N",
+        help="go backward through blocks in N spans of time (default: over all time at once)",
+    )
     parser.epilog = (
         "example:\n  revedge verify --model revsresnet21 --timesteps 4 --batch 8\n\n"
         "The first row is plain PyTorch autograd over the reference operators. `identical` compares the\n"
@@ -57,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         "repeats": 1,
         "check": "checksum",
         "slab_bytes": None if args.slab is None else parse_bytes(args.slab),
+        "span_count": None if args.spans is None else at_least_one("--spans", args.spans),
     }
     strategies = (*STRATEGIES, "invert") if args.neuron == "reversible" else STRATEGIES
     rows = _rows(job, strategies)

@@ -104,7 +104,7 @@ class Coupling(Run):
         for index in reversed(range(len(blocks))):
             to, read, branch = index % 2, 1 - index % 2, blocks[index]
             x_read, kept = halves[read], tape.blocks.pop()
-            replay = replay_of(branch, kept, x_read, x_read, self.slab_bytes, self.span_steps)
+            replay = replay_of(branch, kept, x_read, x_read, self.slab_bytes, self.span_count)
             rebuilds = replay.kept_input() is None
             g_branch = Given(g_halves[to], free=False)
             replay.undo(halves[to] if rebuilds else None, g_branch, gradients)

@@ -96,7 +96,7 @@ class Residual(Run):
         for index in reversed(range(len(self.branches))):
             branch = self.branch_list()[index]
             replay = replay_of(
-                branch, tape.blocks.pop(), None, stream, self.slab_bytes, self.span_steps
+                branch, tape.blocks.pop(), None, stream, self.slab_bytes, self.span_count
             )
             kept = replay.kept_input()
             replay.undo(stream if kept is None else None, Given(g_stream, free=False), gradients)

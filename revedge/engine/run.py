@@ -92,7 +92,7 @@ class Run(nn.Module):
         check: "checksum" compares a 64-bit sum of every rebuilt block input with that of the forward pass.
         update: called with each parameter and its gradient in the backward pass, see `update_in_backward`.
         slab_bytes: size of the slabs of channels that tensors between units are computed in; None: whole.
-        span_steps: length of the spans of time that a block's backward pass is cut into; None: whole.
+        span_count: how many spans of time at most a block's backward pass is cut into; None: one.
     """
 
     keeps_input = False
@@ -102,7 +102,7 @@ class Run(nn.Module):
         super().__init__()
         self.set_strategy(strategy, check=check)
         self.slab_bytes: int | None = None
-        self.span_steps: int | None = None
+        self.span_count: int | None = None
         self.update: Update | None = None
 
     def set_strategy(self, strategy: str, *, check: str | None = None) -> None:
@@ -127,19 +127,20 @@ class Run(nn.Module):
             raise UsageError(f"slab_bytes={slab_bytes} is not a size; use 1 byte or more, or None")
         self.slab_bytes = slab_bytes
 
-    def set_span_steps(self, span_steps: int | None) -> None:
-        """Go back through residual and coupling blocks in spans of so many time steps (`revedge.engine.span_replay`).
+    def set_span_count(self, span_count: int | None) -> None:
+        """Go back through residual and coupling blocks in so many spans of time (`revedge.engine.span_replay`).
 
-        None: over all time at once, as runs without an identity path always do.
+        Fewer, where chunks of a convolution are longer than such a span. None: over all time at once, as runs without
+        an identity path always do.
 
         Raises:
             UsageError: less than 1.
         """
-        if span_steps is not None and span_steps < 1:
+        if span_count is not None and span_count < 1:
             raise UsageError(
-                f"span_steps={span_steps} is not a length; use 1 step or more, or None"
+                f"span_count={span_count} is no number of spans; use 1 or more, or None"
             )
-        self.span_steps = span_steps
+        self.span_count = span_count
 
     def saving(self, *, keep: bool) -> Saving:
         """How memory is saved; ``keep`` False leaves no tape."""

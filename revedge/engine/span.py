@@ -49,8 +49,8 @@ def can_be_cut(branch: Branch, tape: BranchTape) -> bool:
     return all(stats is not None and stats.of_batch for _, stats in norms)
 
 
-def cut_time(branch: Branch, x: Tensor, span_steps: int) -> list[Span]:
-    """Return the spans of about ``span_steps`` of ``x`` ``[T, B, ...]``, the branch's input; rounded up to chunks."""
+def cut_time(branch: Branch, x: Tensor, span_count: int) -> list[Span]:
+    """Return at most ``span_count`` spans of ``x`` ``[T, B, ...]``, the branch's input, as long as chunks allow."""
     timesteps, batch = x.shape[:2]
     planes, shape = batch, x.shape
     for unit in branch.unit_list():
@@ -58,6 +58,6 @@ def cut_time(branch: Branch, x: Tensor, span_steps: int) -> list[Span]:
         planes = math.lcm(planes, planes_per_chunk(signal))
         shape = tail_shape(unit, signal)
     least = planes // batch
-    steps = -(-span_steps // least) * least
+    steps = -(-timesteps // (span_count * least)) * least
     starts = range(0, timesteps, steps)
     return [Span(i, t, min(t + steps, timesteps)) for i, t in enumerate(starts)]

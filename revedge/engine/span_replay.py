@@ -43,17 +43,17 @@ def replay_of(
     x: Tensor | None,
     stream: Tensor,
     slab_bytes: int | None,
-    span_steps: int | None,
+    span_count: int | None,
 ) -> Replay:
     """Return what replays ``branch`` backward: in spans if asked for, possible and more than one.
 
     Args:
         branch, tape, x, slab_bytes: as `Replay` has them.
         stream: of the shape of the branch's input.
-        span_steps: length of a span in time steps; rounded up to where chunks end.
+        span_count: how many spans at most.
     """
-    if span_steps is not None and can_be_cut(branch, tape):
-        spans = cut_time(branch, stream, span_steps)
+    if span_count is not None and can_be_cut(branch, tape):
+        spans = cut_time(branch, stream, span_count)
         if len(spans) > 1:
             return SpanReplay(branch, tape, x, slab_bytes, spans)
     return Replay(branch, tape, x, slab_bytes)
@@ -80,6 +80,8 @@ class SpanReplay(Replay):
             tuple[int, int], Tensor
         ] = {}  # by level and the index of the span behind
         self.outputs: dict[int, Output] = {}
+        # Of each level, from the span behind: gradients of its neurons' membranes, and of a leak that they learn.
+        self.carried: dict[int, tuple[Tensor | None, Tensor | None]] = {}
         self.found = len(self.units)  # parameters of the units from here on have their gradients
 
     def undo(self, stream: Tensor | None, given: Given, gradients: Gradients) -> None:
@@ -119,39 +121,42 @@ class SpanReplay(Replay):
     def _backward_sweep(
         self, level: int, gradients: Gradients
     ) -> Iterator[tuple[Span, Tensor, Tensor]]:
-        """Yield, from the last span to the first, what the norm of ``level`` is given, and the gradient of its result.
+        """Yield, from the last span to the first, what `_back` finds; each neuron begins with no gradient behind it."""
+        self.carried.clear()
+        for span in reversed(self.spans):
+            look()
+            yield span, *self._back(level, span, gradients)
+        for new in range(level, self.found):
+            neuron = self.units[new].neuron
+            assert isinstance(neuron, BaseNode)
+            add_leak_gradient(neuron, self.carried[new][1], gradients)
+        self.found = level
+
+    def _back(self, level: int, span: Span, gradients: Gradients) -> tuple[Tensor, Tensor]:
+        """Return what the norm of ``level`` is given in ``span``, and the gradient of its result.
 
         Gradients of parameters that have none yet are added on the way.
         """
         if level == len(self.units):
             assert self.g is not None
-            for span in reversed(self.spans):
-                look()
-                yield span, self._level(level, span), span.of(self.g)
-            return
-        unit, kept, new = self.units[level], self.tape.units[level], level < self.found
+            return self._level(level, span), span.of(self.g)
+        y_above, g = self._back(level + 1, span, gradients)
+        g = self._through_norm(level + 1, y_above, g)
+        del y_above
+        unit, kept = self.units[level], self.tape.units[level]
         assert isinstance(unit.neuron, BaseNode)
         assert kept.signal is not None
-        params = unit.neuron.params()
-        g_v: Tensor | None = None
-        g_leak: Tensor | None = None
-        for span, y_above, g_above in self._backward_sweep(level + 1, gradients):
-            g = self._through_norm(level + 1, y_above, g_above)
-            del y_above, g_above
-            wanted = gradients if new else InputsOnly()
-            signal = kept.signal.steps(span.first, span.last)
-            found = tail_backward(unit, signal, kept.chance, g, wanted, need_input=True)
-            del g, signal
-            assert found is not None
-            y = self._level(level, span)
-            v, z = self._membrane(level, span), self._normalized(level, y)
-            g, g_v, g_leak = kernels.neuron_backward_(z, v, found, g_v, params, leak=g_leak)
-            del found, v, z
-            yield span, y, g
-            del y, g
-        if new:
-            add_leak_gradient(unit.neuron, g_leak, gradients)
-            self.found = level
+        signal = kept.signal.steps(span.first, span.last)
+        wanted = gradients if level < self.found else InputsOnly()
+        found = tail_backward(unit, signal, kept.chance, g, wanted, need_input=True)
+        assert found is not None
+        del g
+        y, v = self._level(level, span), self._membrane(level, span)
+        z, params = self._normalized(level, y), unit.neuron.params()
+        g_v, leak = self.carried.get(level, (None, None))
+        g, *carried = kernels.neuron_backward_(z, v, found, g_v, params, leak=leak)
+        self.carried[level] = (carried[0], carried[1])
+        return y, g
 
     def _through_norm(self, level: int, y: Tensor, g: Tensor) -> Tensor:
         """From the gradient of a norm's result to that of its input, whose sums are known."""
@@ -220,7 +225,7 @@ class SpanReplay(Replay):
         kept = span.index - span.index % self._stride(level)
         v = self.membranes.get((level, kept))
         for before in self.spans[kept : span.index]:
-            _, v = self._answer(level, self._level(level, before), v)
+            v = self._answer(level, self._level(level, before), v)[1]
         return v
 
     def _answer(self, level: int, y: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor]:

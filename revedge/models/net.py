@@ -85,14 +85,14 @@ class SpikingNet(nn.Module):
         for run in self.runs():
             run.set_slab_bytes(slab_bytes)
 
-    def set_span_steps(self, span_steps: int | None) -> None:
-        """Go back through residual and coupling blocks in spans of so many time steps; None: over all time at once.
+    def set_span_count(self, span_count: int | None) -> None:
+        """Go back through residual and coupling blocks in so many spans of time; None: over all time at once.
 
         Memory: the gradient of a block's branch stands for a span only, not for all T. Time: about 1.6 times that of
         a step with two convolutions a block. Gradients are the same bits.
         """
         for run in self.runs():
-            run.set_span_steps(span_steps)
+            run.set_span_count(span_count)
 
     def set_check(self, check: str) -> None:
         """Compare rebuilt block inputs with those of the forward pass ("checksum"), or do not ("none")."""

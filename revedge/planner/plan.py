@@ -60,6 +60,9 @@ class Plan:
     slab_bytes: int | None = (
         None  # size of the slabs that tensors between units are made in; None: whole
     )
+    span_count: int | None = (
+        None  # spans of time that blocks go backward in; None: over all time at once
+    )
     update_in_backward: bool = False  # update each unit's weights, and free its gradient, at once
     precision: str = "float32"  # that convolutions and linear layers are trained in
     optimizer: str = "adamw"
@@ -230,7 +233,7 @@ class Plan:
 
 # Keys that are absent from the file where they have these values.
 _ABSENT = {
-    **dict.fromkeys(("data_dir", "epochs", "slab_bytes")),
+    **dict.fromkeys(("data_dir", "epochs", "slab_bytes", "span_count")),
     "update_in_backward": False,
     "precision": "float32",
 }
@@ -245,14 +248,14 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(_FLOATS, (float, int)),
     "data_dir": (str, _NONE),
     "strategy": (str, tuple),
-    **dict.fromkeys(("epochs", "slab_bytes"), (int, _NONE)),
+    **dict.fromkeys(("epochs", "slab_bytes", "span_count"), (int, _NONE)),
     **dict.fromkeys(("static", "update_in_backward"), (bool,)),
     "in_shape": (tuple,),
     **dict.fromkeys(("model_options", "parts"), (dict,)),
 }
 _LEAST = {
     **dict.fromkeys(("num_classes", "timesteps", "batch_size", "micro_batch_size", "threads"), 1),
-    **dict.fromkeys(("budget_bytes", "slab_bytes"), 1),
+    **dict.fromkeys(("budget_bytes", "slab_bytes", "span_count"), 1),
     **dict.fromkeys(("predicted_peak_bytes", "warmup_steps", "augment_shift", "epochs"), 0),
     **dict.fromkeys(_FLOATS, 0),
 }

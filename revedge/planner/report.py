@@ -235,13 +235,14 @@ def _alternatives(found: Mapping[str, Any]) -> str:
     for each in found["alternatives"]:
         config, peak = each["config"], each["predicted_peak_bytes"]
         strategy = config["strategy"]
-        slab = config["slab_bytes"]
+        slab, span = config["slab_bytes"], config.get("span_count")
         missing = max(0, peak - budget)
         rows.append(
             [
                 esc(strategy if isinstance(strategy, str) else "+".join(strategy)),
                 esc(config.get("precision", "float32")),
                 ("none", 1e18) if slab is None else (format_bytes(slab), slab),
+                ("none", 0) if span is None else (str(span), span),
                 "yes" if config["update_in_backward"] else "no",
                 (_time_text(each), _time(each)),
                 (format_bytes(peak), peak),
@@ -253,6 +254,7 @@ def _alternatives(found: Mapping[str, Any]) -> str:
         "strategy",
         "precision",
         "slabs",
+        "spans",
         "update in backward",
         "time",
         "predicted peak",

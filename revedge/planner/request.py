@@ -9,7 +9,7 @@ from revedge.planner.defaults import Defaults, for_data
 from revedge.planner.plan import OPTIMIZERS, STRATEGIES, Plan
 from revedge.planner.precision import AUTO, PRECISIONS, check_precision
 from revedge.planner.setting import Setting
-from revedge.planner.way import SLAB_TIME_FACTORS, Way, ways
+from revedge.planner.way import SLAB_TIME_FACTORS, SPANS, Way, ways
 
 PREFERENCES = ("depth", "timesteps", "speed", "accuracy-per-byte")
 ANY = "any"  # of the optimizers
@@ -54,6 +54,7 @@ class Request:
     micro_batch_size: int | None = None
     strategy: str | None = None
     slab_bytes: int | None = None  # 0: no slabs
+    span_count: int | None = None  # 0: no spans
     update_in_backward: bool | None = None
     precision: str | None = (
         None  # None: float32; "auto": bfloat16 where that is measured to be faster
@@ -148,7 +149,15 @@ class Request:
         slabs = list(SLAB_TIME_FACTORS) if self.slab_bytes is None else [self.slab_bytes or None]
         whole = micro_batch == self.full_batch_size
         updates = [False, True] if self.update_in_backward is None else [self.update_in_backward]
-        return ways(self.strategies(), slabs, [each for each in updates if whole or not each])
+        found = ways(self.strategies(), slabs, self._spans(), updates)
+        return [way for way in found if whole or not way.update_in_backward]
+
+    def _spans(self) -> list[int | None]:
+        """Return the numbers of spans that may be chosen: where a trace would be needed, it takes too long for that."""
+        if self.span_count is not None:
+            return [self.span_count or None]
+        by_formula = self.device == "cpu" and self.precision in (None, PRECISIONS[0])
+        return list(SPANS) if by_formula else [None]
 
     def optimizers(self) -> list[str]:
         """Return the optimizers that may be chosen, the preferred one first."""
@@ -188,6 +197,7 @@ class Request:
             micro_batch_size=micro_batch,
             strategy=way.strategy,
             slab_bytes=way.slab_bytes,
+            span_count=way.span_count,
             update_in_backward=way.update_in_backward,
             precision=PRECISIONS[0] if self.precision in (None, AUTO) else self.precision,
             optimizer=optimizer,
@@ -212,6 +222,7 @@ class Request:
             micro_batch_size=setting.micro_batch_size,
             strategy=setting.strategy,
             slab_bytes=setting.slab_bytes,
+            span_count=setting.span_count,
             update_in_backward=setting.update_in_backward,
             precision=setting.precision,
             optimizer=setting.optimizer,

@@ -317,9 +317,10 @@ class _Search:
             same = (
                 (other.strategy == way.strategy)
                 + (other.slab_bytes == way.slab_bytes)
+                + (other.span_count == way.span_count)
                 + (other.update_in_backward == way.update_in_backward)
             )
-            if same == 2:
+            if same == 3:
                 setting = self._setting(rung, micro, optimizer, other)
                 rejected = self._reject(setting, _against(other, way))
                 # What is slower and takes as much is no choice that anybody could want.
@@ -359,7 +360,7 @@ class _Search:
         rejected = [
             self._reject(replace(setting, strategy=way.strategy), "the least that was asked for")
             for way in self._sparing(micro)
-            if way.slab_bytes == best.slab_bytes
+            if (way.slab_bytes, way.span_count) == (best.slab_bytes, best.span_count)
         ]
         missing = floor - request.budget_bytes
         parts = self._prediction(setting).parts

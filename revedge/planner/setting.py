@@ -26,6 +26,7 @@ class Setting:
     micro_batch_size: int
     strategy: str | tuple[str, ...]
     slab_bytes: int | None = None
+    span_count: int | None = None
     update_in_backward: bool = False
     precision: str = "float32"
     optimizer: str = "adamw"

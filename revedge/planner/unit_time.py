@@ -47,7 +47,8 @@ def parts_of(net: Net, setting: Setting) -> Iterator[Part]:
 def _part(setting: Setting, facts: object, count: int, run: int, fork: int, strategy: str) -> Part:
     pair = [probed(setting, frames) for frames in (MOST_FRAMES // FEWEST_SHARE, MOST_FRAMES)]
     sizes = [(each.timesteps, each.micro_batch_size) for each in pair]
-    ways = (setting.slab_bytes, setting.update_in_backward, setting.precision, setting.threads)
+    cuts = (setting.slab_bytes, setting.span_count)
+    ways = (*cuts, setting.update_in_backward, setting.precision, setting.threads)
     settings = [{**each.to_json(), "strategy": strategy} for each in pair]
     key = repr((facts, sizes, ways, setting.static))
     return Part(key, count, {"settings": settings, "run": run, "fork": fork})

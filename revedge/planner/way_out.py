@@ -18,6 +18,7 @@ _FIXED = {
     "strategy": "--strategy",
     "micro_batch_size": "--micro-batch",
     "slab_bytes": "--slab",
+    "span_count": "--spans",
     "update_in_backward": "--update-in-backward",
 }
 
@@ -110,5 +111,6 @@ def _with_way(setting: Setting, way: Way) -> Setting:
         setting,
         strategy=way.strategy,
         slab_bytes=way.slab_bytes,
+        span_count=way.span_count,
         update_in_backward=way.update_in_backward,
     )

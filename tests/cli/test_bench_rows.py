@@ -71,9 +71,19 @@ def test_all_strategies_and_slabs():
         "reverse+slabs=1KiB", "store",
     ]  # fmt: skip
     assert bench_rows.strategy_options("reverse+slabs=1KiB") == {
-        "strategy": "reverse", "slab_bytes": 1024,
+        "strategy": "reverse", "slab_bytes": 1024, "span_count": None,
     }  # fmt: skip
-    for wrong in ("magic", "reverse+slabs", "reverse+slabs=much", "smallest,store"):
+    assert bench_rows.strategy_options("reverse+slabs=1KiB+spans=8") == {
+        "strategy": "reverse", "slab_bytes": 1024, "span_count": 8,
+    }  # fmt: skip
+    for wrong in (
+        "magic",
+        "reverse+slabs",
+        "reverse+slabs=much",
+        "reverse+spans",
+        "reverse+spans=0",
+        "smallest,store",
+    ):
         with pytest.raises(UsageError):
             strategies_of(wrong, reversible=False)
 

@@ -74,7 +74,7 @@ def test_time_costs_one_gradient_and_bits_only():
     assert long < 0.6 * whole
 
 
-def stage_peak_bytes(kind, halves: int, timesteps: int, *, slab_bytes=None, span_steps=None) -> int:
+def stage_peak_bytes(kind, halves: int, timesteps: int, *, slab_bytes=None, span_count=None) -> int:
     """As `live_bytes`, of one stage of four residual or coupling blocks with a stream of 32 channels, batch 2."""
     task = Task(
         in_shape=(2, SIZE, SIZE),
@@ -87,7 +87,7 @@ def stage_peak_bytes(kind, halves: int, timesteps: int, *, slab_bytes=None, span
     with torch.device("meta"):
         net = kind(widths=[32 // halves], blocks=[4]).build(task, Size())
     net.set_strategy("reverse")
-    net.set_span_steps(span_steps)
+    net.set_span_count(span_count)
     return peak_bytes(net, timesteps=timesteps, batch=2, slab_bytes=slab_bytes)
 
 
@@ -115,7 +115,9 @@ def test_time_in_spans_costs_no_branch_gradient(kind, halves):
     branch = STREAM // halves
     span = 32 * halves  # steps of a chunk of 2 MiB
     few, many = 8, 18  # spans
-    peaks = [stage_peak_bytes(kind, halves, count * span, span_steps=span) for count in (few, many)]
+    peaks = [
+        stage_peak_bytes(kind, halves, count * span, span_count=count) for count in (few, many)
+    ]
     # A block at work makes what it does not keep: a residual block keeps the bits of its first neuron.
     bits = (5 if kind is MSResNet else 1) * STREAM // 32
     # Of the second neuron before each span but the first; of the first neuron before each 2nd of 8, each 4th of 18.

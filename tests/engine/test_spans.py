@@ -57,16 +57,17 @@ def test_spans_change_no_bit(name, batch, cuts, monkeypatch):
     """Gradients, logits and running statistics of whole and cut, of store, keep-spikes and reverse are equal."""
     monkeypatch.setattr("revedge.engine.signal.CHUNK_BYTES", 1)  # a chunk is a plane or a few
     config = config_of(name)
-    found, lengths = set(), {"store": [2], "keep-spikes": [None, 3], "reverse": [1, 2, STEPS + 2]}
-    for strategy, spans in lengths.items():
-        for steps in spans:
+    found, numbers = set(), {"store": [2], "keep-spikes": [None, 3], "reverse": [1, 2, STEPS + 2]}
+    for strategy, counts in numbers.items():
+        for count in counts:
             net = fresh_net(config, strategy)
             net.set_strategy(strategy, check="checksum")
-            net.set_span_steps(steps)
+            net.set_span_count(count)
             cuts.clear()
             gradients = train_step(net, net_input(config, batch))
             found.add((digest(gradients), digest(dict(net.named_buffers()))))
-            assert bool(cuts) == (strategy != "store" and steps in (1, 2, 3))
+            expected = {None: set(), 1: set(), 2: {2}, 3: {3}, STEPS + 2: {STEPS}}[count]
+            assert set(cuts) == (expected if strategy != "store" else set())
     assert len(found) == 1
 
 
@@ -76,10 +77,10 @@ def test_slabs_and_spans_together(name, cuts, monkeypatch):
     monkeypatch.setattr("revedge.engine.signal.CHUNK_BYTES", 1)
     monkeypatch.setattr("revedge.engine.output.LEAST_CHANNELS", 3)
     found = set()
-    for steps in (None, 2):
+    for count in (None, 4):
         net = fresh_net(config_of(name), "reverse")
         net.set_slab_bytes(1)
-        net.set_span_steps(steps)
+        net.set_span_count(count)
         found.add(digest(train_step(net, net_input(config_of(name)))))
     assert cuts
     assert len(found) == 1
@@ -88,18 +89,18 @@ def test_slabs_and_spans_together(name, cuts, monkeypatch):
 @pytest.mark.parametrize("planes", [1, 2, 5])
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_no_chunk_lies_in_two_spans(planes, batch, cuts, monkeypatch):
-    """Spans are rounded up to where chunks of all operators end; without such a place the branch stays whole."""
+    """Spans end where chunks of all operators do, and are no more than asked for."""
     monkeypatch.setattr("revedge.engine.signal.CHUNK_BYTES", planes * 16 * 6 * 8 * 4)
     run = Residual([branch()], strategy="reverse")
     x = torch.randn(24, batch, 4, 6, 8)
     assert planes_per_chunk(Signal(x.shape, dense=x)) == planes
-    for steps in (1, 4, 9, 24):
-        spans = cut_time(run.branch_list()[0], x, steps)
+    for count in (1, 2, 5, 24, 99):
+        spans = cut_time(run.branch_list()[0], x, count)
         assert [s.last for s in spans[:-1]] == [s.first for s in spans[1:]]
         assert (spans[0].first, spans[-1].last) == (0, 24)
         assert all(s.first * batch % planes == 0 and s.index == i for i, s in enumerate(spans))
-        assert len(spans) == 1 or spans[0].last >= steps
-    run.set_span_steps(1)
+        assert len(spans) <= count
+    run.set_span_count(24)
     run(x.requires_grad_()).sum().backward()
     assert cuts == [24 // {1: 1, 2: 1 if batch == 2 else 2, 5: 5}[planes] + (planes == 5)]
 
@@ -146,11 +147,11 @@ def test_what_is_cut_and_what_stays_whole(kind, make, is_cut, cuts, monkeypatch)
     """A branch that cannot be cut goes back over all time, and its gradients are the same either way."""
     monkeypatch.setattr("revedge.engine.signal.CHUNK_BYTES", 1)
     found = set()
-    for steps in (None, 2):
+    for count in (None, 4):
         torch.manual_seed(0)
         run = Residual([make(), make()]) if kind == "residual" else Coupling([make()], [make()])
         channels = 4 if kind == "residual" else 8
-        run.set_span_steps(steps)
+        run.set_span_count(count)
         x = torch.randn(STEPS, 2, channels, 5, 7, requires_grad=True)
         (run(x) ** 2).sum().backward()
         found.add(digest(gradients_of(x, run)))
@@ -162,7 +163,7 @@ def test_frozen_statistics_stay_whole(cuts, monkeypatch):
     """In eval mode there are no sums over time to be found."""
     monkeypatch.setattr("revedge.engine.signal.CHUNK_BYTES", 1)
     run = Residual([branch()]).eval()
-    run.set_span_steps(1)
+    run.set_span_count(7)
     run(torch.randn(STEPS, 2, 4, 5, 7, requires_grad=True)).sum().backward()
     assert not cuts
 
@@ -175,14 +176,14 @@ def test_training_in_spans_gives_the_same_weights(name, cuts, monkeypatch):
     expected = digest(train(fresh_net(config, "reverse"), net_input(config), steps=3))
     for updates in (False, True):
         net = fresh_net(config, "reverse")
-        net.set_span_steps(2)
+        net.set_span_count(4)
         update_in_backward(net, descend if updates else None)
         assert digest(train(net, net_input(config), steps=3)) == expected
         assert all((p.grad is None) == updates for p in net.parameters())
     assert cuts
 
 
-def test_a_span_has_a_step_at_least():
-    """0 steps are no span."""
-    with pytest.raises(UsageError, match="span_steps=0"):
-        Residual([branch()]).set_span_steps(0)
+def test_there_is_one_span_at_least():
+    """0 spans are none."""
+    with pytest.raises(UsageError, match="span_count=0"):
+        Residual([branch()]).set_span_count(0)

@@ -24,6 +24,7 @@ MODELS = [
     "spikingformer-2-256", "spikingformer-2-384", "revsformer-2-384", "resnet18", "resnet19", "resnet50",
     "preact-resnet18",
 ]  # fmt: skip
+STACKS = [name for name in MODELS if name.startswith(("ms-", "rev", "spiking"))]
 SHAPES = [(2, 16, 16), (1, 28, 28), (3, 33, 35), (2, 49, 47), (2, 97, 99)]
 
 
@@ -75,6 +76,53 @@ def test_formulas_equal_the_trace_to_the_byte(index: int) -> None:
     assert told.optimizer_bytes == traced["optimizer_bytes"]
     assert len(told.convolutions) == traced["convolutions"]
     assert any(each.narrow for each in told.convolutions) == bool(traced["narrow"])
+
+
+@pytest.mark.parametrize("index", range(16))
+def test_formulas_of_spans_equal_the_trace_to_the_byte(
+    index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every residual and reversible net in spans, with chunks so small that there are some."""
+    monkeypatch.setattr("revedge.engine.signal.CHUNK_BYTES", 1 << 16)
+    monkeypatch.setattr("revedge.planner.form.tail.CHUNK_BYTES", 1 << 16)
+    draw = random.Random(index)
+    setting = Setting(
+        model=STACKS[index % len(STACKS)],
+        model_options={"neuron": draw.choice(["if", "plif"]), "width": draw.choice([16, 24, 64])},
+        in_shape=draw.choice([(2, 32, 32), (2, 64, 64), (3, 33, 35)]),
+        num_classes=7,
+        static=draw.random() < 0.3,
+        timesteps=draw.choice([5, 16, 33]),
+        batch_size=4,
+        micro_batch_size=draw.choice([2, 4]),
+        strategy=draw.choice(["keep-spikes", "reverse"]),
+        slab_bytes=draw.choice([None, 1 << 18]),
+        span_count=draw.choice([2, 5, 16]),
+        threads=1,
+    )
+    if setting.micro_batch_size == 4 and draw.random() < 0.5:
+        setting = dataclasses.replace(setting, update_in_backward=True)
+    told = by_formulas(setting)
+    assert told.peak_bytes == trace(setting)["peak_bytes"]
+    if index < 3:
+        assert told.peak_bytes == trace(setting, thorough=True)["peak_bytes"]
+
+
+def test_spans_halve_what_blocks_take() -> None:
+    """Of a run of blocks; the feeds around it take what they took."""
+    setting = Setting(
+        model="ms-resnet6",
+        model_options={"width": 32},
+        in_shape=(2, 32, 32),
+        num_classes=7,
+        timesteps=64,
+        batch_size=2,
+        micro_batch_size=2,
+        strategy="reverse",
+        span_count=8,
+    )
+    whole = dataclasses.replace(setting, span_count=None)
+    assert by_formulas(setting).runs[1].top < 0.6 * by_formulas(whole).runs[1].top
 
 
 def test_sites_are_named_and_the_peak_is_at_one() -> None:

@@ -94,8 +94,8 @@ def test_every_part_alternative_and_neighbor_is_told() -> None:
     for name, size in given["config"]["parts"].items():
         assert f"<title>{report._kind(name)} {report.format_bytes(size)}</title>" in bar
     assert front.count("-tip-") == front.count("<title>") == len(given["alternatives"])
-    rows = [row for row in Page(text).rows if len(row) == 7 and "data-value" in row[5]]
-    peaks = [float(row[5]["data-value"] or "nan") for row in rows]
+    rows = [row for row in Page(text).rows if len(row) == 8 and "data-value" in row[6]]
+    peaks = [float(row[6]["data-value"] or "nan") for row in rows]
     assert peaks == [each["predicted_peak_bytes"] for each in given["alternatives"]]
     assert text.count('class="chosen"') == 1
     for each in given["rejected"]:

@@ -29,16 +29,16 @@ class Output:
         self.free = self.expanded = False
         self._block: Block | None = None
         self._held = [signal.block]
-        self._cuts = [plane[0]]
+        self.cuts = [plane[0]]
         if c.slab_bytes is not None and unit.op is not None and unit.op.is_matrix:
-            self._cuts = _cut(c, plane)
+            self.cuts = _cut(c, plane)
 
     @classmethod
     def of(cls, c: Context, block: Block, plane: Plane, *, free: bool = False) -> "Output":
         """Return an output that is there already; takes over who held ``block``."""
         output = cls.__new__(cls)
         output._c, output.plane, output.free, output.expanded = c, plane, free, False
-        output._block, output._held, output._cuts = block, [], [plane[0]]
+        output._block, output._held, output.cuts = block, [], [plane[0]]
         return output
 
     @property
@@ -49,19 +49,19 @@ class Output:
     @property
     def sliced(self) -> bool:
         """Whether `slabs` yields more than one."""
-        return self._block is None and len(self._cuts) > 1
+        return self._block is None and len(self.cuts) > 1
 
     def slabs(self) -> Iterator[tuple[int, Block]]:
         """Yield channels and the slab, which the caller has to drop; of a sliced output."""
-        for channels in self._cuts:
+        for channels in self.cuts:
             yield channels, tail_forward(self._c, self._unit, self._signal, [channels])
 
     def whole(self, sums: Sums | None = None) -> Block:
         """Compute it, once; it goes with `drop`."""
-        if self._block is None and len(self._cuts) == 1:
+        if self._block is None and len(self.cuts) == 1:
             self._block = tail_forward(self._c, self._unit, self._signal, sums=sums)
         elif self._block is None:
-            self._block = tail_forward(self._c, self._unit, self._signal, self._cuts)
+            self._block = tail_forward(self._c, self._unit, self._signal, self.cuts)
             if sums is not None:
                 sums.add(self.plane[0])
         elif sums is not None:
@@ -80,7 +80,7 @@ class Rounded(Output):
     def __init__(self, y: Output) -> None:
         self._y, self._c, self.plane = y, y._c, y.plane
         self.free = self.expanded = False
-        self._block, self._held, self._cuts = None, [], y._cuts
+        self._block, self._held, self.cuts = None, [], y.cuts
 
     def slabs(self) -> Iterator[tuple[int, Block]]:
         """See `Output`."""

@@ -16,6 +16,7 @@ from revedge.planner.form.branch import Replay, Tape, branch_forward, join
 from revedge.planner.form.meter import Block
 from revedge.planner.form.output import Output
 from revedge.planner.form.shape import Branch, Plane, Run, volume
+from revedge.planner.form.span_replay import replay_of
 from revedge.planner.form.tail import CHUNK_BYTES, Context
 
 
@@ -97,7 +98,7 @@ def residual_backward(c: Context, run: Run, out: Stream, tapes: list[Tape], g: B
         nonlocal stream
         gradients = list[Block]()
         tape = tapes.pop()
-        replay = Replay(c, branch, tape, None)
+        replay = replay_of(c, branch, tape, None)
         last = replay.undo(m.hold(g), gradients, free=False)
         if tape.keeps_input:
             m.drop(stream)
@@ -148,7 +149,7 @@ def coupling_backward(c: Context, run: Run, out: Stream, tapes: list[Tape], g: B
         index -= 1
         read = 1 - index % 2
         gradients = list[Block]()
-        replay = Replay(c, branch, tapes.pop(), Output.of(c, halves[read], half))
+        replay = replay_of(c, branch, tapes.pop(), Output.of(c, halves[read], half))
         last = replay.undo(m.hold(g_halves[1 - read]), gradients, free=False)
         m.drop(replay.backward(last, gradients, need_input=True))
         replay.close()

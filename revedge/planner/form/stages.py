@@ -57,7 +57,7 @@ class Pools:
         gradients: list[Block],
         *,
         need_input: bool,
-        first: bool,
+        first: bool | None,
     ) -> Part | None:
         """Leave ``g`` held; of a first chunk, parameters' gradients stay."""
         del gradients, first
@@ -115,7 +115,7 @@ class Dropout:
         gradients: list[Block],
         *,
         need_input: bool,
-        first: bool,
+        first: bool | None,
     ) -> Part | None:
         """Leave ``g`` held; of a first chunk, parameters' gradients stay."""
         del g, gradients, first
@@ -166,9 +166,9 @@ class Operator:
         gradients: list[Block],
         *,
         need_input: bool,
-        first: bool,
+        first: bool | None,
     ) -> Part | None:
-        """Leave ``g`` held; of a first chunk, parameters' gradients stay."""
+        """Leave ``g`` held; of a first chunk, parameters' gradients stay; None: they are not asked for."""
         del g
         op, out = self.op, self.op.of(plane)
         if op.kind == "attention":
@@ -178,13 +178,12 @@ class Operator:
             made = m.floats(n * volume(plane))
             m.drop(shares)
             return Part(made)
-        sizes = [volume(op.weight)] + [op.c_out] * op.bias
+        sizes = [] if first is None else [volume(op.weight)] + [op.c_out] * op.bias
         if op.kind == "conv":
             g_x = m.floats(n * volume(plane)) if need_input else None
             own = [m.floats(size) for size in sizes]
-            call = Convolution(
-                (n, *plane), op.weight, (n, *out), op.bias, op.stride, wanted=(need_input, True)
-            )
+            wanted = (need_input, first is not None)
+            call = Convolution((n, *plane), op.weight, (n, *out), op.bias, op.stride, wanted=wanted)
             m.convolve(call)
             self._keep(m, own, gradients, first=first)
         else:
@@ -193,7 +192,9 @@ class Operator:
             g_x = m.floats(n * volume(plane)) if need_input else None
         return None if g_x is None else Part(g_x)
 
-    def _keep(self, m: Meter, own: list[Block], gradients: list[Block], *, first: bool) -> None:
+    def _keep(
+        self, m: Meter, own: list[Block], gradients: list[Block], *, first: bool | None
+    ) -> None:
         """Gradients of the first chunk stay; those of others are added to them."""
         if first:
             gradients += own

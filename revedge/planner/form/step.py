@@ -25,7 +25,7 @@ _SLOTS = {"adamw": 2, "sgd": 1}
 
 _COVERED = {
     "model", "model_options", "in_shape", "num_classes", "static", "timesteps", "batch_size", "micro_batch_size",
-    "strategy", "slab_bytes", "update_in_backward", "optimizer", "threads",
+    "strategy", "slab_bytes", "span_count", "update_in_backward", "optimizer", "threads",
 }  # fmt: skip
 
 
@@ -176,6 +176,7 @@ class _Step:
             setting.micro_batch_size,
             self.strategies[index],
             setting.slab_bytes,
+            setting.span_count,
             keep,
             setting.update_in_backward,
         )

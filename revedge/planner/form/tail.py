@@ -17,7 +17,7 @@ from revedge.planner.form.stages import Dropout, Operator, Part, Pools, Stage
 
 CHUNK_BYTES = 2 * 2**20  # as in revedge.engine.signal
 _CHANNEL_BLOCK = 16
-_LANES = 16  # float64 sums per channel, of values and of their squares
+LANES = 16  # float64 sums per channel, of values and of their squares
 
 
 @dataclass(slots=True)
@@ -29,6 +29,7 @@ class Context:
     batch: int
     strategy: str
     slab_bytes: int | None
+    span_count: int | None
     keep: bool  # a tape is left; statistics are those of the batch
     updates: bool  # parameters are updated, and gradients forgotten, in the backward pass
 
@@ -70,20 +71,25 @@ class Sums:
     def add(self, channels: int) -> None:
         """Make room at the first chunk."""
         if self.block is None:
-            self.block = self._meter.new(2 * channels * _LANES * 8)
+            self.block = self._meter.new(2 * channels * LANES * 8)
 
 
 def chunks(signal: Signal, planes: int, *, whole: bool) -> list[int]:
     """Return the sizes of the chunks: the first, one for all up to the last, the last."""
     if whole:
         return [planes]
-    size = max(1, volume(signal.plane))
-    aligned = 8 // math.gcd(8, max(1, signal.plane_bits or volume(signal.plane)))
-    channels = max(1, signal.plane[0])
-    plane_bytes = 4 * size // channels * max(_CHANNEL_BLOCK, channels)
-    count = max(1, CHUNK_BYTES // plane_bytes // aligned) * aligned
+    count = planes_per_chunk(signal.plane, signal.plane_bits or volume(signal.plane))
     full, rest = divmod(planes, count)
     return [count] * min(full, 2 if rest else 3) + [rest] * bool(rest)
+
+
+def planes_per_chunk(plane: Plane, plane_bits: int) -> int:
+    """How many planes of ``plane_bits`` bits each a chunk has."""
+    size = max(1, volume(plane))
+    aligned = 8 // math.gcd(8, max(1, plane_bits))
+    channels = max(1, plane[0])
+    plane_bytes = 4 * size // channels * max(_CHANNEL_BLOCK, channels)
+    return max(1, CHUNK_BYTES // plane_bytes // aligned) * aligned
 
 
 def tail_forward(
@@ -133,8 +139,12 @@ def tail_backward(
     gradients: list[Block],
     *,
     need_input: bool,
+    first: bool | None = True,
 ) -> Block | None:
-    """Return the gradient of ``signal``, written over ``g`` where it has its shape; ``g`` stays held."""
+    """Return the gradient of ``signal``, written over ``g`` where it has its shape; ``g`` stays held.
+
+    ``first``: the parameters' gradients are made here; False: added to; None: not asked for.
+    """
     m, stages = c.meter, _stages(c, unit, signal)
     if not stages:
         return m.hold(g)
@@ -142,8 +152,9 @@ def tail_backward(
     sizes = chunks(signal, c.planes, whole=_is_whole(c, unit))
     g_in = m.hold(g) if result == signal.plane else None
     for place, n in enumerate(reversed(sizes)):
+        made = first and place == 0
         part = _chunk_backward(
-            c, stages, signal, n, m.hold(g), gradients, need_input=need_input, first=place == 0
+            c, stages, signal, n, m.hold(g), gradients, need_input=need_input, first=made
         )
         if part is None:
             continue
@@ -176,7 +187,7 @@ def _chunk_backward(
     gradients: list[Block],
     *,
     need_input: bool,
-    first: bool,
+    first: bool | None,
 ) -> Part | None:
     m = c.meter
     inputs = [_read(c, signal, n)]
