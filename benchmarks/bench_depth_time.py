@@ -8,7 +8,7 @@ fresh process by revedge/cli/step_meter.py. The last line of stdout is one JSON 
 Depth: what is left of the peak without weights, gradients and the bits that a block keeps must be flat within 2 %. A
 block of MS-ResNet keeps its first spikes at one bit each, a block of RevSResNet nothing.
 Time: the peak may grow, per time step, by what the stem's input, one stream (the run's input), one gradient of it and
-the kept bits cost; whole, with slabs, and with blocks that go backward in spans of time. Exit code 1 if a bar is missed.
+the kept bits cost; whole, with slabs, and in spans of time. Exit code 1 if a bar is missed.
 """
 
 import argparse
