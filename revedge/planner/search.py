@@ -357,10 +357,10 @@ class _Search:
     def _infeasible(self, floor: int, setting: Setting) -> SearchResult:
         request = self._request
         micro, best = setting.micro_batch_size, Way.of(setting)
+        names = [w.strategy for w in self._sparing(micro) if w.slab_bytes == best.slab_bytes]
         rejected = [
-            self._reject(replace(setting, strategy=way.strategy), "the least that was asked for")
-            for way in self._sparing(micro)
-            if (way.slab_bytes, way.span_count) == (best.slab_bytes, best.span_count)
+            self._reject(replace(setting, strategy=name), "the least that was asked for")
+            for name in dict.fromkeys(names)
         ]
         missing = floor - request.budget_bytes
         parts = self._prediction(setting).parts

@@ -168,7 +168,7 @@ def test_infeasible_names_floor_and_way_out() -> None:
     result = search(request(100, timesteps=64), FAMILIES, predictor((1, 1, 0)))
     with pytest.raises(BudgetError, match="--timesteps 18") as caught:
         result.require()
-    assert caught.value.floor_bytes == result.floor_bytes == 9 + 4 * 64 + 27
+    assert caught.value.floor_bytes == result.floor_bytes == 9 + 3 * 64 + 64 // 2 + 27
     assert "--budget 1MiB" in str(caught.value)
     assert len(result.rejected) == 4
 
