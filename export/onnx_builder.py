@@ -19,6 +19,7 @@ IR_VERSIONS = {13: 7, 14: 7, 15: 8, 16: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10, 2
 AXES_ARE_INPUT = {"ReduceMean": 18}
 # Parts of a module's path as they stand in names: spelled out they were a tenth of a small file with 8-bit weights.
 _SHORT = {"runs.": "r", "branches.": "b", "units.": "u", "others.": "o", "forks.": "f"}
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZghijklmnopqrstuvwyz"  # without those of numbers, and x
 OPSETS = range(min(IR_VERSIONS), max(IR_VERSIONS) + 1)
 
 
@@ -119,7 +120,7 @@ class Graph:
         from onnx import numpy_helper
 
         if self.short:
-            name = self._short_names.setdefault(name, f"w{len(self._short_names):x}")
+            name = self._short_names.setdefault(name, _letters(len(self._short_names)))
         name = self.home + name
         if name not in self.constants:
             self.constants[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
@@ -170,6 +171,12 @@ class Graph:
                         field[position] = names[name]
         for old, new in names.items():
             self.ranks[new] = self.ranks.pop(old)
+
+
+def _letters(number: int) -> str:
+    """The shortest names that are no hexadecimal numbers: every call of an unrolled step names all weights."""
+    more, last = divmod(number, len(_LETTERS))
+    return (_letters(more - 1) if more else "") + _LETTERS[last]
 
 
 def _shortened(part: str) -> str:

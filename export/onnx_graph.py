@@ -261,14 +261,14 @@ def _unrolled(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
         g.step = f"t{t}/"
         if not called:
             states = _write(g, rest, frames[t], states, manifest)
+            logits = f"t{t}/logits"
         else:
             if not t:
                 shared = _function(g, rest, x if manifest.static else "", manifest)
-            states = _call(g, [frames[t], *states, *shared], manifest)
+            *states, logits = _call(g, [frames[t], *states, *shared], manifest)
         g.step = ""
-        logits = f"t{t}/logits"
-        per_step.append(g.op("Unsqueeze", [logits, g.sizes(0)], f"logits_{t}"))
-        total = g.op("Add", [total, logits], f"total_{t}") if t else logits
+        per_step.append(g.op("Unsqueeze", [logits, g.sizes(0)], f"l{t}"))
+        total = g.op("Add", [total, logits], f"s{t}") if t else logits
     joined = g.op("Concat", per_step, "all_logits", axis=0)
     g.rename({joined: "logits"})
     _mean(g, manifest, total)
@@ -317,23 +317,19 @@ def _function(g: StepGraph, runs: Runs, image: str, manifest: Manifest) -> list[
 
 
 def _call(g: StepGraph, inputs: list[str], manifest: Manifest) -> list[str]:
-    """One time step; return the names of the new states, numbers behind the step as all names of such a graph."""
+    """One time step; return the names of the new states and of the logits: numbers, as all in such a graph."""
     from onnx import helper
 
-    states = [f"{g.step}{index:x}" for index in range(len(manifest.states))]
-    g.nodes.append(
-        helper.make_node("Step", inputs, [*states, f"{g.step}logits"], domain=OWN_DOMAIN)
-    )
-    g.ranks[f"{g.step}logits"] = 2
-    return states
+    outputs = [f"{g.step}{index:x}" for index in range(len(manifest.states) + 1)]
+    g.nodes.append(helper.make_node("Step", inputs, outputs, domain=OWN_DOMAIN))
+    g.ranks[outputs[-1]] = 2
+    return outputs
 
 
 def _frames(g: StepGraph, steps: int) -> list[str]:
-    parts = g.split("x", 0, *[1] * steps, label="frame")
+    parts = g.split("x", 0, *[1] * steps, label="f")
     rank = g.ranks["x"] - 1
-    return [
-        g.op("Squeeze", [part, g.sizes(0)], f"x_{t}", rank=rank) for t, part in enumerate(parts)
-    ]
+    return [g.op("Squeeze", [part, g.sizes(0)], f"x{t}", rank=rank) for t, part in enumerate(parts)]
 
 
 def _split(g: StepGraph, form: InferenceNet, manifest: Manifest) -> tuple[str, Runs]:
