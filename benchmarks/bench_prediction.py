@@ -5,9 +5,10 @@ Prints a line per configuration and, as its last line, one JSON object. Takes so
 
 A seeded generator draws models, depths, widths, neurons, frames, T and batch from 1 to 64, micro-batches, strategies
 (also one per run), slabs, updates in backward and both optimizers; what takes more than --most-gmacs billion
-multiplications or --most-bytes is drawn again. Each is predicted by the planner and then trained by `revedge train`,
-in fresh processes, for two steps, an evaluation and its checkpoints, on random frames. Measured is the largest
-resident sum of supervisor and trainer. With --rows, what is in the file already is not run again.
+multiplications or --most-bytes is drawn again. Each is predicted by the planner (which rehearses what is small) and
+then trained by `revedge train`, in fresh processes, for two steps, an evaluation and its checkpoints, on random frames.
+Measured is the largest resident sum of supervisor and trainer. With --rows, what is in the file already is not run
+again.
 
 The bars: 0 <= (predicted - measured) / measured <= 5 % for every one, and <= 8 % where the base (torch and the
 supervisor, measured once on this machine) is taken off both.
@@ -35,6 +36,7 @@ from revedge.planner import base
 from revedge.planner.cost import predict
 from revedge.planner.plan import OPTIMIZERS, Plan
 from revedge.planner.precision import PRECISIONS
+from revedge.planner.rehearsed import closely
 from revedge.planner.setting import Setting
 from revedge.planner.trace_client import TraceClient
 from revedge.units import format_bytes, parse_bytes
@@ -91,8 +93,8 @@ def draw(rng: random.Random, client: TraceClient, most_macs: float, most_bytes: 
 
 
 def plan_of(setting: Setting, bare: base.Base, client: TraceClient) -> Plan:
-    """Return the plan of ``setting``, with room above."""
-    parts = dict(predict(setting, bare, client).parts)
+    """Return the plan of ``setting`` as the planner makes it, with room above."""
+    parts = dict(closely(setting, predict(setting, bare, client), client).parts)
     values = {each.name: getattr(setting, each.name) for each in dataclasses.fields(setting)}
     return Plan(
         **values,
@@ -146,15 +148,22 @@ def train(plan: Plan, folder: Path) -> dict[str, Any]:
     return {"measured_peak_bytes": found["measured_peak_bytes"]}
 
 
-def row_of(plan: Plan, setting: Setting, outcome: dict[str, Any]) -> dict[str, Any]:
-    """Return what is written down of one configuration."""
+def bare_bytes(setting: Setting, bare: base.Base, client: TraceClient) -> int:
+    """Return what supervisor and trainer take without the network: the base of its family."""
+    parts = predict(setting, bare, client).parts
+    return parts["base_bytes"] + parts["supervisor_bytes"]
+
+
+def row_of(
+    plan: Plan, setting: Setting, outcome: dict[str, Any], without_bytes: int
+) -> dict[str, Any]:
+    """Return what is written down of one configuration; ``without_bytes`` is its base."""
     row = {"setting": setting.to_json(), "parts": dict(plan.parts), **outcome}
     if "measured_peak_bytes" in outcome:
         measured, predicted = outcome["measured_peak_bytes"], plan.predicted_peak_bytes
-        bare = plan.parts["base_bytes"] + plan.parts["supervisor_bytes"]
         row["predicted_peak_bytes"] = predicted
         row["excess"] = (predicted - measured) / measured
-        row["excess_without_base"] = (predicted - measured) / max(1, measured - bare)
+        row["excess_without_base"] = (predicted - measured) / max(1, measured - without_bytes)
     return row
 
 
@@ -222,12 +231,14 @@ def main() -> int:
             drawn = draw(rng, client, args.most_gmacs * 1e9, args.most_bytes)
             setting = dataclasses.replace(drawn, precision=args.precision)
             plan = plan_of(setting, bare, client)
+            without_bytes = bare_bytes(setting, bare, client)
             old = known.get(json.dumps(setting.to_json(), sort_keys=True))
             if old is not None and "measured_peak_bytes" in old:
-                row = row_of(plan, setting, {"measured_peak_bytes": old["measured_peak_bytes"]})
+                outcome = {"measured_peak_bytes": old["measured_peak_bytes"]}
+                row = row_of(plan, setting, outcome, without_bytes)
             else:
                 with tempfile.TemporaryDirectory(prefix="revedge-bench-") as folder:
-                    row = row_of(plan, setting, train(plan, Path(folder)))
+                    row = row_of(plan, setting, train(plan, Path(folder)), without_bytes)
                 if args.rows is not None:
                     with args.rows.open("a") as file:
                         file.write(json.dumps(row) + "\n")

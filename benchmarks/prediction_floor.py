@@ -18,7 +18,7 @@ import report
 from bench_prediction import BAR_WITHOUT_BASE, plan_of, train, words
 
 from revedge.planner import base
-from revedge.planner.cost import form_of
+from revedge.planner.cost import form_of, predict
 from revedge.planner.setting import Setting
 from revedge.planner.trace_client import TraceClient
 
@@ -61,17 +61,19 @@ def main() -> int:
                     outcome = train(plan, Path(folder))
                 if "measured_peak_bytes" in outcome:
                     peaks.append(outcome["measured_peak_bytes"])
-            taken = plan.parts["base_bytes"] + plan.parts["supervisor_bytes"]
+            computed = predict(setting, bare, client)
+            slack = computed.parts["slack_bytes"]
+            taken = computed.parts["base_bytes"] + computed.parts["supervisor_bytes"]
             above = [peak - taken for peak in peaks]
             # The base that a machine knows is one of those measured: it can lie as far off as they do.
             spread = max(above) - min(above) + max(alone) - min(alone)
             floors.append(spread / max(1, statistics.median(above)))
-            traced = plan.predicted_peak_bytes - taken - plan.parts["slack_bytes"]
+            traced = computed.predicted_peak_bytes - taken - slack
             rows.append(
                 [
                     *words({"setting": setting.to_json(), "error": "-"})[:6],
                     f"{traced / MIB:.1f}",
-                    f"{plan.parts['slack_bytes'] / MIB:.1f}",
+                    f"{slack / MIB:.1f}",
                     " ".join(f"{each / MIB:.2f}" for each in above),
                     f"{(max(alone) - min(alone)) / MIB:.2f}",
                     f"{100 * floors[-1]:.1f} %",

@@ -14,6 +14,7 @@ from revedge.devices.progress import Progress
 from revedge.devices.run_folder import RunFolder
 from revedge.devices.supervisor import Outcome, Supervisor
 from revedge.errors import UsageError
+from revedge.planner.cost import SLACK_LEAST_BYTES
 from revedge.planner.descent import smaller_micro_batch
 from revedge.planner.plan import Plan
 
@@ -82,6 +83,8 @@ def finish_plan(plan: Plan, epochs: int | None = None) -> Plan:
     and is taken where the copy would not fit. It computes in float32, where the sums of the grid are exact.
     """
     parts = {**plan.parts, "finish_bytes": plan.parts.get("weights_bytes", 0)}
+    if "spread_bytes" in parts:  # it was the network before this one that was rehearsed
+        parts["slack_bytes"] = SLACK_LEAST_BYTES
     micro = plan.micro_batch_size
     while sum(parts.values()) > plan.budget_bytes:
         smaller = smaller_micro_batch(plan.batch_size, micro)

@@ -9,7 +9,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from revedge import child, errors
@@ -147,8 +147,9 @@ def _given(text: str) -> dict[str, Any]:
             f"{found[1]}; make a plan for this data with revedge plan"
         )
     rungs = _rungs(plan)
-    if rungs[0].plan.predicted_peak_bytes > plan.predicted_peak_bytes:
-        text = rungs[0].plan.to_toml()  # it was made on another machine
+    parts = _parts(plan)
+    if sum(parts.values()) > plan.predicted_peak_bytes:  # it was made on another machine
+        text = replace(plan, predicted_peak_bytes=sum(parts.values()), parts=parts).to_toml()
     return {"plan": text, "cache": _cache(plan), "ladder": dump(rungs)}
 
 
@@ -160,6 +161,19 @@ def _rungs(plan: Plan) -> list[Rung]:
     bare = base.measure(plan.threads, plan.device)
     with TraceClient() as tracer:
         return descend(plan, lambda each: predict(each, bare, tracer))
+
+
+def _parts(plan: Plan) -> dict[str, int]:
+    """Return the predicted bytes of ``plan`` on this machine, as closely as `revedge plan` tells them."""
+    from revedge.planner import base
+    from revedge.planner.cost import predict
+    from revedge.planner.rehearsed import closely
+    from revedge.planner.setting import Setting
+    from revedge.planner.trace_client import TraceClient
+
+    setting, bare = Setting.of(plan), base.measure(plan.threads, plan.device)
+    with TraceClient() as tracer:
+        return dict(closely(setting, predict(setting, bare, tracer), tracer).parts)
 
 
 def _cache(plan: Plan) -> str:

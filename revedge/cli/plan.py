@@ -73,7 +73,13 @@ def run(args: argparse.Namespace) -> int:
     request = _request(args, notes)
     progress = _Progress()
     here = args.device is None and not args.no_times  # steps of another board cannot be timed
-    result = choose(request, progress, timeline=args.report is not None, times=here)
+    result = choose(
+        request,
+        progress,
+        timeline=args.report is not None,
+        times=here,
+        here=args.device is None,
+    )
     progress.end()
     payload: dict[str, Any] = explain.payload(result, request.budget_bytes)
     if args.report is not None:

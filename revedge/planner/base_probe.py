@@ -22,6 +22,7 @@ TRAINER_MODULES = (
     "torch",
     "revedge.devices.trainer",
     "revedge.devices.loop",
+    "revedge.devices.build",
     "revedge.data",
     "revedge.models",
     "revedge.kernels",

@@ -8,13 +8,15 @@ from revedge.planner.cost import Prediction, predict
 from revedge.planner.descent import descend
 from revedge.planner.formulas import Formulas
 from revedge.planner.precision import AUTO
+from revedge.planner.rehearsed import closely
 from revedge.planner.request import Request
 from revedge.planner.result import SearchResult
-from revedge.planner.search import Progress, search
+from revedge.planner.search import search
 from revedge.planner.setting import Setting
 from revedge.planner.step_time import StepTime
 from revedge.planner.timing import in_less_precision, timed
 from revedge.planner.trace_client import TraceClient
+from revedge.planner.tried import Progress
 
 
 def choose(
@@ -24,6 +26,7 @@ def choose(
     timeline: bool = False,
     rungs: bool = False,
     times: bool = False,
+    here: bool = True,
 ) -> SearchResult:
     """Return the best plan for ``request``, or the floor where nothing fits.
 
@@ -35,6 +38,9 @@ def choose(
 
     ``times`` adds how long a step takes, measured on this machine in at most some 12 s more. Without them a request
     with precision "auto" is trained in float32.
+
+    ``here`` is false for a plan of another board: its peak is computed alone. Of a small training here the peak is told
+    by a rehearsal (`closely`), which takes some 2 s once; what is searched, the floor and the rungs are computed.
 
     The first call on a machine takes some 10 s (two measuring processes); later ones 1 to 10 s, or
     nothing where everything is remembered.
@@ -69,6 +75,10 @@ def choose(
             found = timed(found, request, parts, units=units)
             if request.precision == AUTO:
                 found = in_less_precision(found, request, parts)
+        if found.plan is not None and here:
+            chosen = Setting.of(found.plan)
+            close = closely(chosen, exact(chosen), tracer)
+            found = dataclasses.replace(found, plan=request.plan(chosen, close.parts))
         setting = found.floor_setting if found.plan is None else Setting.of(found.plan)
         if setting is not None:
             found = dataclasses.replace(found, sites=tuple(formulas.sites(setting)))

@@ -32,6 +32,7 @@ PARTS = (
     "data_bytes",
     "pool_bytes",  # CUDA only: what its allocator reserves beyond the live bytes
     "slack_bytes",
+    "spread_bytes",  # in its place where the rest was measured (rehearsed.py)
 )
 
 

@@ -28,6 +28,7 @@ COLOURS = {
     "data": "#cc79a7",
     "pool": "#8c6d31",
     "slack": "#f0e442",
+    "spread": "#f0e442",
 }
 
 

@@ -60,6 +60,17 @@ class Rehearsal:
         """Return the optimizer's tensors."""
         return [each for slot in self.slots for each in slot] + self.step_counts
 
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Return what a checkpoint holds: live tensors, not copies."""
+        names = [name for name, each in self.net.named_parameters() if each.requires_grad]
+        slots = [*self.slots, self.step_counts] if self.step_counts else self.slots
+        state = {
+            f"optimizer.{number}.{name}": tensor
+            for number, slot in enumerate(slots)
+            for name, tensor in zip(names, slot, strict=True)
+        }
+        return {f"model.{name}": tensor for name, tensor in self.net.state_dict().items()} | state
+
     def warm_up(self) -> None:
         """Forward and backward of at most two samples, without an update, as the trainer does before its fence."""
         self.net.train()
@@ -129,7 +140,8 @@ class Rehearsal:
         chosen, gradients = [i for i, _ in found], [g for _, g in found]
         weights = [self.parameters[i].detach() for i in chosen]
         slots = [[slot[i] for i in chosen] for slot in self.slots]
-        common: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.01, "maximize": False}
+        # Weights that random frames have trained may leave the range of the grid, so nothing is learned.
+        common: dict[str, Any] = {"lr": 0.0, "weight_decay": 0.01, "maximize": False}
         if self.setting.optimizer == "sgd":
             torch._fused_sgd_(
                 weights, gradients, slots[0], **common,

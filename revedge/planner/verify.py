@@ -2,13 +2,12 @@
 
 import json
 import subprocess
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 from revedge import allocator, child
 from revedge.errors import DeviceError
 from revedge.planner.plan import Plan
+from revedge.planner.setting import Setting
 from revedge.units import format_bytes
 
 
@@ -32,17 +31,16 @@ def verify(plan: Plan, *, timeout_s: float = 3600.0) -> Verification:
     Raises:
         DeviceError: the child ended without an answer.
     """
-    with tempfile.TemporaryDirectory(prefix="revedge-") as folder:
-        path = Path(folder) / "plan.toml"
-        plan.save(path)
-        done = subprocess.run(
-            child.command("revedge.planner.verify_child", str(path)),
-            capture_output=True,
-            env=child.environment(**allocator.preload()),
-            text=True,
-            check=False,
-            timeout=timeout_s,
-        )
+    allowed = plan.budget_bytes - plan.parts.get("supervisor_bytes", 0)
+    done = subprocess.run(
+        child.command("revedge.planner.rehearse_child"),
+        input=json.dumps({"setting": Setting.of(plan).to_json(), "allowed_bytes": allowed}),
+        capture_output=True,
+        env=child.environment(**allocator.preload()),
+        text=True,
+        check=False,
+        timeout=timeout_s,
+    )
     if done.returncode < 0:
         return Verification(
             measured_peak_bytes=plan.budget_bytes,

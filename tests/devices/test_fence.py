@@ -11,6 +11,7 @@ from revedge.devices import watch
 from revedge.devices.metrics_log import read_metrics
 from revedge.devices.orders import Orders
 from revedge.devices.run_folder import RunFolder, RunSettings
+from revedge.devices.trainer import margin_bytes
 from revedge.planner import base
 
 from .conftest import make_plan
@@ -54,6 +55,29 @@ def test_no_step_goes_over_the_budget_not_even_the_first(tmp_path: Path, start: 
     assert "warning: out of memory" in err
     assert process.returncode == 0 or "nothing that takes less is left" in err
     assert 0.7 * base_bytes < peak <= plan.budget_bytes
+
+
+@pytest.mark.parametrize(
+    ("rest", "room_mib", "margin_mib"),
+    [
+        ("slack_bytes", 0, 2),
+        ("slack_bytes", 5, 5),
+        ("slack_bytes", 50, 6),
+        ("spread_bytes", 3, 2),
+        ("spread_bytes", 5, 3),
+        ("spread_bytes", 50, 6),
+    ],
+)
+def test_a_rehearsed_plan_keeps_room_for_what_it_maps_and_never_touches(
+    rest: str, room_mib: int, margin_mib: int
+) -> None:
+    """What is left of the budget is kept between it and the fence: 2 to 6 MiB, less by 2 where no slack is left."""
+    plan = make_plan(
+        parts={"base_bytes": 300 * MIB, rest: MIB},
+        predicted_peak_bytes=301 * MIB,
+        budget_bytes=(301 + room_mib) * MIB,
+    )
+    assert margin_bytes(plan) == margin_mib * MIB
 
 
 class _Clock:

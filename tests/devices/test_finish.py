@@ -23,6 +23,7 @@ from revedge.devices.tensor_file import read_tensors
 from revedge.errors import UsageError
 from revedge.models.folded import fold_network
 from revedge.models.snapping import levels_of, snap_layers
+from revedge.planner.cost import SLACK_LEAST_BYTES
 
 from .conftest import MakeRun, make_plan
 
@@ -147,6 +148,10 @@ def test_plan_of_a_finish_fits_the_same_budget() -> None:
     tight = finish_plan(dataclasses.replace(plan, budget_bytes=945), epochs=7)
     assert (tight.micro_batch_size, tight.epochs) == (4, 7)
     assert tight.predicted_peak_bytes == 300 + 40 + 300 + 40
+    # What was rehearsed is the network before it: the finish has a slack again.
+    parts["spread_bytes"] = 10
+    plan = dataclasses.replace(plan, parts=parts, predicted_peak_bytes=950, budget_bytes=1 << 30)
+    assert finish_plan(plan).parts["slack_bytes"] == SLACK_LEAST_BYTES
 
 
 def test_a_run_without_a_network_is_refused(make_run: MakeRun) -> None:

@@ -19,13 +19,15 @@ from revedge.planner.trace_child import trace
 from revedge.planner.trace_client import TraceClient, TraceError
 from revedge.planner.verify import verify
 
+_ELSEWHERE = ("pool_bytes", "spread_bytes")  # of CUDA, and of rehearsed settings
+
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda s: f"{s.model}-{s.strategy}")
 def test_never_under_and_close(setting: Setting) -> None:
     """Two real steps in a fresh process take at most what was predicted, and not much less."""
     with TraceClient() as client:
         plan = plan_for(setting, client)
-    assert tuple(plan.parts) == tuple(name for name in PARTS if name != "pool_bytes")
+    assert tuple(plan.parts) == tuple(name for name in PARTS if name not in _ELSEWHERE)
     found = verify(plan)
     excess = (plan.predicted_peak_bytes - found.measured_peak_bytes) / found.measured_peak_bytes
     print(f"{setting.model} {setting.strategy}: predicted {excess:+.2%} above measured")

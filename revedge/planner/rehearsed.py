@@ -1,0 +1,82 @@
+"""Close predictions of small trainings: what no tensor holds is measured by a rehearsal, not bounded. Free of torch.
+
+What a process takes beside its tensors (code that oneDNN generates, Python's objects, library pages) is some MiB, which
+`cost.predict` bounds by a fitted slack. Where the tensors themselves take no more than `MOST_LIVE_BYTES` that bound is
+a large part of what the network takes, and a step is short: so two steps and an evaluation of exactly the setting
+that was chosen are run in a child (`rehearse_child.py`), once, and remembered. Anything larger stays computed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from revedge.planner.cost import Prediction
+from revedge.planner.process import Memory, answers, fingerprint
+from revedge.planner.setting import Setting
+from revedge.planner.trace_client import TraceClient
+
+MOST_LIVE_BYTES = 96 << 20  # from here on the slack is less than 8 % of what the network takes
+MOST_MULTIPLICATIONS = 8e9  # of a step: a second on a core of a PC, some on one of a small board
+# So much a training may lie above its rehearsal: 0.65 MiB was the most of 275 trainings of two steps, 1.4 MiB of five
+# of two to four epochs, whose heap still grows in the first 150 steps; the rest is for others. See README.md.
+SPREAD_BYTES = 9 << 18
+_TENSORS = tuple(
+    f"{kind}_bytes" for kind in ("weights", "gradients", "optimizer", "activations", "data")
+)
+
+
+def closely(setting: Setting, computed: Prediction, tracer: TraceClient) -> Prediction:
+    """Return what a rehearsal of ``setting`` tells, or ``computed`` where it is not small or cannot be rehearsed here.
+
+    The parts are measured then: ``base_bytes`` is the trainer with this network but without its tensors,
+    ``workspace_bytes`` what the peak lies above both, and ``spread_bytes`` is in the place of the slack. Costs the
+    start of torch and seven passes of the network, once on a machine.
+
+    Args:
+        setting: the configuration.
+        computed: its prediction; by traces, so that tensors are told by kind.
+        tracer: tells how large it is.
+
+    Raises:
+        UsageError, TraceError: as `TraceClient.trace`.
+    """
+    found = _measured(setting) if _is_small(setting, tracer) else None
+    if found is None:
+        return computed
+    tensors = {name: computed.parts[name] for name in _TENSORS if name in computed.parts}
+    resting = sum(computed.parts[name] for name in ("weights_bytes", "optimizer_bytes"))
+    beside = max(0, found["peak_bytes"] - sum(tensors.values()))
+    base = min(beside, found["resting_bytes"] - resting)
+    parts = {
+        "base_bytes": base,
+        "supervisor_bytes": computed.parts["supervisor_bytes"],
+        **tensors,
+        "workspace_bytes": beside - base,
+        "spread_bytes": SPREAD_BYTES,
+    }
+    return replace(computed, parts=parts)
+
+
+def _is_small(setting: Setting, tracer: TraceClient) -> bool:
+    if setting.device != "cpu":
+        return False
+    traced = tracer.trace(setting)
+    rounds = 1 if setting.micro_batch_size == setting.batch_size else 2  # as they are rehearsed
+    work = traced["multiplications"] * rounds
+    return traced["peak_bytes"] <= MOST_LIVE_BYTES and work <= MOST_MULTIPLICATIONS
+
+
+def _measured(setting: Setting) -> Mapping[str, Any] | None:
+    """Return what the child tells, now or remembered; None where it failed."""
+    memory, key = Memory("rehearsals.json", limit=5_000), fingerprint(rehearsed=setting.key())
+    known: Mapping[str, Any] | None = memory.get(key)
+    if known is not None:
+        return known
+    asked = {"setting": setting.to_json(), "allowed_bytes": None}
+    told = answers("revedge.planner.rehearse_child", asked)
+    if not told or "error" in told[-1]:
+        return None
+    found: Mapping[str, Any] = told[-1]
+    memory.set(key, found)
+    memory.save()
+    return found

@@ -1,0 +1,111 @@
+"""Small trainings are rehearsed: their peak is measured beforehand, and told closely."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from planner_settings import SETTINGS, THREADS, plan_for
+
+from revedge.planner import base, rehearsed
+from revedge.planner.choose import choose
+from revedge.planner.cost import Prediction, predict
+from revedge.planner.rehearsed import MOST_LIVE_BYTES, SPREAD_BYTES, closely
+from revedge.planner.request import Request
+from revedge.planner.setting import Setting
+from revedge.planner.trace_client import TraceClient
+from revedge.planner.verify import verify
+
+SMALL = dataclasses.replace(SETTINGS[3], timesteps=3, batch_size=2, micro_batch_size=2)
+
+
+@pytest.fixture
+def client() -> Iterator[TraceClient]:
+    with TraceClient() as found:
+        yield found
+
+
+def computed(setting: Setting, client: TraceClient) -> Prediction:
+    return predict(setting, base.measure(setting.threads), client)
+
+
+def never(*_: Any) -> Any:
+    raise AssertionError("nothing has to be run")
+
+
+@pytest.mark.parametrize("setting", [SMALL, SETTINGS[4]], ids=["store", "invert"])
+def test_close_and_never_under(setting: Setting, client: TraceClient) -> None:
+    """Another process takes at most what was rehearsed and the spread, and less by two spreads at most."""
+    told = computed(setting, client)
+    close = closely(setting, told, client)
+    assert close.parts["spread_bytes"] == SPREAD_BYTES
+    assert "slack_bytes" not in close.parts
+    assert all(size >= 0 for size in close.parts.values())
+    for name in ("weights_bytes", "optimizer_bytes", "gradients_bytes", "activations_bytes"):
+        assert close.parts[name] == told.parts[name]
+    peak = close.predicted_peak_bytes
+    plan = plan_for(setting, client)
+    plan = dataclasses.replace(plan, parts=dict(close.parts), predicted_peak_bytes=peak)
+    found = verify(plan)
+    assert found.holds, found.problem
+    assert peak - found.measured_peak_bytes <= 2 * SPREAD_BYTES
+
+
+def test_it_is_run_once(client: TraceClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was rehearsed on this machine is remembered, and the same prediction comes back."""
+    first = closely(SMALL, computed(SMALL, client), client)
+    monkeypatch.setattr(rehearsed, "answers", never)
+    assert closely(SMALL, computed(SMALL, client), client) == first
+
+
+@pytest.mark.parametrize(
+    ("peak", "work", "device"),
+    [(MOST_LIVE_BYTES + 1, 1, "cpu"), (1, 5_000_000_000, "cpu"), (1, 1, "cuda")],
+    ids=["memory", "work of two micro-batches", "cuda"],
+)
+def test_what_is_not_small_stays_computed(
+    client: TraceClient, monkeypatch: pytest.MonkeyPatch, peak: int, work: int, device: str
+) -> None:
+    """Nothing is run for what takes much memory or many multiplications, or for a GPU."""
+    monkeypatch.setattr(rehearsed, "answers", never)
+    told = {"peak_bytes": peak, "multiplications": work}
+    monkeypatch.setattr(client, "trace", lambda setting: told)
+    setting = dataclasses.replace(SMALL, timesteps=5, micro_batch_size=1, device=device)
+    plain = Prediction(parts={"base_bytes": 5})
+    assert closely(setting, plain, client) is plain
+
+
+@pytest.mark.parametrize(
+    "answer", [[], [{"error": "no memory", "peak_bytes": 1, "resting_bytes": 1}]]
+)
+def test_a_rehearsal_that_fails_changes_nothing(
+    client: TraceClient, monkeypatch: pytest.MonkeyPatch, answer: list[Any]
+) -> None:
+    """No answer, or one of memory that ran out: the computed prediction stays, and nothing is remembered."""
+    monkeypatch.setattr(rehearsed, "answers", lambda module, asked: answer)
+    setting = dataclasses.replace(SMALL, timesteps=6)
+    told = computed(setting, client)
+    for _ in range(2):
+        assert closely(setting, told, client) is told
+
+
+def test_the_plan_is_told_closely_and_the_floor_is_computed() -> None:
+    """A plan for here has measured parts and a lower peak than one for another board, at the same floor."""
+    asked = Request(
+        budget_bytes=4 << 30,
+        data="random",
+        in_shape=SMALL.in_shape,
+        num_classes=10,
+        model=SMALL.model,
+        timesteps=3,
+        model_options=dict(SMALL.model_options),
+        batch_size=2,
+        threads=THREADS,
+    )
+    close, safe = choose(asked, rungs=True), choose(asked, here=False)
+    assert close.floor_bytes == safe.floor_bytes
+    assert close.require().predicted_peak_bytes < safe.require().predicted_peak_bytes
+    assert "spread_bytes" in close.require().parts
+    assert "slack_bytes" in safe.require().parts
+    assert Setting.of(close.require()) == Setting.of(safe.require())
+    assert close.rungs[0].plan.parts == safe.require().parts
