@@ -14,6 +14,8 @@ from revedge.planner.plan import Plan
 from revedge.units import format_bytes
 
 _LOOK_S = 0.2
+_SETTLED_S = 2.0  # programs that end give their memory back piece by piece
+_GROWTH_BYTES = 1 << 20
 
 
 class Recovery:
@@ -77,21 +79,26 @@ class Recovery:
         return [rung.of(plan) for rung in rungs[1:]]
 
     def _wait_for_room(self, rungs: list[Rung], why: str) -> Rung | None:
-        until, told = time.monotonic() + self.patience_s, False
+        """Return the first rung, or what fits of the others once the room has stopped growing."""
+        grew_s = time.monotonic()
+        until, told, most = grew_s + self.patience_s, False, -1
+        least = min(rung.plan.predicted_peak_bytes for rung in rungs)
         while not self._should_stop():
+            now_s = time.monotonic()
             room = max(0, meter.available_bytes() - admission.running_reserve_bytes())
-            for rung in rungs:
-                if rung.plan.predicted_peak_bytes <= room:
-                    return rung
-            least = min(rung.plan.predicted_peak_bytes for rung in rungs)
-            if time.monotonic() >= until:
+            if room > most + _GROWTH_BYTES:
+                most, grew_s = room, now_s
+            fits = next((r for r in rungs if r.plan.predicted_peak_bytes <= room), None)
+            if fits is rungs[0] or (fits and now_s >= min(grew_s + _SETTLED_S, until)):
+                return fits
+            if fits is None and now_s >= until:
                 raise BudgetError(
                     f"the machine has room for {format_bytes(room)}, but the least that this training takes is "
                     f"{format_bytes(least)} ({why}); end other programs, then continue with revedge train --resume "
                     f"{self.run.path}",
                     floor_bytes=least,
                 )
-            if not told:
+            if fits is None and not told:
                 self._say(
                     f"waiting for memory: the machine has room for {format_bytes(room)}, {format_bytes(least)} are "
                     f"needed; at most {self.patience_s:.0f} s"
