@@ -212,9 +212,10 @@ total = torch.stack([g.double().sum() for g in found["store"].values()]).sum()
 both = [torch.zeros_like(total) for _ in range(world)]
 dist.all_gather(both, total)
 assert all(bool(one == total) for one in both)
-dist.destroy_process_group()
+dist.barrier()
 assert not any(child.wait(60) for child in other)
-print("gradients agree on", world)
+print("gradients agree on", world, flush=True)
+os._exit(0)  # gloo's threads may abort a process that ends while they run (seen once)
 """
 
 
