@@ -85,8 +85,11 @@ def choose(
         if timeline and setting is not None:
             found = dataclasses.replace(found, timeline=tracer.timeline(setting))
         if rungs and found.plan is not None:
-            below = descend(found.plan, exact)
-            found = dataclasses.replace(found, rungs=tuple(below))
+
+            def below(setting: Setting) -> Prediction:  # a trace in spans takes seconds
+                return exact(setting) if setting.span_count is None else quick(setting)
+
+            found = dataclasses.replace(found, rungs=tuple(descend(found.plan, below)))
         return found
 
 

@@ -1,9 +1,9 @@
 """What a training can still do when its memory is not enough: the rungs below a plan, each with its own prediction.
 
 What changes no number comes first: a stronger memory strategy, each weight updated as soon as its gradient is there.
-Then slabs of channels, equal but for rounding. Then half the micro-batch, again and again: batch norm sees fewer
-samples at a time, so that is another training, and says so. Below the last rung there is nothing but to stop. A rung
-that is not predicted to need less than the one above it is left out. Free of torch.
+Then slabs of channels, equal but for rounding, and spans of time, which cost the most time. Then half the micro-batch,
+again and again: batch norm sees fewer samples at a time, so that is another training, and says so. Below the last rung
+there is nothing but to stop. A rung that is not predicted to need less than the one above it is left out. Free of torch.
 """
 
 import json
@@ -13,9 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from revedge.errors import DeviceError, PlanFormatError, UsageError
-from revedge.planner.plan import Plan
+from revedge.planner.plan import PRECISIONS, Plan
 from revedge.planner.setting import Setting
-from revedge.planner.way import SLAB_TIME_FACTORS, TIME_FACTORS, Way
+from revedge.planner.way import SLAB_TIME_FACTORS, SPANS, TIME_FACTORS, Way
 from revedge.units import format_bytes
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ _CHANGED = (
     "strategy",
     "update_in_backward",
     "slab_bytes",
+    "span_count",
     "micro_batch_size",
     "predicted_peak_bytes",
     "parts",
@@ -57,7 +58,7 @@ _CHANGED = (
 def descend(plan: Plan, predict: Callable[[Setting], "Prediction"]) -> list[Rung]:
     """Return ``plan`` with its present prediction, and the rungs below it, each predicted to need less.
 
-    Costs one prediction for each rung, at most nine and one for each halving of the micro-batch.
+    Costs one prediction for each rung, at most ten and one for each halving of the micro-batch.
 
     Raises:
         UsageError: the model of ``plan`` cannot exist.
@@ -147,6 +148,10 @@ def _changes(plan: Plan) -> Iterator[Callable[[Plan], Change | None]]:
     for size_bytes in SLAB_TIME_FACTORS:
         if size_bytes is not None:
             yield partial(_in_slabs, size_bytes)
+    if plan.device == "cpu" and plan.precision == PRECISIONS[0]:  # as they are searched
+        for count in SPANS:
+            if count is not None:
+                yield partial(_in_spans, count)
     size = plan.micro_batch_size
     while (half := smaller_micro_batch(plan.batch_size, size)) is not None:
         size = half
@@ -176,6 +181,13 @@ def _in_slabs(size_bytes: int, above: Plan) -> Change | None:
     old = "whole tensors" if above.slab_bytes is None else f"slabs {format_bytes(above.slab_bytes)}"
     what = f"{old} -> slabs {format_bytes(size_bytes)}"
     return replace(above, slab_bytes=size_bytes), what, TO_ROUNDING
+
+
+def _in_spans(count: int, above: Plan) -> Change | None:
+    if above.span_count is not None and above.span_count >= count:
+        return None
+    old = "all time steps" if above.span_count is None else f"{above.span_count} spans"
+    return replace(above, span_count=count), f"{old} -> {count} spans of time", EXACT
 
 
 def _in_pieces(size: int, above: Plan) -> Change | None:

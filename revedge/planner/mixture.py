@@ -1,4 +1,4 @@
-"""The fastest choice of a strategy for each run that fits: a knapsack with a maximum. Free of torch.
+"""A strategy for each run: the fastest choice that fits, a knapsack with a maximum; or the least. Free of torch.
 
 What a run keeps stands until its backward pass, so what is live during run i is what the runs before it keep, and its
 own. A choice fits if that is within the limit for every run. So the runs are gone through once, from the first, and of
@@ -7,6 +7,7 @@ one. Time: strategies x runs x choices that stay, some dozens; it finds what try
 where slabs let a run compute the next one's input: then a choice may take less than is told here, never more.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,9 +23,12 @@ class Part(NamedTuple):
 
 
 class _Choice(NamedTuple):
-    time: float
+    cost: float  # time, or the most live bytes
     kept: int
     names: tuple[str, ...]
+
+
+_Cost = Callable[[_Choice, Part], float]  # of a choice with one more part
 
 
 def fastest_first(
@@ -37,20 +41,44 @@ def fastest_first(
         start_bytes: live before the first run.
         limit_bytes: of live bytes.
     """
+
+    def seconds(choice: _Choice, part: Part) -> float:
+        fits = choice.kept + part.top <= limit_bytes
+        return choice.cost + part.time if fits else math.inf
+
+    return _cheapest_first(parts, start_bytes, seconds)
+
+
+def least_first(parts: Mapping[str, Sequence[Part]], start_bytes: int) -> list[tuple[str, ...]]:
+    """Return the choices that stay if bytes are the cost: first the one with the fewest live bytes at its peak.
+
+    Args:
+        parts: of every run in order, under each strategy.
+        start_bytes: live before the first run.
+    """
+
+    def most_bytes(choice: _Choice, part: Part) -> float:
+        return max(choice.cost, choice.kept + part.top)
+
+    return _cheapest_first(parts, start_bytes, most_bytes)
+
+
+def _cheapest_first(
+    parts: Mapping[str, Sequence[Part]], start_bytes: int, cost: _Cost
+) -> list[tuple[str, ...]]:
     found = [_Choice(0.0, start_bytes, ())]
     for run in zip(*parts.values(), strict=True):
         longer = [
-            _Choice(choice.time + part.time, choice.kept + part.kept, (*choice.names, name))
+            _Choice(cost(choice, part), choice.kept + part.kept, (*choice.names, name))
             for choice in found
             for name, part in zip(parts, run, strict=True)
-            if choice.kept + part.top <= limit_bytes
         ]
-        found = _best(longer)
+        found = _best([choice for choice in longer if choice.cost < math.inf])
     return [choice.names for choice in found]
 
 
 def _best(choices: list[_Choice]) -> list[_Choice]:
-    """Those than which none is as fast and keeps as little, the fastest first."""
+    """Those than which none costs and keeps as little, the cheapest first."""
     found: list[_Choice] = []
     for choice in sorted(choices):
         if not found or choice.kept < found[-1].kept:

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -18,6 +20,7 @@ from revedge.allocator import page_bytes
 
 _PACKAGE = Path(revedge.__file__).resolve().parent
 _PATIENCE_S = 300.0  # for a child that measures
+_UNTIL = "remembered_until_s"  # in an entry; seconds of the epoch
 _TRACED_ROOMS = ("kernels", "neurons", "engine", "models", "planner")
 
 
@@ -88,7 +91,7 @@ def _version(package: str) -> str | None:
 
 class Memory:
     """A JSON object in a file, remembered between runs; a file that cannot be read or written is no
-    error.
+    error. An entry can be remembered for a while only.
 
     Args:
         name: file name in the cache folder; it should hold a `fingerprint`.
@@ -109,13 +112,17 @@ class Memory:
 
     def get(self, key: str) -> Any:
         """Return what is remembered under ``key``, or None."""
-        return self.values.get(key)
+        found = self.values.get(key)
+        if isinstance(found, dict) and time.time() > found.get(_UNTIL, math.inf):
+            return None
+        return found
 
-    def set(self, key: str, value: Mapping[str, Any]) -> None:
-        """Remember ``value`` (JSON-able); `save` writes it."""
+    def set(self, key: str, value: Mapping[str, Any], *, for_s: float | None = None) -> None:
+        """Remember ``value`` (JSON-able), for so many seconds or for good; `save` writes it."""
         if len(self.values) >= self._limit:
             self.values.clear()
-        self.values[key] = dict(value)
+        until = {} if for_s is None else {_UNTIL: time.time() + for_s}
+        self.values[key] = {**value, **until}
         self._changed = True
 
     def save(self) -> None:

@@ -57,6 +57,8 @@ def page(found: Mapping[str, Any], run: Mapping[str, Any] | None = None) -> str:
             "<h2>Live bytes over one step and an evaluation</h2>",
             _timeline(found["timeline"]),
         ]
+    if found.get("sites"):
+        parts += ["<h2>Live bytes, site by site</h2>", _sites(found["sites"])]
     if found["alternatives"]:
         parts += ["<h2>Memory against time</h2>", _front(found), _alternatives(found)]
     if found["rejected"]:
@@ -261,6 +263,23 @@ def _alternatives(found: Mapping[str, Any]) -> str:
         "predicted peak",
         "missing",
     ]
+    return table(header, rows, marks, sortable=True)
+
+
+def _sites(sites: Sequence[Mapping[str, Any]]) -> str:
+    """A row for each part of a step, in order; the peak's is marked."""
+    peak = max(each["live_bytes"] for each in sites)
+    rows: list[list[Cell]] = [
+        [
+            (str(place), place),
+            esc(each["site"]),
+            (format_bytes(each["live_bytes"]), each["live_bytes"]),
+            (f"{each['live_bytes'] / peak:.0%}", each["live_bytes"]),
+        ]
+        for place, each in enumerate(sites, start=1)
+    ]
+    marks = ["chosen" if each["live_bytes"] == peak else "" for each in sites]
+    header = ["order", "site", "most live bytes", "of the peak"]
     return table(header, rows, marks, sortable=True)
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from revedge.planner.ladder import Ladder, Rung, build
-from revedge.planner.mixed import mixed
+from revedge.planner.mixed import least, mixed
 from revedge.planner.request import Request
 from revedge.planner.result import SearchResult
 from revedge.planner.setting import Setting
@@ -99,31 +99,44 @@ class _Search:
 
     def _floor(self) -> tuple[int, Setting]:
         """The least peak. A whole batch can beat a micro-batch, which has to sum gradients."""
-        optimizers = self._request.optimizers()
         settings = [
             self._tried.setting(rung, micro, optimizer, way)
             for rung in (self._rungs[:1] if self._rising else self._rungs)
             for micro in {self._request.micro_batches()[0], self._request.micro_batches()[-1]}
-            for optimizer in optimizers
-            for way in self._tried.sparing(micro)
+            for optimizer in self._request.optimizers()
+            for way in (
+                *self._tried.sparing(micro),
+                *least(self._tried, rung, micro, optimizer),
+            )
         ]
         best = min(settings, key=lambda each: self._tried.prediction(each).predicted_peak_bytes)
         return self._tried.prediction(best).predicted_peak_bytes, best
 
     def _best(self, micro: int, optimizer: str) -> tuple[Rung, Way] | None:
-        """Return the best rung, and the fastest way that fits there."""
+        """Return the best rung, and the fastest way that fits there.
+
+        A strategy for each run is tried after one for all: it fits where none of them does only by a little.
+        """
         ways = self._request.ways(micro)
         if self._request.prefer == "speed":
             for way in ways:
                 rung = self._highest([way], micro, optimizer)
                 if rung is not None:
                     return rung, way
-            return None
+            return self._best_mixture(micro, optimizer)
         # The slowest ways mostly reach highest; each of the others then costs one prediction to be ruled out.
         rung = self._highest(self._tried.sparing(micro)[::-1], micro, optimizer)
         if rung is None:
-            return None
+            return self._best_mixture(micro, optimizer)
         return rung, next(way for way in ways if self._tried.fits(rung, micro, optimizer, way))
+
+    def _best_mixture(self, micro: int, optimizer: str) -> tuple[Rung, Way] | None:
+        """Return the best rung, of rising ones the lowest, on which the least mixture fits."""
+        for rung in self._rungs[:1] if self._rising else reversed(self._rungs):
+            for way in least(self._tried, rung, micro, optimizer):
+                if self._tried.fits(rung, micro, optimizer, way):
+                    return rung, way
+        return None
 
     def _highest(self, ways: Sequence[Way], micro: int, optimizer: str) -> Rung | None:
         """Climb the first dimension, then from there each of the others."""

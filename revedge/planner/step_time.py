@@ -18,6 +18,9 @@ MOST_FRAMES = 64
 FEWEST_SHARE = 4  # the smaller probe has this part of the larger one's frames
 # Half widths, in shares of the time: of 16 drawn networks 15 took a time within (benchmarks/step_time.py).
 _NEAR, _PER_DOUBLING, _MEASURED = 0.2, 0.06, 0.1
+# A step that took so much longer on the clock than on a core shared it with other programs.
+_BUSY_SHARE, _BUSY_LEAST_S = 0.3, 0.002
+_BUSY_REMEMBERED_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,19 +72,30 @@ def probed(setting: Setting, most_frames: int) -> Setting:
 def measure(settings: Sequence[Setting], *, seconds: float = 10.0) -> list[StepTime | None]:
     """Return the time of a step of each; None where its probe failed or there was no time left for it.
 
-    Takes about ``seconds`` at most (a step that has begun is finished), nothing for what is remembered.
+    Takes about ``seconds`` at most (a step that has begun is finished), nothing for what is remembered: for good, or
+    for ten minutes if the machine was busy.
     """
     memory = Memory(f"times-{fingerprint()}.json")
     unknown = [each for each in settings if memory.get(each.key()) is None]
     for setting, points in zip(unknown, _points(unknown, seconds), strict=False):
         if points:
-            memory.set(setting.key(), {"points": points})
+            memory.set(setting.key(), {"points": points}, for_s=remembered_s(points))
     memory.save()
     known = [memory.get(each.key()) for each in settings]
     return [
         None if found is None else followed(each, found["points"])
         for each, found in zip(settings, known, strict=True)
     ]
+
+
+def remembered_s(points: Sequence[Sequence[float]]) -> float | None:
+    """Return for how many seconds ``points`` are to be remembered; None, for good, if the machine was not busy.
+
+    Args:
+        points: as `followed` has them.
+    """
+    busy = any(most > least + max(_BUSY_LEAST_S, _BUSY_SHARE * least) for _, least, most in points)
+    return _BUSY_REMEMBERED_S if busy else None
 
 
 def _points(settings: Sequence[Setting], seconds: float) -> list[list[list[float]]]:

@@ -12,7 +12,14 @@ from typing import Any
 from revedge.planner.form.shape import Net, Plane
 from revedge.planner.process import Memory, answers, fingerprint
 from revedge.planner.setting import Setting
-from revedge.planner.step_time import FEWEST_SHARE, MOST_FRAMES, StepTime, followed, probed
+from revedge.planner.step_time import (
+    FEWEST_SHARE,
+    MOST_FRAMES,
+    StepTime,
+    followed,
+    probed,
+    remembered_s,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,7 @@ def measure(
         }
         for key, found in zip(wanted, _points(asked), strict=False):
             if found:
-                memory.set(key, {"points": found})
+                memory.set(key, {"points": found}, for_s=remembered_s(found))
         memory.save()
     known = {part.key: memory.get(part.key) for parts in every for part in parts}
     return [

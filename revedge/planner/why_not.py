@@ -126,6 +126,7 @@ def nothing_fits(tried: Tried, floor: int, setting: Setting, space: int) -> Sear
     request = tried.request
     micro, best = setting.micro_batch_size, Way.of(setting)
     names = [way.strategy for way in tried.sparing(micro) if way.slab_bytes == best.slab_bytes]
+    names += [best.strategy]
     rejected = [
         _reject(tried, replace(setting, strategy=name), "the least that was asked for")
         for name in dict.fromkeys(names)

@@ -39,6 +39,7 @@ def _predict(setting: Setting) -> Prediction:
     names = (setting.strategy,) if isinstance(setting.strategy, str) else setting.strategy
     kept = sum(_KEPT[name] for name in names) * setting.micro_batch_size // 12
     beside = 50 if setting.slab_bytes is None else min(50, setting.slab_bytes >> 20)
+    beside -= 1 if setting.span_count else 0
     gradients = 10 if setting.update_in_backward else 30
     return Prediction(parts={"base_bytes": 1000, "activations_bytes": kept + beside + gradients})
 
@@ -55,11 +56,12 @@ def test_what_changes_no_number_comes_first() -> None:
         "whole tensors -> slabs 32.0 MiB",
         "slabs 32.0 MiB -> slabs 8.0 MiB",
         "slabs 8.0 MiB -> slabs 2.0 MiB",
+        "all time steps -> 8 spans of time",
         "micro-batch 12 -> 6",
         "micro-batch 6 -> 3",
         "micro-batch 3 -> 1",
     ]
-    assert [rung.effect for rung in rungs[1:]] == [EXACT] * 4 + [TO_ROUNDING] * 3 + [
+    assert [rung.effect for rung in rungs[1:]] == [EXACT] * 4 + [TO_ROUNDING] * 3 + [EXACT] + [
         OTHER_BATCHES
     ] * 3
     for rung in rungs:
@@ -68,7 +70,7 @@ def test_what_changes_no_number_comes_first() -> None:
     assert peaks == sorted(peaks, reverse=True)
     assert len(set(peaks)) == len(peaks)
     assert not rungs[-1].plan.update_in_backward  # gradients are summed over micro-batches
-    assert describe(rungs[-1].plan) == "reverse slabs 2.0 MiB, micro-batch 1"
+    assert describe(rungs[-1].plan) == "reverse slabs 2.0 MiB in 8 spans, micro-batch 1"
 
 
 def test_a_rung_that_needs_no_less_is_left_out() -> None:
@@ -77,11 +79,21 @@ def test_a_rung_that_needs_no_less_is_left_out() -> None:
     def predict(setting: Setting) -> Prediction:
         if setting.strategy == "reverse":
             raise UsageError("no")
-        flat = dataclasses.replace(setting, slab_bytes=None, update_in_backward=False)
+        flat = dataclasses.replace(
+            setting, slab_bytes=None, span_count=None, update_in_backward=False
+        )
         return _predict(dataclasses.replace(flat, strategy="store"))
 
     changes = [rung.change for rung in descend(_plan(), predict)]
     assert changes == ["", "micro-batch 12 -> 6", "micro-batch 6 -> 3", "micro-batch 3 -> 1"]
+
+
+def test_time_is_cut_only_where_formulas_tell_what_that_takes() -> None:
+    """A training in bfloat16 or on a GPU has no rung of spans; a plan in more spans keeps them."""
+    for changes in ({"precision": "bfloat16"}, {"device": "cuda"}):
+        assert not any("spans" in rung.change for rung in descend(_plan(**changes), _predict))
+    rungs = descend(_plan(span_count=16), _predict)
+    assert {rung.plan.span_count for rung in rungs} == {16}
 
 
 def test_runs_with_a_strategy_each() -> None:

@@ -9,7 +9,7 @@ import pytest
 from revedge.allocator import page_bytes
 from revedge.planner.form.shape import net_of
 from revedge.planner.form.step import evaluate
-from revedge.planner.mixture import Part, climbed, fastest_first
+from revedge.planner.mixture import Part, climbed, fastest_first, least_first
 from revedge.planner.plan import STRATEGIES
 from revedge.planner.setting import Setting
 from revedge.planner.trace_child import geometry
@@ -46,6 +46,30 @@ def test_no_combination_that_fits_is_faster() -> None:
         assert (seconds_if_it_fits(found[0]) if found else None) == best
         fitting += best is not None
     assert 50 < fitting < 200
+
+
+def test_no_combination_takes_less() -> None:
+    """Drawn runs, three strategies: the first choice has the least peak of all."""
+    draw, mixtures = random.Random(6), 0
+    for _ in range(200):
+        names, runs = ("a", "b", "c"), draw.randint(1, 5)
+        parts = {
+            name: [Part(draw.randint(-5, 30), draw.randint(0, 60), 1.0) for _ in range(runs)]
+            for name in names
+        }
+
+        def peak(choice: tuple[str, ...], parts: dict[str, list[Part]] = parts) -> int:
+            live, most = 10, 0
+            for run, name in enumerate(choice):
+                most = max(most, live + parts[name][run].top)
+                live += parts[name][run].kept
+            return most
+
+        found = least_first(parts, 10)
+        best = min(map(peak, itertools.product(names, repeat=runs)))
+        assert peak(found[0]) == best
+        mixtures += best < min(peak((name,) * runs) for name in names)
+    assert 50 < mixtures < 200
 
 
 @pytest.mark.parametrize("model", ["vgg5", "resnet18", "preact-resnet18", "revsformer-2-256"])

@@ -161,3 +161,15 @@ def test_the_timeline_loses_no_peak() -> None:
     assert max(line["bytes"]["activations"]) == 4999
     chain = timeline([Storage(7, "a", 0, 4), Storage(5, "a", 3, 9)], 10)
     assert max(chain["bytes"]["a"]) == 12
+
+
+def test_sites_are_rows_and_the_peaks_is_marked() -> None:
+    """Each part of a step is a row in order, with its live bytes as a number; the largest is marked."""
+    sites = [("forward run 1", 700), ("backward run 1", 2000), ("evaluation <1>", 900)]
+    told = [{"site": name, "live_bytes": size} for name, size in sites]
+    text = report.page({**found(), "sites": told})
+    rows = [row for row in Page(text).rows if len(row) == 4 and "data-value" in row[0]]
+    assert [float(row[2]["data-value"] or "nan") for row in rows] == [size for _, size in sites]
+    assert text.count('class="chosen"') == 2
+    assert '<tr class="chosen"><td class=n data-value="2">2</td><td>backward run 1</td>' in text
+    assert "evaluation &lt;1&gt;" in text

@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
+import time
 from typing import Any
 from unittest import mock
 
 import pytest
 
-from revedge.planner import step_time, timing
+from revedge.planner import process, step_time, timing
 from revedge.planner.cost import Prediction
 from revedge.planner.request import Request
 from revedge.planner.result import SearchResult
@@ -200,3 +201,30 @@ def test_bfloat16_is_taken_where_it_is_measured_to_be_faster(
         assert (
             after.rejected[-1].reason == f"bfloat16, but {why}" or why in after.rejected[-1].reason
         )
+
+
+def test_a_busy_machine_is_remembered_for_minutes_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """Steps that took much longer on the clock than on a core are timed again later; others never."""
+    monkeypatch.setenv("REVEDGE_CACHE", str(tmp_path))
+    now_s = time.time()
+    monkeypatch.setattr(process.time, "time", lambda: now_s)
+    quiet = [[16, 0.010, 0.012], [64, 0.040, 0.051]]
+    busy = [[16, 0.010, 0.012], [64, 0.040, 0.060]]
+    asked: list[int] = []
+
+    def answers(module: str, wanted: Any) -> list[Any]:
+        asked.append(len(wanted["pairs"]))
+        return [quiet if pair[0]["model"] == "vgg5" else busy for pair in wanted["pairs"]]
+
+    monkeypatch.setattr(step_time, "answers", answers)
+    both = [dataclasses.replace(SETTING, model=name) for name in ("vgg5", "vgg11")]
+    first = step_time.measure(both)
+    assert step_time.measure(both) == first
+    now_s += 599
+    assert step_time.measure(both) == first
+    assert asked == [2]
+    now_s += 2
+    assert step_time.measure(both) == first
+    assert asked == [2, 1]  # the busy one
