@@ -3,7 +3,8 @@
 What changes no number comes first: a stronger memory strategy, each weight updated as soon as its gradient is there.
 Then slabs of channels, equal but for rounding, and spans of time, which cost the most time. Then half the micro-batch,
 again and again: batch norm sees fewer samples at a time, so that is another training, and says so. Below the last rung
-there is nothing but to stop. A rung that is not predicted to need less than the one above it is left out. Free of torch.
+there is nothing but to stop. A rung that is not predicted to need less than the one above it is left out.
+Free of torch.
 """
 
 import json
