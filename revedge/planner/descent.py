@@ -14,7 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from revedge.errors import DeviceError, PlanFormatError, UsageError
-from revedge.planner.plan import PRECISIONS, Plan
+from revedge.planner.plan import Plan
+from revedge.planner.precision import PRECISIONS
 from revedge.planner.setting import Setting
 from revedge.planner.way import SLAB_TIME_FACTORS, SPANS, TIME_FACTORS, Way
 from revedge.units import format_bytes
