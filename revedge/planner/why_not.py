@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from revedge.planner.ladder import Dimension, Rung
+from revedge.planner.mixed import least
 from revedge.planner.result import Alternative, Rejected, SearchResult
 from revedge.planner.setting import Setting
 from revedge.planner.tried import Tried
@@ -98,6 +99,9 @@ def neighbors(
 def _nearest(tried: Tried, rung: Rung, micro: int, optimizer: str, what: str) -> Rejected | None:
     """The way that takes the least memory at another rung, optimizer or micro-batch."""
     peaks = {w: tried.peak(rung, micro, optimizer, w) for w in tried.sparing(micro)}
+    if None not in peaks.values():
+        mixtures = least(tried, rung, micro, optimizer)
+        peaks |= {w: tried.peak(rung, micro, optimizer, w) for w in mixtures}
     known = {w: peak for w, peak in peaks.items() if peak is not None}
     if not known:
         return None

@@ -80,6 +80,15 @@ def test_of_members_the_deepest_that_a_mixture_fits_in() -> None:
     assert tight.model == "net3"
 
 
+def test_the_next_member_is_told_with_its_least_mixture() -> None:
+    """What a deeper member misses is told of the least that it could take."""
+    found = search(asked(least_bytes(LEAST + 40) - 1, model="net"), FAMILIES, predict)
+    deeper = [each for each in found.rejected if each.setting.model == "net5"]
+    assert [(each.predicted_peak_bytes, each.missing_bytes) for each in deeper] == [
+        (least_bytes(LEAST + 40), 1)
+    ]
+
+
 def test_a_strategy_that_was_asked_for_is_not_mixed() -> None:
     """Its floor is its own."""
     found = search(asked(least_bytes(LEAST), strategy="keep-conv"), FAMILIES, predict)
