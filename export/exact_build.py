@@ -176,7 +176,8 @@ class LayerBuilder:
         channels = len(bits)
         self.range = Range.of(channels, 1.0)
         if params.decay == 1.0:
-            finest = int(bits.max())
+            # At least that of streams: neurons that read all of a stream, or a part of it, are the same then.
+            finest = max(int(bits.max()), self.stream_bits)
             limit = 2.0 ** (23 - finest)
             largest = (limit + rest + float(drive.bound.max())) * 2.0**finest
             self.certificate.enter(path, "the membrane", largest)

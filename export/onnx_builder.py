@@ -162,6 +162,15 @@ class Graph:
             return self.op(kind, [x, self.sizes(axis)], rank=rank, keepdims=0)
         return self.op(kind, [x], rank=rank, axes=[axis], keepdims=0)
 
+    def drop_unread(self, wanted: Sequence[str], since: int = 0) -> None:
+        """Leave out nodes, of those from the one numbered ``since`` on, that nothing ``wanted`` comes of."""
+        read, kept = set(wanted), []
+        for node in reversed(self.nodes[since:]):
+            if read & set(node.output):
+                kept.append(node)
+                read |= set(node.input)
+        self.nodes[since:] = kept[::-1]
+
     def rename(self, names: dict[str, str], since: int = 0) -> None:
         """Give values other names, in all nodes from the one numbered ``since`` on."""
         for node in self.nodes[since:]:

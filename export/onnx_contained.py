@@ -59,13 +59,9 @@ def _of_scan(
     if len(scans) != 1:
         raise ExportError(f"a {manifest.graph} graph has {len(scans)} Scan nodes, not 1")
     body = next(attribute.g for attribute in scans[0].attribute if attribute.name == "body")
-    given = [value.name for value in body.input][: len(manifest.states)]
-    found = [value.name for value in body.output][: len(manifest.states)]
-    places = [*zip(given, manifest.states, strict=True), *zip(found, manifest.states, strict=True)]
-    for name, state in places:
-        kept = read_kept(name.removeprefix(BODY))
-        if kept is None or kept[0] not in (state.name, state.next):
-            raise ExportError(f"Scan hands on {name!r} as {state.name}")
+    given = [name for one in body.input if read_kept(name := one.name.removeprefix(BODY))]
+    found = [value.name.removeprefix(BODY) for value in body.output][: len(given)]
+    _demand_in_order(given, found)
     names = {body.input[-1].name: "x", body.output[-1].name: "logits"}
     sums = {value.name for value in body.output[len(found) : -1]}  # not of the step: for the mean
     own = [node for node in body.node if node.output[0] not in sums]
@@ -105,17 +101,13 @@ def _of_function(model: "onnx.ModelProto", manifest: Manifest) -> "list[onnx.Nod
         raise ExportError(
             f"the unrolled graph calls its function {len(calls)} times for {manifest.steps} steps"
         )
-    function, count = model.functions[0], len(manifest.states)
+    function = model.functions[0]
     given, found = list(function.input), list(function.output)
-    for told, kept in zip(
-        [*manifest.states, *manifest.states],
-        map(read_kept, given[1 : 1 + count] + found[:count]),
-        strict=True,
-    ):
-        if kept is None or kept[0] not in (told.name, told.next):
-            raise ExportError(f"the step's function hands on {kept} as {told.name}")
+    count = len(found) - 1  # without the logits
+    _demand_in_order(given[1 : 1 + count], found[:count])
     frames = _frames(model)
-    before = [f"rest_{state.name}" for state in manifest.states]
+    kept = [one for name in given[1 : 1 + count] if (one := read_kept(name))]
+    before = [f"rest_{one.states[0]}" for one in kept]
     shared = list(calls[0].input)[1 + count :]
     for t, call in enumerate(calls):
         right_frame = manifest.static or frames.get(call.input[0]) == t
@@ -127,39 +119,103 @@ def _of_function(model: "onnx.ModelProto", manifest: Manifest) -> "list[onnx.Nod
     return _renamed(function.node, names, "")
 
 
+def _demand_in_order(given: list[str], found: list[str]) -> None:
+    """Raise unless what goes out of a step is, one by one, what comes into the next."""
+    for before, after in zip(given, found, strict=True):
+        kept = read_kept(before)
+        named = kept and (tuple(f"next_{state}" for state in kept.states), kept.multiple)
+        new = read_kept(after)
+        if named is None or new is None or named != (new.states, new.multiple):
+            raise ExportError(f"the sequence graph hands {after!r} on as {before!r}")
+
+
 def _kept_by(name: str) -> tuple[str, str] | None:
     """Of a value of the first time step that is a new state: the state, and under what name it is kept."""
     kept = read_kept(name.removeprefix("t0/")) if name.startswith("t0/") else None
-    return None if kept is None else (kept[0], name.removeprefix("t0/"))
+    return None if kept is None else (kept.states[0], name.removeprefix("t0/"))
 
 
 def _as_they_are(
     nodes: "list[onnx.NodeProto]", manifest: Manifest
 ) -> "tuple[list[onnx.NodeProto], list[onnx.TensorProto]]":
-    """Where states come in and go out, turn those that the step keeps as multiples into these, and back."""
-    from onnx import TensorProto, helper
+    """Where states come in and go out, turn what the step keeps into these, and back.
 
-    states = {state.name for state in manifest.states} | {state.next for state in manifest.states}
-    first: list[onnx.NodeProto] = []
-    last: list[onnx.NodeProto] = []
-    constants = {"zero_of_states": 0.0}
-    for name in dict.fromkeys(name for node in nodes for name in (*node.input, *node.output)):
-        kept = read_kept(name)
-        if kept is None or kept[0] not in states or kept[1] == 1.0:
-            continue
-        state, multiple = kept
-        comes_in = state in {one.name for one in manifest.states}
-        factor = -multiple if comes_in else -1.0 / multiple
-        constants[f"times_{factor}"] = factor
-        larger = f"larger_{name}"
-        there, here = (state, name) if comes_in else (name, state)
-        turn = [
-            helper.make_node("Mul", [there, f"times_{factor}"], [larger]),
-            helper.make_node("Sub", ["zero_of_states", larger], [here]),
+    Raises:
+        ExportError: a state is not handed on.
+    """
+    values = dict.fromkeys(name for node in nodes for name in (*node.input, *node.output))
+    kept = {name: one for name in values if (one := read_kept(name))}
+    turn = _Turn()
+    sizes: dict[str, int] = {}  # of values that are carried, along the channels
+    for state in manifest.states:
+        given = [name for name, one in kept.items() if state.name in one.states]
+        found = [name for name, one in kept.items() if state.next in one.states]
+        if not given or not found:
+            raise ExportError("the sequence graph does not hand its states on from step to step")
+        first = sum(sizes[name] for name in given[:-1])
+        if kept[given[-1]].states[0] == state.name:  # else it is all of another state, too
+            turn.into(state.name, given[-1], kept[given[-1]].multiple, first)
+            sizes[given[-1]] = state.shape[0] - first
+        turn.back([(name, kept[name].multiple) for name in found], state.next)
+    return [*turn.first, *nodes, *turn.last], turn.constants()
+
+
+class _Turn:
+    """Nodes before a step, and behind it, that make states of what it carries: ``0 - value``, never a negative 0."""
+
+    def __init__(self) -> None:
+        self.first: list[onnx.NodeProto] = []
+        self.last: list[onnx.NodeProto] = []
+        self._numbers = {"zero_of_states": 0.0}
+        self._sizes: dict[str, int] = {}
+
+    def into(self, state: str, value: str, multiple: float, begin: int) -> None:
+        """``value`` is ``multiple`` times ``state`` from channel ``begin`` on."""
+        from onnx import helper
+
+        if begin:
+            bounds = [self._size(begin), self._size(2**31 - 1), self._size(1)]
+            part = f"part_of_{state}"
+            self.first.append(helper.make_node("Slice", [state, *bounds], [part]))
+            state = part
+        if state != value:
+            self.first += self._times(state, -multiple, value)
+
+    def back(self, values: list[tuple[str, float]], state: str) -> None:
+        """``state`` is ``values``, each a multiple of it, one behind the other along the channels."""
+        from onnx import helper
+
+        if [name for name, _ in values] == [state]:
+            return
+        parts = [state] if len(values) == 1 else [f"{name}_of_{state}" for name, _ in values]
+        for part, (name, multiple) in zip(parts, values, strict=True):
+            self.last += self._times(name, -1.0 / multiple, part)
+        if len(parts) > 1:
+            self.last.append(helper.make_node("Concat", parts, [state], axis=1))
+
+    def _times(self, value: str, factor: float, out: str) -> "list[onnx.NodeProto]":
+        from onnx import helper
+
+        name, larger = f"times_{factor}", f"larger_{out}"
+        self._numbers[name] = factor
+        return [
+            helper.make_node("Mul", [value, name], [larger]),
+            helper.make_node("Sub", ["zero_of_states", larger], [out]),
         ]
-        (first if comes_in else last).extend(turn)
-    made = [helper.make_tensor(n, TensorProto.FLOAT, [], [v]) for n, v in constants.items()]
-    return [*first, *nodes, *last], made
+
+    def _size(self, value: int) -> str:
+        self._sizes[f"size_{value}"] = value
+        return f"size_{value}"
+
+    def constants(self) -> "list[onnx.TensorProto]":
+        """What the nodes read."""
+        from onnx import TensorProto, helper
+
+        numbers = [
+            helper.make_tensor(n, TensorProto.FLOAT, [], [v]) for n, v in self._numbers.items()
+        ]
+        sizes = [helper.make_tensor(n, TensorProto.INT64, [1], [v]) for n, v in self._sizes.items()]
+        return [*numbers, *sizes]
 
 
 def _frames(model: "onnx.ModelProto") -> dict[str, int]:
@@ -196,8 +252,6 @@ def _before(
     """The nodes outside the step that it reads from: those of an image, which are computed once."""
     wanted = {name for node in repeated for name in node.input}
     states = {state.name for state in manifest.states}
-    if not states <= wanted:
-        raise ExportError("the sequence graph does not hand its states on from step to step")
     wanted -= {name for node in repeated for name in node.output} | states
     kept = []
     for node in reversed(model.graph.node):

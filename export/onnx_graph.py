@@ -121,6 +121,7 @@ def _empty(manifest: Manifest, home: str, *, keeps_states: bool) -> StepGraph:
         at_once=TARGETS[manifest.target].operators >= ONE_PASS,
         keeps_states=keeps_states,
         short=manifest.graph == "unrolled",
+        at_rest=manifest.graph in ("scan", "unrolled"),
     )
 
 
@@ -142,24 +143,29 @@ def _write(
     states: list[str],
     manifest: Manifest,
 ) -> list[str]:
-    """Write one time step; return the names of the new states.
+    """Write one time step; return the names of the new states that are carried, `StepGraph.carried` in order.
 
-    They and the logits are called ``next_state_i`` and ``logits`` behind the prefix of the step; a state that is kept
-    as a multiple as in onnx_kept.py.
+    They and the logits are called ``next_state_i`` and ``logits`` behind the prefix of the step; as in onnx_kept.py
+    where a state is kept as a multiple or several share a value. ``states`` are the names of the given ones.
     """
-    since, g.states, g.new_states, g.multiples = len(g.nodes), list(states), [], []
-    for name, state in zip(states, manifest.states, strict=True):
-        g.ranks[name] = 1 + len(state.shape)
-        g.shapes[name] = state.shape
+    since = len(g.nodes)
+    g.begin({name: state.shape for name, state in zip(states, manifest.states, strict=True)})
     for name, run in runs:
         x = g.apply(run, x, name)
     x = g.plain(x)
-    names = [
-        g.step + kept_name(state.next, multiple)
-        for state, multiple in zip(manifest.states, g.multiples, strict=True)
-    ]
-    g.rename({x: f"{g.step}logits", **dict(zip(g.new_states, names, strict=True))}, since)
+    g.drop_unread([x, *(one.value for one in g.carried)], since)
+    names = [g.step + name for name in _kept_names(g, manifest, "next")]
+    values = [one.value for one in g.carried]
+    g.rename({x: f"{g.step}logits", **dict(zip(values, names, strict=True))}, since)
     return names
+
+
+def _kept_names(g: StepGraph, manifest: Manifest, which: str) -> list[str]:
+    """Names of what is carried, ``which`` comes in ("name") or goes out ("next")."""
+    return [
+        kept_name(getattr(manifest.states[one.index], which), one.multiple, one.others)
+        for one in g.carried
+    ]
 
 
 def _step(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
@@ -182,25 +188,17 @@ def _scan(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
         body.ranks[f"{BODY}x"] = g.ranks["x"] - 1
         found = _write(body, rest, f"{BODY}x", given, manifest)
         scanned, frame = "x", make_value(f"{BODY}x", [_batch(manifest), *manifest.in_shape])
-    kept = [
-        BODY + kept_name(state.name, multiple)
-        for state, multiple in zip(manifest.states, body.multiples, strict=True)
-    ]
-    body.rename({old: new for old, new in zip(given, kept, strict=True) if old != new})
-    given = kept
+    states = [given[one.index] for one in body.carried]
+    given = [BODY + name for name in _kept_names(body, manifest, "name")]
+    body.rename({old: new for old, new in zip(states, given, strict=True) if old != new})
     batch = _batch(manifest)
     logits: Dims = [batch, manifest.num_classes]
-    inputs = [
-        make_value(name, [batch, *s.shape]) for name, s in zip(given, manifest.states, strict=True)
-    ]
-    outputs = [
-        make_value(name, [batch, *s.shape]) for name, s in zip(found, manifest.states, strict=True)
-    ]
-    carried = [state.name for state in manifest.states]
-    results = [state.next for state in manifest.states]
+    shapes = [[batch, *one.shape] for one in body.carried]
+    inputs = [make_value(name, shape) for name, shape in zip(given, shapes, strict=True)]
+    outputs = [make_value(name, shape) for name, shape in zip(found, shapes, strict=True)]
     if manifest.graph == "scan":
-        carried = _at_rest(g, manifest)
-        results = [f"last_{state.name}" for state in manifest.states]
+        carried = _at_rest(g, body, manifest)
+        results = [f"last_{name.removeprefix(BODY)}" for name in given]
         carried.append(_zeros(g, manifest, (manifest.num_classes,), 0.0, "total"))
         body.op("Add", [f"{BODY}total", f"{BODY}logits"], "new_total", rank=2)
         inputs.append(make_value(f"{BODY}total", logits))
@@ -208,13 +206,10 @@ def _scan(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
         results.append("total_logits")
     else:
         carried = [
-            _times(g, name, multiple)
-            for name, multiple in zip(carried, body.multiples, strict=True)
+            _times(g, state.name, one.multiple)
+            for state, one in zip(manifest.states, body.carried, strict=True)
         ]
-        results = [
-            kept_name(name, multiple)
-            for name, multiple in zip(results, body.multiples, strict=True)
-        ]
+        results = _kept_names(body, manifest, "next")
     graph = helper.make_graph(
         body.nodes,
         "revedge_step",
@@ -235,9 +230,9 @@ def _scan(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
     if manifest.graph == "scan":
         _mean(g, manifest, "total_logits")
         return
-    for state, result, multiple in zip(manifest.states, results, body.multiples, strict=True):
+    for state, result, one in zip(manifest.states, results, body.carried, strict=True):
         if result != state.next:
-            g.rename({_times(g, result, 1.0 / multiple): state.next})
+            g.rename({_times(g, result, 1.0 / one.multiple): state.next})
 
 
 def _times(g: StepGraph, state: str, multiple: float) -> str:
@@ -251,8 +246,8 @@ def _times(g: StepGraph, state: str, multiple: float) -> str:
 def _unrolled(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
     assert manifest.steps is not None
     x, rest = _split(g, form, manifest)
-    states = _at_rest(g, manifest)
-    total, per_step = "", []
+    states = [f"rest_{state.name}" for state in manifest.states]
+    total, per_step, begin = "", list[str](), len(g.nodes)
     frames = [x] * manifest.steps if manifest.static else _frames(g, manifest.steps)
     assert manifest.opset is not None
     called = TARGETS[manifest.target].functions and IR_VERSIONS[manifest.opset] >= _FUNCTIONS_FROM
@@ -260,13 +255,20 @@ def _unrolled(g: StepGraph, form: InferenceNet, manifest: Manifest) -> None:
     for t in range(manifest.steps):
         g.step = f"t{t}/"
         if not called:
-            states = _write(g, rest, frames[t], states, manifest)
+            found = _write(g, rest, frames[t], states, manifest)
+            for one, name in zip(g.carried, found, strict=True):
+                states[one.index] = name
             logits = f"t{t}/logits"
         else:
             if not t:
                 shared = _function(g, rest, x if manifest.static else "", manifest)
-            *states, logits = _call(g, [frames[t], *states, *shared], manifest)
+                states = [states[one.index] for one in g.carried]
+            *states, logits = _call(g, [frames[t], *states, *shared])
         g.step = ""
+        if not t:  # what begins at rest is known only now, and stands in front
+            made = len(g.nodes)
+            _at_rest(g, g, manifest)
+            g.nodes[begin:] = [*g.nodes[made:], *g.nodes[begin:made]]
         per_step.append(g.op("Unsqueeze", [logits, g.sizes(0)], f"l{t}"))
         total = g.op("Add", [total, logits], f"s{t}") if t else logits
     joined = g.op("Concat", per_step, "all_logits", axis=0)
@@ -295,15 +297,13 @@ def _function(g: StepGraph, runs: Runs, image: str, manifest: Manifest) -> list[
     g.nodes[since:] = [node for node in made if not node.output[0].startswith(prefix)]
     within = {frame, *states, *(name for node in inside for name in node.output)}
     shared = list(dict.fromkeys(n for node in inside for n in node.input if n not in within))
-    turned = {
-        state: prefix + kept_name(told.name, multiple)
-        for state, told, multiple in zip(states, manifest.states, g.multiples, strict=True)
-    }
+    kept = [prefix + name for name in _kept_names(g, manifest, "name")]
+    turned = {states[one.index]: name for one, name in zip(g.carried, kept, strict=True)}
     for node in inside:
         for field in (node.input, node.output):
             for position, name in enumerate(field):
                 field[position] = turned.get(name, name).removeprefix(prefix)
-    given = [frame, *(turned[state] for state in states), *shared]
+    given = [frame, *kept, *shared]
     function = helper.make_function(
         OWN_DOMAIN,
         "Step",
@@ -316,11 +316,11 @@ def _function(g: StepGraph, runs: Runs, image: str, manifest: Manifest) -> list[
     return shared
 
 
-def _call(g: StepGraph, inputs: list[str], manifest: Manifest) -> list[str]:
+def _call(g: StepGraph, inputs: list[str]) -> list[str]:
     """One time step; return the names of the new states and of the logits: numbers, as all in such a graph."""
     from onnx import helper
 
-    outputs = [f"{g.step}{index:x}" for index in range(len(manifest.states) + 1)]
+    outputs = [f"{g.step}{index:x}" for index in range(len(g.carried) + 1)]
     g.nodes.append(helper.make_node("Step", inputs, outputs, domain=OWN_DOMAIN))
     g.ranks[outputs[-1]] = 2
     return outputs
@@ -341,8 +341,10 @@ def _split(g: StepGraph, form: InferenceNet, manifest: Manifest) -> tuple[str, R
     return x, runs
 
 
-def _at_rest(g: StepGraph, manifest: Manifest) -> list[str]:
-    return [_zeros(g, manifest, s.shape, s.init, f"rest_{s.name}") for s in manifest.states]
+def _at_rest(g: StepGraph, step: StepGraph, manifest: Manifest) -> list[str]:
+    """What ``step`` carries, as a recording begins with it."""
+    states = [(manifest.states[one.index], one.shape) for one in step.carried]
+    return [_zeros(g, manifest, shape, s.init, f"rest_{s.name}") for s, shape in states]
 
 
 def _zeros(

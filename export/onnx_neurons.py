@@ -8,7 +8,7 @@ is an integer on its grid everything is as many times larger, the state too.
 import numpy as np
 
 from revedge.export.cells import Cell, ReversibleCell
-from revedge.export.onnx_step import StepGraph, rule
+from revedge.export.onnx_step import StepGraph, Twin, rule
 
 ONE_PASS = frozenset(["HardSigmoid", "ThresholdedRelu"])
 _LEAST_THRESHOLD = 2.0**-60  # whose distance to the float32 below it has a finite reciprocal
@@ -17,9 +17,32 @@ _FLOAT = 1  # onnx.TensorProto.FLOAT
 
 @rule(Cell, multiples=True)
 def _cell(g: StepGraph, module: Cell, x: str) -> str:
-    h = g.take()
+    """A neuron; where it was written before, charged by the same value, it is not written again."""
+    state = g.take()
     fast = g.at_once and module.v_threshold >= _LEAST_THRESHOLD
     negative = fast and g.keeps_states and module.hard and module.v_reset == 0.0
+    if not (negative and g.at_rest):
+        return _written(g, module, x, state, negative=negative)
+    same = tuple((name, getattr(module, name)) for name in sorted(Cell.__annotations__))
+    parts = g.parts.get(x, [x])
+    twins = [twin for part in parts if (twin := g.twins.get((part, same)))]
+    own = parts[len(twins) :]  # the first ones have a twin, at most one has none
+    alike = [g.wider.get(twin.spikes, (0, 0)) == g.columns == (0, 0) for twin in twins]
+    if not twins or len(own) > 1 or not all(alike) or any((p, same) in g.twins for p in own):
+        spikes = _written(g, module, x, state, negative=True)
+        g.twins[x, same] = Twin(spikes, g.carried[-1])
+        return spikes
+    g.merge(twins)
+    spiking = [twin.spikes for twin in twins]
+    if own:
+        g.shapes[state] = g.shape
+        spiking.append(_written(g, module, own[0], state, negative=True))
+        g.twins[own[0], same] = Twin(spiking[-1], g.carried[-1])
+    return g.join(spiking, "spikes") if len(spiking) > 1 else spiking[0]
+
+
+def _written(g: StepGraph, module: Cell, x: str, h: str, *, negative: bool) -> str:
+    """Charge ``h``, fire, reset; return the spikes."""
     charge = "Sub" if negative else "Add"  # rounding, leak and limit are symmetric
     if not negative:
         x = g.plain(x)

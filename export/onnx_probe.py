@@ -30,10 +30,13 @@ _FLOAT = 1  # onnx.TensorProto.FLOAT
 
 @dataclass(frozen=True, slots=True)
 class _Firing:
-    """Where one neuron fires: ordinary ones at once (``cut`` 0), the reversible one in two parts along ``dim``."""
+    """Where one neuron fires: ordinary ones at once (``cut`` 0), the reversible one in two parts along ``dim``.
+
+    Ordinary ones, too, in several where the graph takes some of their channels for those of another neuron.
+    """
 
     cut: int = 0
-    dim: int = 0
+    dim: int = 1
 
     @property
     def parts(self) -> int:
@@ -55,6 +58,7 @@ class _Point:
     offset: float = 0.0
     multiple: float = 1.0
     wider: "onnx.NodeProto | None" = None
+    states: tuple[str, ...] = ()
 
     @property
     def columns(self) -> slice:
@@ -84,11 +88,7 @@ class OnnxProbe(FileProbe):
         self._plain = open_session(step.SerializeToString())
         points = _points_of(step)
         streams = _streams_of(step, net) if manifest.numerics == "float" else {}
-        expected = sum(firing.parts for firing in self._firing)
-        if len(points) != expected:
-            raise ExportError(
-                f"the {manifest.graph} graph fires in {len(points)} places, the network in {expected}"
-            )
+        self._places = _places_of(points, self._firing, manifest)
         self._points = points
         self._shown = [name for point in points for name in (point.membrane, point.spikes)]
         _show(step, self._shown)
@@ -109,10 +109,17 @@ class OnnxProbe(FileProbe):
 
     def forced(self, x: Array, given: Seen, states: list[Array]) -> Seen:
         """See `FileProbe`."""
-        pieces: list[Array] = []
-        for firing, s in zip(self._firing, given.spikes, strict=True):
-            pieces += np.split(s, [firing.cut], firing.dim) if firing.cut else [s]
-        forced = {_forced_name(i): np.ascontiguousarray(piece) for i, piece in enumerate(pieces)}
+        forced: dict[str, Array] = {}
+        for neuron, (firing, places) in enumerate(zip(self._firing, self._places, strict=True)):
+            names = [_forced_name(place) for place in places]
+            widths = [forced[name].shape[firing.dim] for name in names if name in forced]
+            cuts = [firing.cut] if firing.cut else np.cumsum(widths)[: len(names) - 1]
+            parts = np.split(given.spikes[neuron], cuts, firing.dim)
+            for name, part in zip(names, parts, strict=True):
+                if not np.array_equal(forced.setdefault(name, np.ascontiguousarray(part)), part):
+                    raise ExportError(
+                        f"the {self._manifest.graph} graph takes neuron {neuron} for one that fires otherwise"
+                    )
         times = [np.float32(times) for times in self._streams.values()]
         added = zip(self._streams, given.streams, times, strict=True)
         feed = {**self._feed(x, states), **forced, **{_given_name(n): s * k for n, s, k in added}}
@@ -132,15 +139,14 @@ class OnnxProbe(FileProbe):
     def _seen(self, found: list[Array]) -> Seen:
         count = 1 + len(self._manifest.states)
         values = found[count:]
-        shown = iter(
+        shown = [
             (h / np.float32(point.multiple), s[..., point.columns])
             for point, h, s in zip(self._points, values[::2], values[1::2], strict=True)
-        )
+        ]
         membranes, spikes = [], []
-        for firing in self._firing:
-            pairs = [next(shown) for _ in range(firing.parts)]
-            membranes.append(np.concatenate([h for h, _ in pairs], firing.dim))
-            spikes.append(np.concatenate([s for _, s in pairs], firing.dim))
+        for firing, places in zip(self._firing, self._places, strict=True):
+            membranes.append(np.concatenate([shown[place][0] for place in places], firing.dim))
+            spikes.append(np.concatenate([shown[place][1] for place in places], firing.dim))
         return Seen(found[0], found[1:count], membranes, spikes)
 
 
@@ -173,9 +179,10 @@ def _points_of(model: "onnx.ModelProto") -> list[_Point]:
             line = {one.name: one.f for one in node.attribute}
             wider = made[node.input[0]] if made[node.input[0]].op_type == "Conv" else None
             h = wider.input[0] if wider else node.input[0]
-            _, multiple = kept.get(h) or ("", 1.0)
+            state = kept.get(h)
+            states, multiple = (state.states, state.multiple) if state else ((), 1.0)
             slope, offset = line["alpha"] * multiple, line["beta"]
-            points.append(_Point(h, "", node.output[0], slope, offset, multiple, wider))
+            points.append(_Point(h, "", node.output[0], slope, offset, multiple, wider, states))
         if node.op_type != "GreaterOrEqual":
             continue
         fired = node.output[0]
@@ -188,6 +195,27 @@ def _points_of(model: "onnx.ModelProto") -> list[_Point]:
             raise ExportError(f"the comparison {fired!r} has {len(casts)} casts behind it, not 1")
         points.append(_Point(node.input[0], fired, casts[0]))
     return points
+
+
+def _places_of(points: list[_Point], firing: list[_Firing], manifest: Manifest) -> list[list[int]]:
+    """Of every neuron, which of ``points`` it is, in order of its channels.
+
+    Raises:
+        ExportError: the graph does not fire where the network does.
+    """
+    unnamed = [index for index, point in enumerate(points) if not point.states]
+    places = []
+    for state, one in zip(manifest.states, firing, strict=True):
+        named = [index for index, point in enumerate(points) if state.next in point.states]
+        if not named:
+            named, unnamed = unnamed[: one.parts], unnamed[one.parts :]
+        places.append(named)
+    expected = sum(one.parts for one in firing)
+    if unnamed or not all(places) or sum(map(len, places)) < expected:
+        raise ExportError(
+            f"the {manifest.graph} graph fires in {len(points)} places, the network in {expected}"
+        )
+    return places
 
 
 def _casts_to(node: "onnx.NodeProto") -> int:

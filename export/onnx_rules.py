@@ -1,8 +1,10 @@
 """How each layer of an inference form is written as ONNX nodes: one rule per type. Neurons are in onnx_neurons.py."""
 
+import copy
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from revedge.errors import ExportError
 from revedge.export.blocks import (
@@ -22,8 +24,11 @@ from revedge.export.cells import NoCell
 from revedge.export.exact_layers import InputLevels, Scaled, Snap, SumOf, TwoDigits
 from revedge.export.fork_steps import ForksStep, ForkStep
 from revedge.export.onnx_step import StepGraph, rule
+from revedge.models.snapping import FINEST_BITS
 
 _BLOCK = 16  # channels that onnxruntime's convolution takes at a time; 8 without AVX-512
+_Product = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+_PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _WIDER = {3: (1, 1), 4: (1, 0)}  # columns of a plane -> columns of zeros
 
 
@@ -51,7 +56,7 @@ def _coupling(g: StepGraph, module: CouplingStep, x: str) -> str:
     for index, branch in enumerate(module.branches):
         y = g.apply(branch, read, f"branches.{index}")
         written, read = read, g.together("Add", [written, y], "stream")
-    return g.together("Concat", [written, read], axis=1)
+    return g.join([written, read])
 
 
 @rule(ForksStep, multiples=True)
@@ -113,9 +118,31 @@ def _nothing(_g: StepGraph, _module: nn.Module, x: str) -> str:
 
 @rule(nn.Sequential, multiples=True)
 def _in_turn(g: StepGraph, module: nn.Sequential, x: str) -> str:
-    for index, part in enumerate(module):
-        x = g.apply(part, x, str(index))
+    parts = list(module)
+    for index, part in enumerate(parts):
+        behind = parts[index + 1] if index + 1 < len(parts) else None
+        if g.keeps_integers and isinstance(behind, Snap) and isinstance(part, _PRODUCTS):
+            times = _steps_of(behind)
+            x = g.apply(_times(part, times * behind.up * behind.scale), x, str(index))
+            g.times[x] = times
+        else:
+            x = g.apply(part, x, str(index))
     return x
+
+
+def _steps_of(snap: Snap) -> float:
+    """Values behind are multiples of one over this: 2^12, so that they can be added as integers, or more if need be."""
+    return max(2.0**FINEST_BITS, 1.0 / float(snap.scale.min()))
+
+
+def _times(op: _Product, factor: Tensor) -> _Product:
+    """An operator whose outputs are powers of two times larger, channel by channel; so are its weights."""
+    made = copy.deepcopy(op)
+    with torch.no_grad():
+        made.weight.mul_(factor.reshape([-1] + [1] * (op.weight.dim() - 1)))
+        if made.bias is not None:
+            made.bias.mul_(factor)
+    return made
 
 
 @rule(Affine)
@@ -129,7 +156,8 @@ def _affine(g: StepGraph, module: Affine, x: str) -> str:
 @rule(Grid, multiples=True)
 def _grid(g: StepGraph, module: Grid, x: str) -> str:
     # An integer on this grid already, or what an operator gave: times a power of two, which goes into its weights.
-    up = x if g.times.get(x) == module.up else g.op("Mul", [g.plain(x), g.scalar(module.up)], "up")
+    times = module.up / g.times.get(x, 1.0)
+    up = x if times == 1.0 else g.op("Mul", [x, g.scalar(times)], "up")
     n = g.op("Round", [up])
     if g.keeps_integers:
         g.times[n] = module.up
@@ -151,8 +179,12 @@ def _sum_of(g: StepGraph, module: SumOf, x: str) -> str:
     return g.op("Mul", [x, g.scalar(module.down)], "sum") if module.fine else x
 
 
-@rule(Snap)
+@rule(Snap, multiples=True)
 def _snap(g: StepGraph, module: Snap, x: str) -> str:
+    if x in g.times:  # the scale is in the weights already
+        n = g.op("Round", [x], "value")
+        g.times[n] = g.times[x]
+        return n
     scale = g.weight("scale", module.scale.reshape([-1] + [1] * (g.ranks[x] - 2)))
     if module.fine:
         x = g.op("Mul", [x, g.scalar(module.up)], "up")
@@ -246,6 +278,10 @@ def _conv(g: StepGraph, module: nn.Conv2d, x: str) -> str:
 
 @rule(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)
 def _pool(g: StepGraph, module: Any, x: str) -> str:
+    if (
+        x in g.parts
+    ):  # each by itself: onnxruntime joins what is smaller then, in the layout of its convolutions
+        return g.join([_pool(g, module, part) for part in g.parts[x]])
     dims = g.ranks[x] - 2
     options: dict[str, Any] = {
         "kernel_shape": _each(module.kernel_size, dims),

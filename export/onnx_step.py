@@ -6,6 +6,7 @@ state from ``StepGraph.take`` and hand the new one to ``StepGraph.give``, in ord
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,33 @@ MULTIPLES: set[type[nn.Module]] = (
 )  # whose rule takes streams as integers, see `StepGraph.times`
 
 
+@dataclass
+class Carried:
+    """What a graph hands on from step to step.
+
+    Attributes:
+        index: of the state.
+        value: its name, of which the new state is a part.
+        multiple: of what it is the state's.
+        shape: without the batch.
+        others: indices of further states that it is, or is a part of.
+    """
+
+    index: int
+    value: str
+    multiple: float
+    shape: tuple[int, ...]
+    others: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Twin:
+    """A neuron that others may be equal to: its spikes, and what is carried of it."""
+
+    spikes: str
+    carried: Carried
+
+
 class StepGraph(Graph):
     """A graph, and the states that go into and come out of the step being written.
 
@@ -33,12 +61,16 @@ class StepGraph(Graph):
         at_once: the target has `ONE_PASS`: a neuron fires, and is reset, in one pass over memory each.
         keeps_states: states never leave the graph, so they may be kept as a multiple where that is faster.
         short: see `Graph`.
+        at_rest: every run of the graph begins at rest, so that neurons that are the same stay the same.
 
     Attributes:
         times: value -> the power of two by which it is larger than what it stands for; not listed: 1. Streams on their
             grid are integers in graphs that keep their states, and `plain` gives them to who must know better.
         columns: columns of zeros that the convolution behind the present neuron wants left and right of its spikes.
         wider: spikes that have them.
+        parts: value -> the values that it is made of, along the channels.
+        twins: what is known of a neuron -> it; see onnx_neurons.py.
+        carried: the states of which a value is carried, in order of their numbers, and what further states it is of.
     """
 
     def __init__(
@@ -50,31 +82,56 @@ class StepGraph(Graph):
         at_once: bool = False,
         keeps_states: bool = False,
         short: bool = False,
+        at_rest: bool = False,
     ) -> None:
         super().__init__(opset, home, short=short)
+        self.at_rest = at_rest
         self.int8 = int8
         self.at_once = at_once
         self.keeps_states = keeps_states
         self.states: list[str] = []  # that neurons have yet to take
-        self.shapes: dict[str, tuple[int, ...]] = {}  # of states, without the batch
+        self.shapes: dict[
+            str, tuple[int, ...]
+        ] = {}  # of states, without the batch; of what is carried of them
         self.shape: tuple[int, ...] = ()  # of the present neuron's
-        self.new_states: list[str] = []
-        self.multiples: list[float] = []  # in which the new states are kept
+        self.carried: list[Carried] = []
         self.times: dict[str, float] = {}
         self.columns = (0, 0)
         self.wider: dict[str, tuple[int, int]] = {}
+        self.parts: dict[str, list[str]] = {}
+        self.twins: dict[Any, Twin] = {}
+        self._taken = 0
         self._weights: dict[str, str] = {}  # multiplied out, for all steps
+
+    def begin(self, states: dict[str, tuple[int, ...]]) -> None:
+        """Begin a time step with these states: name -> shape without the batch."""
+        self.states, self.shapes = list(states), dict(states)
+        self.carried, self.parts, self.twins, self._taken = [], {}, {}, 0
+        self.ranks.update({name: 1 + len(shape) for name, shape in states.items()})
 
     def take(self) -> str:
         """Return the state of the next neuron."""
         state = self.states.pop(0)
         self.shape = self.shapes[state]
+        self._taken += 1
         return state
 
     def give(self, state: str, multiple: float = 1.0) -> None:
         """Hand on a neuron's new state, or a multiple of it."""
-        self.new_states.append(state)
-        self.multiples.append(multiple)
+        self.carried.append(Carried(self._taken - 1, state, multiple, self.shape))
+
+    def merge(self, twins: "list[Twin]") -> None:
+        """Let the neuron whose state was just taken begin with ``twins``; what it hands on is only what is left."""
+        for twin in twins:
+            twin.carried.others.append(self._taken - 1)
+        channels = self.shape[0] - sum(twin.carried.shape[0] for twin in twins)
+        self.shape = (channels, *self.shape[1:])
+
+    def join(self, parts: list[str], label: str = "") -> str:
+        """Values beside each other along the channels, to be had one by one, too."""
+        out = self.together("Concat", parts, label, axis=1)
+        self.parts[out] = [piece for part in parts for piece in self.parts.get(part, [part])]
+        return out
 
     @property
     def keeps_integers(self) -> bool:
