@@ -94,17 +94,19 @@ def draw(rng: random.Random, client: TraceClient, most_macs: float, most_bytes: 
 
 def plan_of(setting: Setting, bare: base.Base, client: TraceClient) -> Plan:
     """Return the plan of ``setting`` as the planner makes it, with room above."""
-    parts = dict(closely(setting, predict(setting, bare, client), client).parts)
+    computed = predict(setting, bare, client)
     values = {each.name: getattr(setting, each.name) for each in dataclasses.fields(setting)}
-    return Plan(
+    plan = Plan(
         **values,
         data="random",
         epochs=1,
         learning_rate=0.0,  # weights that random frames have trained may leave the range of the grid
-        budget_bytes=2 * sum(parts.values()),
-        predicted_peak_bytes=sum(parts.values()),
-        parts=parts,
+        budget_bytes=2 * computed.predicted_peak_bytes,
+        predicted_peak_bytes=computed.predicted_peak_bytes,
+        parts=computed.parts,
     )
+    parts = dict(closely(plan, computed, client).parts)
+    return dataclasses.replace(plan, predicted_peak_bytes=sum(parts.values()), parts=parts)
 
 
 def train(plan: Plan, folder: Path) -> dict[str, Any]:

@@ -133,9 +133,9 @@ class TrainingLoop:
         self.model.eval()
         indices = self.frames.test_indices
         loss, correct = 0.0, 0
-        for part, _ in self.batches.micro(indices, None):
+        for part, seen in self.batches.evaluation():
             inputs, labels = self.batches.tensors(part)
-            logits = self.model(inputs)
+            logits, labels = self.model(inputs)[seen:], labels[seen:]
             loss += float(F.cross_entropy(logits, labels, reduction="sum"))
             correct += int((logits.argmax(1) == labels).sum())
             del inputs, labels, logits
@@ -181,7 +181,7 @@ class TrainingLoop:
         if len(self._steps_s) == _TIMED_STEPS:
             return
         self._steps_s.append(round(step_s, 6))
-        if len(self._steps_s) == _TIMED_STEPS:
+        if len(self._steps_s) == _TIMED_STEPS or self.position.step == self.total_steps:
             self.report({"event": "pace", "steps_s": self._steps_s})
 
     def _micro_batch(self, indices: Indices, shifts: Shifts, batch_size: int) -> tuple[float, int]:

@@ -173,7 +173,7 @@ def _parts(plan: Plan) -> dict[str, int]:
 
     setting, bare = Setting.of(plan), base.measure(plan.threads, plan.device)
     with TraceClient() as tracer:
-        return dict(closely(setting, predict(setting, bare, tracer), tracer).parts)
+        return dict(closely(plan, predict(setting, bare, tracer), tracer).parts)
 
 
 def _cache(plan: Plan) -> str:

@@ -77,7 +77,7 @@ def choose(
                 found = in_less_precision(found, request, parts)
         if found.plan is not None and here:
             chosen = Setting.of(found.plan)
-            close = closely(chosen, exact(chosen), tracer)
+            close = closely(found.plan, exact(chosen), tracer)
             found = dataclasses.replace(found, plan=request.plan(chosen, close.parts))
         setting = found.floor_setting if found.plan is None else Setting.of(found.plan)
         if setting is not None:

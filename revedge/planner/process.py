@@ -21,7 +21,7 @@ from revedge.allocator import page_bytes
 _PACKAGE = Path(revedge.__file__).resolve().parent
 _PATIENCE_S = 300.0  # for a child that measures
 _UNTIL = "remembered_until_s"  # in an entry; seconds of the epoch
-_TRACED_ROOMS = ("kernels", "neurons", "engine", "models", "planner")
+_MEASURED_ROOMS = ("kernels", "neurons", "engine", "models", "planner", "data", "devices")
 
 
 def cache_folder() -> Path:
@@ -34,8 +34,8 @@ def cache_folder() -> Path:
 def fingerprint(**more: object) -> str:
     """Return a short text that changes with anything that a measurement depends on.
 
-    That is: torch, Python, machine, kernel, page size, the code of the rooms that are traced and of
-    the native library (size and modification time), and ``more``.
+    That is: torch, Python, machine, kernel, page size, the code of the rooms that are traced or
+    run and of the native library (size and modification time), and ``more``.
     """
     inherited = child.environment()
     facts: dict[str, object] = {
@@ -57,7 +57,7 @@ def fingerprint(**more: object) -> str:
         },
         **more,
     }
-    for room in _TRACED_ROOMS:
+    for room in _MEASURED_ROOMS:
         for path in sorted((_PACKAGE / room).rglob("*")):
             if path.suffix in (".py", ".so"):
                 stat = path.stat()

@@ -1,92 +1,149 @@
-"""Runs two real training steps and an evaluation of a setting: as a child, one JSON object on stdin, one line out.
+"""Trains a plan for some steps in the very trainer: as a child, one JSON object on stdin, one line out.
 
-``{"setting": {...}, "allowed_bytes": N or null}`` -> ``peak_bytes`` (largest resident bytes of this process),
-``resting_bytes`` (at the end, of a network that does nothing), ``step_s`` (the second step), and ``error`` where memory
-ran out. In the order of the trainer, under its allocator policy, with its checks and checkpoints, on random frames; all
-that is not done is learning. ``allowed_bytes`` is the fence: what the process may take, null for no fence.
+``{"plan": TOML, "steps": N}`` -> ``peak_bytes`` (largest resident bytes of the trainer), ``resting_bytes`` (after its
+warm-up, before the first step), ``step_s`` (the last step), and ``error`` where memory ran out or the trainer failed.
+After every step come an evaluation and a checkpoint. On random frames, and at learning rate 0: weights that random
+frames have trained may leave the range of the grid. Nothing else differs from `revedge train`: the process that is
+measured is that one, started as the supervisor starts it. This one stands in the supervisor's place.
 """
 
-import gc
+import dataclasses
 import importlib
 import json
-import resource
+import os
+import signal
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from revedge import allocator
-from revedge.planner.base_probe import TRAINER_MODULES, load, status_bytes
-from revedge.planner.setting import Setting
+import numpy as np
 
-_STEPS = 2
+from revedge import child
+from revedge.planner.base_probe import status_bytes
+from revedge.planner.plan import Plan
+
+PATIENCE_S = (
+    6.0  # no step is begun later than so long after the first, but one after the first evaluation
+)
+_EXIT_STOPPED = 11  # of the trainer
 
 
-def measure(setting: Setting, allowed_bytes: int | None) -> dict[str, Any]:
-    """Rehearse ``setting``, and return what was measured."""
-    load(TRAINER_MODULES)
-    import torch
+def measure(plan: Plan, steps: int) -> dict[str, Any]:
+    """Train ``plan`` for up to ``steps`` steps, at least one, and return what was measured.
 
-    from revedge.planner.step import Rehearsal
+    Its budget is for the trainer and a supervisor of the predicted size; ``error`` is set where it has no clean end.
+    """
+    rounds = 1 if plan.micro_batch_size == plan.batch_size else 2  # two stand for any number
+    plan = dataclasses.replace(
+        plan, epochs=steps, learning_rate=0.0, batch_size=rounds * plan.micro_batch_size
+    )
+    with tempfile.TemporaryDirectory(prefix="revedge-") as name:
+        folder = Path(name)
+        _write_frames(plan, folder / "frames")
+        run = _devices("run_folder").RunFolder(folder / "run")
+        run.make()
+        settings = _devices("run_folder").RunSettings(
+            str(folder / "frames"), seed=0, checkpoint_every_s=0.0
+        )
+        run.begin(_with_this_beside(plan).to_toml(), settings)
+        return _train(run)
 
-    torch.set_num_threads(setting.threads)
-    rehearsal = Rehearsal(setting, setting.device)
-    rehearsal.warm_up()
-    allocator.trim()
-    if allowed_bytes is not None and setting.device == "cpu":
-        # The CUDA driver maps much that it never uses.
-        before = status_bytes()
-        _fence(allowed_bytes - before["VmRSS"], before["VmData"])
+
+def _train(run: Any) -> dict[str, Any]:
+    """Follow a trainer of ``run`` to its end."""
+    reader, writer = os.pipe()
+    orders = _devices("orders").Orders()
+    words = ["--events", str(writer), "--orders", str(orders.handle), "--parent", str(os.getpid())]
+    process = subprocess.Popen(
+        child.command("revedge.devices.trainer", str(run.path), *words),
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr,
+        pass_fds=(writer, orders.handle),
+        env=child.environment(),
+    )
+    os.close(writer)
     found: dict[str, Any] = {}
-    try:
-        with tempfile.TemporaryDirectory(prefix="revedge-") as folder:
-            checkpoint = Path(folder) / "checkpoint"
-            rehearsal.net.set_check("checksum")  # as the trainer does in its first steps
-            for _ in range(_STEPS):
-                began_s = time.perf_counter()
-                rehearsal.train_step()
-                found["step_s"] = time.perf_counter() - began_s
-                _save(rehearsal.named_tensors(), checkpoint)
-            rehearsal.evaluate()
-            _save(rehearsal.named_tensors(), checkpoint)
-    except (RuntimeError, MemoryError) as error:
-        found["error"] = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-    found["peak_bytes"] = _peak_bytes(setting.device)
-    gc.collect()
-    allocator.trim()
-    found["resting_bytes"] = status_bytes()["VmRSS"]
+    with os.fdopen(reader, encoding="utf-8") as events:
+        for event in map(json.loads, events):
+            _note(found, event, process)
+    _, status, usage = os.wait4(process.pid, 0)
+    code = process.returncode = os.waitstatus_to_exitcode(status)
+    orders.close()
+    if code not in (0, _EXIT_STOPPED):
+        how = (
+            f"signal {-code}, as happens where memory runs out" if code < 0 else f"exit code {code}"
+        )
+        found.setdefault("error", f"the trainer was ended by {how}")
+    found["peak_bytes"] = usage.ru_maxrss * 1024 + found.pop("device_bytes", 0)
+    found.pop("until_s", None)
     return found
 
 
-def _save(tensors: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint as the trainer does; its room is above the planner, so it is named, not imported."""
-    importlib.import_module("revedge.devices.tensor_file").write_tensors(path, tensors)
+def _note(found: dict[str, Any], event: dict[str, Any], process: "subprocess.Popen[bytes]") -> None:
+    """Take what an event tells; after an evaluation, end what has taken long enough."""
+    kind, now_s = event["event"], time.monotonic()
+    found["device_bytes"] = max(found.get("device_bytes", 0), event.get("device_bytes", 0))
+    if kind == "start":
+        found["resting_bytes"] = event["base_bytes"]
+        found["until_s"] = now_s + PATIENCE_S
+    elif kind == "pace":
+        found["step_s"] = event["steps_s"][-1]
+    elif kind in ("error", "out_of_memory"):
+        found["error"] = event["text"]
+    elif kind == "epoch" and now_s > found["until_s"]:
+        process.send_signal(signal.SIGTERM)  # heard at the end of the next step
 
 
-def _fence(left_bytes: int, data_bytes: int) -> None:
-    limit = data_bytes + max(0, left_bytes)
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if hard != resource.RLIM_INFINITY:
-        limit = min(limit, hard)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+def _with_this_beside(plan: Plan) -> Plan:
+    """Return ``plan`` with this process as the supervisor: the trainer counts its parent against the budget."""
+    own_bytes = status_bytes()["VmRSS"]
+    more = own_bytes - plan.parts.get("supervisor_bytes", 0)
+    parts = {**plan.parts, "supervisor_bytes": own_bytes}
+    return dataclasses.replace(
+        plan,
+        parts=parts,
+        predicted_peak_bytes=sum(parts.values()),
+        budget_bytes=plan.budget_bytes + more,
+    )
 
 
-def _peak_bytes(device: str) -> int:
-    found = status_bytes()
-    reserved = 0
-    if device == "cuda":
-        import torch
+def _write_frames(plan: Plan, folder: Path) -> None:
+    """Write a batch to train on and a micro-batch to evaluate: one random sample again and again."""
+    rng = np.random.default_rng(0)
+    shape = plan.in_shape if plan.static else (plan.timesteps, *plan.in_shape)
+    sample = (rng.random(shape) < 0.2).astype(np.uint8)
+    count = plan.batch_size + plan.micro_batch_size
 
-        reserved = torch.cuda.max_memory_reserved()
-    return max(found["VmHWM"], found["VmRSS"]) + reserved
+    def frames() -> Iterator[np.ndarray]:
+        for _ in range(count):
+            yield sample
+
+    writer: Any = importlib.import_module("revedge.data.writer")
+    samples = writer.Samples(
+        plan.in_shape,
+        None if plan.static else plan.timesteps,
+        tuple(map(str, range(plan.num_classes))),
+        np.arange(count, dtype=np.int64) % plan.num_classes,
+        plan.batch_size,
+        1.0,
+        frames(),
+    )
+    writer.write_cache(samples, folder, "random", {}, {})
+
+
+def _devices(module: str) -> Any:
+    """Return a module of a room that is above the planner, so it is named, not imported."""
+    return importlib.import_module(f"revedge.devices.{module}")
 
 
 def main() -> int:
-    """Measure the setting on stdin."""
-    allocator.return_freed_memory()
+    """Measure the plan on stdin."""
     asked = json.loads(sys.stdin.readline())
-    print(json.dumps(measure(Setting.from_json(asked["setting"]), asked["allowed_bytes"])))
+    print(json.dumps(measure(Plan.from_toml(asked["plan"]), asked["steps"])))
     return 0
 
 

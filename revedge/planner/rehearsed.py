@@ -6,11 +6,12 @@ a large part of what the network takes, and a step is short: so two steps and an
 that was chosen are run in a child (`rehearse_child.py`), once, and remembered. Anything larger stays computed.
 """
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from revedge.planner.cost import Prediction
+from revedge.planner.plan import Plan
 from revedge.planner.process import Memory, answers, fingerprint
 from revedge.planner.setting import Setting
 from revedge.planner.trace_client import TraceClient
@@ -20,27 +21,28 @@ MOST_MULTIPLICATIONS = 8e9  # of a step: a second on a core of a PC, some on one
 # So much a training may lie above its rehearsal: 0.65 MiB was the most of 275 trainings of two steps, 1.4 MiB of five
 # of two to four epochs, whose heap still grows in the first 150 steps; the rest is for others. See README.md.
 SPREAD_BYTES = 9 << 18
+MOST_STEPS = 12
 _TENSORS = tuple(
     f"{kind}_bytes" for kind in ("weights", "gradients", "optimizer", "activations", "data")
 )
 
 
-def closely(setting: Setting, computed: Prediction, tracer: TraceClient) -> Prediction:
-    """Return what a rehearsal of ``setting`` tells, or ``computed`` where it is not small or cannot be rehearsed here.
+def closely(plan: Plan, computed: Prediction, tracer: TraceClient) -> Prediction:
+    """Return what a rehearsal of ``plan`` tells, or ``computed`` where it is not small or cannot be rehearsed here.
 
     The parts are measured then: ``base_bytes`` is the trainer with this network but without its tensors,
     ``workspace_bytes`` what the peak lies above both, and ``spread_bytes`` is in the place of the slack. Costs the
     start of torch and seven passes of the network, once on a machine.
 
     Args:
-        setting: the configuration.
+        plan: the configuration; what it says of its prediction is not read.
         computed: its prediction; by traces, so that tensors are told by kind.
         tracer: tells how large it is.
 
     Raises:
         UsageError, TraceError: as `TraceClient.trace`.
     """
-    found = _measured(setting) if _is_small(setting, tracer) else None
+    found = _measured(plan, computed) if _is_small(Setting.of(plan), tracer) else None
     if found is None:
         return computed
     tensors = {name: computed.parts[name] for name in _TENSORS if name in computed.parts}
@@ -54,7 +56,7 @@ def closely(setting: Setting, computed: Prediction, tracer: TraceClient) -> Pred
         "workspace_bytes": beside - base,
         "spread_bytes": SPREAD_BYTES,
     }
-    return replace(computed, parts=parts)
+    return dataclasses.replace(computed, parts=parts)
 
 
 def _is_small(setting: Setting, tracer: TraceClient) -> bool:
@@ -66,14 +68,22 @@ def _is_small(setting: Setting, tracer: TraceClient) -> bool:
     return traced["peak_bytes"] <= MOST_LIVE_BYTES and work <= MOST_MULTIPLICATIONS
 
 
-def _measured(setting: Setting) -> Mapping[str, Any] | None:
+def _measured(plan: Plan, computed: Prediction) -> Mapping[str, Any] | None:
     """Return what the child tells, now or remembered; None where it failed."""
-    memory, key = Memory("rehearsals.json", limit=5_000), fingerprint(rehearsed=setting.key())
+    loss_and_data = [
+        plan.label_smoothing > 0,
+        plan.augment_shift > 0,
+    ]  # other code, whatever the value
+    key = fingerprint(rehearsed=[Setting.of(plan).key(), *loss_and_data])
+    memory = Memory("rehearsals.json", limit=5_000)
     known: Mapping[str, Any] | None = memory.get(key)
     if known is not None:
         return known
-    asked = {"setting": setting.to_json(), "allowed_bytes": None}
-    told = answers("revedge.planner.rehearse_child", asked)
+    peak = computed.predicted_peak_bytes
+    roomy = dataclasses.replace(  # no fence is to be met
+        plan, budget_bytes=2 * peak, predicted_peak_bytes=peak, parts=computed.parts
+    )
+    told = answers("revedge.planner.rehearse_child", {"plan": roomy.to_toml(), "steps": MOST_STEPS})
     if not told or "error" in told[-1]:
         return None
     found: Mapping[str, Any] = told[-1]

@@ -1,4 +1,4 @@
-"""Runs a plan for two real steps in a child process and compares what it takes with what was predicted."""
+"""Runs a plan for two real steps in the trainer and compares what it takes with what was predicted."""
 
 import json
 import subprocess
@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from revedge import allocator, child
 from revedge.errors import DeviceError
 from revedge.planner.plan import Plan
-from revedge.planner.setting import Setting
 from revedge.units import format_bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verification:
-    """What two steps and an evaluation took: the child's resident peak plus the supervisor's share."""
+    """What two steps, evaluations and checkpoints took: the trainer's resident peak plus the supervisor's share."""
 
     measured_peak_bytes: int
     step_s: float | None
@@ -31,10 +30,9 @@ def verify(plan: Plan, *, timeout_s: float = 3600.0) -> Verification:
     Raises:
         DeviceError: the child ended without an answer.
     """
-    allowed = plan.budget_bytes - plan.parts.get("supervisor_bytes", 0)
     done = subprocess.run(
         child.command("revedge.planner.rehearse_child"),
-        input=json.dumps({"setting": Setting.of(plan).to_json(), "allowed_bytes": allowed}),
+        input=json.dumps({"plan": plan.to_toml(), "steps": 2}),
         capture_output=True,
         env=child.environment(**allocator.preload()),
         text=True,

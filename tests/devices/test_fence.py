@@ -63,7 +63,7 @@ def test_no_step_goes_over_the_budget_not_even_the_first(tmp_path: Path, start: 
         ("slack_bytes", 0, 2),
         ("slack_bytes", 5, 5),
         ("slack_bytes", 50, 6),
-        ("spread_bytes", 3, 2),
+        ("spread_bytes", 1, 0),
         ("spread_bytes", 5, 3),
         ("spread_bytes", 50, 6),
     ],
@@ -71,7 +71,7 @@ def test_no_step_goes_over_the_budget_not_even_the_first(tmp_path: Path, start: 
 def test_a_rehearsed_plan_keeps_room_for_what_it_maps_and_never_touches(
     rest: str, room_mib: int, margin_mib: int
 ) -> None:
-    """What is left of the budget is kept between it and the fence: 2 to 6 MiB, less by 2 where no slack is left."""
+    """What is left of the budget is kept between it and the fence: 2 to 6 MiB, without a slack 2 MiB less."""
     plan = make_plan(
         parts={"base_bytes": 300 * MIB, rest: MIB},
         predicted_peak_bytes=301 * MIB,

@@ -152,6 +152,18 @@ def test_evaluation_counts_the_whole_test_split(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in loop.saving.tensors().items())
 
 
+@pytest.mark.parametrize(("micro", "sizes"), [(4, [4, 4, 4]), (11, [11]), (20, [11])])
+def test_all_batches_of_an_evaluation_are_of_one_size(
+    tmp_path: Path, micro: int, sizes: list[int]
+) -> None:
+    """The last one reaches back: an operator that meets another shape generates code for it, and keeps it."""
+    loop, seen = _loop(tmp_path, batch_size=20, micro_batch_size=micro), list[int]()
+    forward = loop.model.forward
+    loop.model.forward = lambda x: (seen.append(len(x)), forward(x))[1]
+    loop.evaluate()
+    assert seen == sizes
+
+
 def _spiking_net() -> nn.Module:
     torch.manual_seed(5)
     return models.create(

@@ -1,13 +1,14 @@
 """Small trainings are rehearsed: their peak is measured beforehand, and told closely."""
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from planner_settings import SETTINGS, THREADS, plan_for
 
-from revedge.planner import base, rehearsed
+from revedge.planner import base, rehearse_child, rehearsed
 from revedge.planner.choose import choose
 from revedge.planner.cost import Prediction, predict
 from revedge.planner.rehearsed import MOST_LIVE_BYTES, SPREAD_BYTES, closely
@@ -37,14 +38,14 @@ def never(*_: Any) -> Any:
 def test_close_and_never_under(setting: Setting, client: TraceClient) -> None:
     """Another process takes at most what was rehearsed and the spread, and less by two spreads at most."""
     told = computed(setting, client)
-    close = closely(setting, told, client)
+    plan = plan_for(setting, client)
+    close = closely(plan, told, client)
     assert close.parts["spread_bytes"] == SPREAD_BYTES
     assert "slack_bytes" not in close.parts
     assert all(size >= 0 for size in close.parts.values())
     for name in ("weights_bytes", "optimizer_bytes", "gradients_bytes", "activations_bytes"):
         assert close.parts[name] == told.parts[name]
     peak = close.predicted_peak_bytes
-    plan = plan_for(setting, client)
     plan = dataclasses.replace(plan, parts=dict(close.parts), predicted_peak_bytes=peak)
     found = verify(plan)
     assert found.holds, found.problem
@@ -53,9 +54,35 @@ def test_close_and_never_under(setting: Setting, client: TraceClient) -> None:
 
 def test_it_is_run_once(client: TraceClient, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was rehearsed on this machine is remembered, and the same prediction comes back."""
-    first = closely(SMALL, computed(SMALL, client), client)
+    plan = plan_for(SMALL, client)
+    first = closely(plan, computed(SMALL, client), client)
     monkeypatch.setattr(rehearsed, "answers", never)
-    assert closely(SMALL, computed(SMALL, client), client) == first
+    other = dataclasses.replace(plan, learning_rate=0.5, epochs=7, budget_bytes=8 << 30)
+    assert closely(other, computed(SMALL, client), client) == first
+    with pytest.raises(AssertionError):  # another loss runs other code
+        closely(dataclasses.replace(plan, label_smoothing=0.1), first, client)
+
+
+def test_the_trainer_itself_is_run(client: TraceClient) -> None:
+    """A step, an evaluation and a checkpoint, again and again; the budget is the trainer's, with its fence."""
+    plan = plan_for(SMALL, client)
+    found = rehearse_child.measure(plan, 3)
+    assert found.keys() == {"peak_bytes", "resting_bytes", "step_s"}
+    assert 0 < found["step_s"] < 5
+    weights = plan.parts["weights_bytes"] + plan.parts["optimizer_bytes"]
+    assert weights < found["resting_bytes"] < found["peak_bytes"] < plan.predicted_peak_bytes
+    tight = dataclasses.replace(plan, budget_bytes=plan.predicted_peak_bytes // 2)
+    assert "used up before the first step" in rehearse_child.measure(tight, 1)["error"]
+
+
+def test_what_is_slow_ends_early(client: TraceClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the time is up no step is begun but the one after an evaluation, and that is no error."""
+    monkeypatch.setattr(rehearse_child, "PATIENCE_S", 0.0)
+    began_s = time.monotonic()
+    found = rehearse_child.measure(plan_for(SMALL, client), 100_000)
+    assert time.monotonic() - began_s < 60
+    assert "error" not in found
+    assert found["peak_bytes"] > found["resting_bytes"]
 
 
 @pytest.mark.parametrize(
@@ -68,11 +95,11 @@ def test_what_is_not_small_stays_computed(
 ) -> None:
     """Nothing is run for what takes much memory or many multiplications, or for a GPU."""
     monkeypatch.setattr(rehearsed, "answers", never)
+    plan = dataclasses.replace(plan_for(SMALL, client), micro_batch_size=1, device=device)
     told = {"peak_bytes": peak, "multiplications": work}
     monkeypatch.setattr(client, "trace", lambda setting: told)
-    setting = dataclasses.replace(SMALL, timesteps=5, micro_batch_size=1, device=device)
     plain = Prediction(parts={"base_bytes": 5})
-    assert closely(setting, plain, client) is plain
+    assert closely(plan, plain, client) is plain
 
 
 @pytest.mark.parametrize(
@@ -84,9 +111,9 @@ def test_a_rehearsal_that_fails_changes_nothing(
     """No answer, or one of memory that ran out: the computed prediction stays, and nothing is remembered."""
     monkeypatch.setattr(rehearsed, "answers", lambda module, asked: answer)
     setting = dataclasses.replace(SMALL, timesteps=6)
-    told = computed(setting, client)
+    told, plan = computed(setting, client), plan_for(setting, client)
     for _ in range(2):
-        assert closely(setting, told, client) is told
+        assert closely(plan, told, client) is told
 
 
 def test_the_plan_is_told_closely_and_the_floor_is_computed() -> None:
