@@ -3,6 +3,9 @@
 Every file of `revedge export` is complete in itself. Old versions of onnxruntime follow a path that leads out of the
 folder of a file (1.18: ``../`` and symbolic links), so a file that names another one is refused before they see it.
 Only tags and lengths are looked at; the weights are skipped, so of a mapped file they never come into memory.
+
+`outline` is the model without its large weights, which it names as a part of its own file: what a runtime reads of
+such a model it reads where it needs it, and need not hold twice.
 """
 
 import mmap
@@ -21,9 +24,17 @@ _HOLDS = {
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
     "sparse": {1: "tensor", 2: "tensor"},
 }
+_OF_GRAPHS = {  # the same as far as weights of a graph and of bodies inside it are concerned
+    "model": {7: "graph"},
+    "graph": {1: "node", 5: "tensor"},
+    "node": {5: "attribute"},
+    "attribute": {6: "graph"},
+}
 _METADATA = 14  # of ModelProto: entries of key, 1, and value, 2
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # of TensorProto
+_RAW_DATA = 9
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_LARGE_BYTES = 1 << 16
 _DEEPEST = 64
 _LARGEST_TAG = 1 << 32
 Content = bytes | mmap.mmap
@@ -103,16 +114,76 @@ def _outside(content: Content, begin: int, end: int, kind: str, depth: int) -> b
     return False
 
 
+def outline(path: Path) -> bytes:
+    """Return the model of ``path`` with every large tensor of its graphs lying, as it says, in the file ``path``.
+
+    Raises:
+        ExportError: no protocol buffer.
+    """
+    try:
+        with (
+            path.open("rb") as stream,
+            mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            return b"".join(_outline(content, 0, len(content), "model", path.name, 0))
+    except ValueError:
+        raise ExportError(f"{path} is damaged, or not an ONNX model") from None
+
+
+def _outline(
+    content: Content, begin: int, end: int, kind: str, name: str, depth: int
+) -> Iterator[bytes]:
+    if depth > _DEEPEST:
+        raise ValueError("too deep")
+    done = begin
+    for at, number, first, last in _spans(content, begin, end):
+        large = kind == "tensor" and number == _RAW_DATA and last - first >= _LARGE_BYTES
+        inside = _OF_GRAPHS.get(kind, {}).get(number)
+        if last < 0 or not (large or inside):
+            continue  # as it is
+        yield bytes(content[done:at])
+        done = last
+        if inside:
+            yield _message(number, *_outline(content, first, last, inside, name, depth + 1))
+            continue
+        place = {"location": name, "offset": str(first), "length": str(last - first)}
+        for key, value in place.items():
+            entry = _message(1, key.encode()), _message(2, value.encode())
+            yield _message(_EXTERNAL_DATA, *entry)
+        yield _number(_DATA_LOCATION << 3 | _VARINT) + _number(1)
+    yield bytes(content[done:end])
+
+
+def _message(number: int, *parts: bytes) -> bytes:
+    content = b"".join(parts)
+    return _number(number << 3 | _BYTES) + _number(len(content)) + content
+
+
+def _number(value: int) -> bytes:
+    """A varint."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
 def _fields(content: Content, at: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Field number, then begin and end of its bytes, or its value and -1 if it is a number."""
+    return ((number, first, last) for _, number, first, last in _spans(content, at, end))
+
+
+def _spans(content: Content, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """As `_fields`, and first where the field itself begins."""
     while at < end:
+        begin = at
         tag, at = _varint(content, at, end)
         number, wire = tag >> 3, tag & 7
         if tag >= _LARGEST_TAG:
             raise ValueError("no such field")
         if wire == _VARINT:
             value, at = _varint(content, at, end)
-            yield number, value, -1
+            yield begin, number, value, -1
             continue
         if wire == _BYTES:
             length, at = _varint(content, at, end)
@@ -120,7 +191,7 @@ def _fields(content: Content, at: int, end: int) -> Iterator[tuple[int, int, int
             length = {_FIXED64: 8, _FIXED32: 4}.get(wire, end)
         if at + length > end:
             raise ValueError("a field is longer than its message")
-        yield number, at, at + length
+        yield begin, number, at, at + length
         at += length
 
 

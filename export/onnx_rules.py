@@ -79,15 +79,21 @@ def _fork(g: StepGraph, module: ForkStep, x: str) -> str:
 
 @rule(BranchStep, multiples=True)
 def _branch(g: StepGraph, module: BranchStep, x: str) -> str:
+    # What is rounded to a grid is an integer times its step: a power of two, which goes into the weights before it.
+    larger = module.close.up if isinstance(module.close, Grid) else 1.0
     for index, unit in enumerate(module.units):
+        g.larger = larger if index + 1 == len(module.units) else 1.0
         x = g.apply(unit, x, f"units.{index}")
+    g.larger = 1.0
     return g.apply(module.close, x, "close")
 
 
 @rule(UnitStep, multiples=True)
 def _unit(g: StepGraph, module: UnitStep, x: str) -> str:
+    larger, g.larger = g.larger, 1.0
     for name in ("head", "cell", "tail"):
         g.columns = _columns(g, module.tail) if name == "cell" else (0, 0)
+        g.larger = larger if name == "tail" else 1.0
         x = g.apply(getattr(module, name), x, name)
     return x
 
@@ -118,12 +124,17 @@ def _nothing(_g: StepGraph, _module: nn.Module, x: str) -> str:
 
 @rule(nn.Sequential, multiples=True)
 def _in_turn(g: StepGraph, module: nn.Sequential, x: str) -> str:
-    parts = list(module)
+    parts, larger, g.larger = list(module), g.larger, 1.0
     for index, part in enumerate(parts):
         behind = parts[index + 1] if index + 1 < len(parts) else None
-        if g.keeps_integers and isinstance(behind, Snap) and isinstance(part, _PRODUCTS):
+        times, factor = 1.0, torch.ones(1)
+        if behind is None:
+            times, factor = larger, factor * larger
+        elif g.keeps_integers and isinstance(behind, Snap):
             times = _steps_of(behind)
-            x = g.apply(_times(part, times * behind.up * behind.scale), x, str(index))
+            factor = times * behind.up * behind.scale
+        if times != 1.0 and isinstance(part, _PRODUCTS):
+            x = g.apply(_times(part, factor), x, str(index))
             g.times[x] = times
         else:
             x = g.apply(part, x, str(index))

@@ -68,6 +68,7 @@ class StepGraph(Graph):
             grid are integers in graphs that keep their states, and `plain` gives them to who must know better.
         columns: columns of zeros that the convolution behind the present neuron wants left and right of its spikes.
         wider: spikes that have them.
+        larger: by what power of two the operator at the end of the present part should give larger values.
         parts: value -> the values that it is made of, along the channels.
         twins: what is known of a neuron -> it; see onnx_neurons.py.
         carried: the states of which a value is carried, in order of their numbers, and what further states it is of.
@@ -97,6 +98,7 @@ class StepGraph(Graph):
         self.carried: list[Carried] = []
         self.times: dict[str, float] = {}
         self.columns = (0, 0)
+        self.larger = 1.0
         self.wider: dict[str, tuple[int, int]] = {}
         self.parts: dict[str, list[str]] = {}
         self.twins: dict[Any, Twin] = {}

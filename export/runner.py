@@ -19,11 +19,13 @@ import numpy.typing as npt
 
 from revedge.errors import ExportError, UsageError
 from revedge.export.manifest import Manifest
-from revedge.export.onnx_bytes import metadata_value, require_complete
+from revedge.export.onnx_bytes import metadata_value, outline, require_complete
 
 Float32 = npt.NDArray[np.float32]
 _GRAPHS = ("step", "blocks", "scan", "unrolled")
 _STATE_LIMIT_BYTES = 1 << 34
+_FOLDER = "session.model_external_initializers_file_folder_path"
+_FOLDER_FROM = (1, 22)  # version of onnxruntime that knows it
 
 
 class StreamRunner:
@@ -281,14 +283,39 @@ def open_session(
     options.add_session_config_entry("session.disable_quant_qdq", "0" if low_memory else "1")
     if low_memory:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    source = str(model) if isinstance(model, Path) else model
+    if isinstance(model, bytes):
+        return _session(model, options, "the model")
+    if _version(ort.__version__) < _FOLDER_FROM:
+        return _session(str(model), options, str(model))
+    # Weights stay in the file, which is mapped while they are needed: otherwise onnxruntime holds them twice while it
+    # loads, as they are and in the layout of its convolutions.
+    place = model.resolve()
+    options.add_session_config_entry(_FOLDER, str(place.parent))
+    before = _identity(place)
+    session = _session(outline(place), options, str(model))
+    if _identity(place) != before:
+        raise ExportError(f"{model} was replaced while it was opened; open it again")
+    return session
+
+
+def _session(source: str | bytes, options: Any, name: str) -> Any:
+    import onnxruntime as ort
+
     try:
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base
-        name = str(model) if isinstance(model, Path) else "the model"
         raise ExportError(
             f"{name} is damaged, or not an ONNX model: {_first_line(error)}"
         ) from None
+
+
+def _identity(model: Path) -> tuple[int, ...]:
+    told = model.stat()
+    return told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdigit())
 
 
 def read_manifest(session: Any, source: str) -> Manifest:

@@ -97,6 +97,7 @@ TARGETS = {
         free_batch=False,
         graphs=("step", "unrolled"),
         operators=_STEP | _SEQUENCE | _INT8,
+        functions=True,  # since 9.0: onnx-tensorrt's docs/Changelog.md
     ),
     "generic": Target(
         title="any runtime with the basic operators of opset 17: no control flow, no quantization",

@@ -2,14 +2,23 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from zoo import Export, events
+import torch
+from zoo import Export, FakeFrames, events
 
+from revedge import models
 from revedge.errors import ExportError, UsageError
-from revedge.export.runner import StreamRunner
+from revedge.export.formats import Choices
+from revedge.export.inference import inference_form
+from revedge.export.onnx_bytes import outline
+from revedge.export.onnx_file import write_onnx
+from revedge.export.onnx_operators import graphs
+from revedge.export.runner import StreamRunner, open_session
+from revedge.export.writer import manifest_of
 
 
 @pytest.fixture
@@ -232,3 +241,77 @@ def test_sessions_are_set_for_their_graph(exported: Export) -> None:
         ("scan.onnx", False): (True, "1"),
         ("scan.onnx", True): (False, "0"),
     }
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a step and a Scan whose weights are large enough to stay in the file."""
+    folder = tmp_path_factory.mktemp("wide")
+    torch.manual_seed(5)
+    net = models.create("vgg5", in_shape=(2, 16, 16), num_classes=3, timesteps=2, width=48)
+    for kind in ("onnx", "onnx-scan"):
+        manifest = manifest_of(net.eval(), FakeFrames(net), "fake", kind, Choices(opset=18))
+        write_onnx(inference_form(net), manifest, folder / f"{kind}.onnx")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["onnx", "onnx-scan"])
+def test_outline_is_the_file_without_its_weights(kind: str, wide: Path) -> None:
+    """Put back, they make the same model; what is read through the outline gives the same bits."""
+    path = wide / f"{kind}.onnx"
+    content = path.read_bytes()
+    model = onnx.load_from_string(outline(path))
+    count = 0
+    for graph in graphs(model.graph):
+        for tensor in graph.initializer:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            if place:
+                count += 1
+                begin, length = int(place["offset"]), int(place["length"])
+                assert place["location"] == path.name
+                tensor.raw_data = content[begin : begin + length]
+                tensor.ClearField("external_data")
+                tensor.ClearField("data_location")
+    assert count
+    assert len(outline(path)) < len(content) // 4
+    assert model == onnx.load_from_string(content)
+    feed: dict[str, Any] = {
+        one.name: np.ones([1 if isinstance(size, str) else size for size in one.shape], np.float32)
+        for one in open_session(content).get_inputs()
+    }
+    found, expected = (open_session(one).run(None, feed) for one in (path, content))
+    assert all(map(np.array_equal, found, expected))
+
+
+def test_weights_that_do_not_fit_their_place_are_refused(wide: Path, tmp_path: Path) -> None:
+    """More or less than the shape says, or a file that ends before them: one line, no crash."""
+    model = onnx.load(wide / "onnx.onnx")
+    large = max(model.graph.initializer, key=lambda one: len(one.raw_data))
+    whole = large.raw_data
+    for name, raw in (("less", whole[:-64]), ("more", whole + bytes(64))):
+        large.raw_data = raw
+        (tmp_path / f"{name}.onnx").write_bytes(model.SerializeToString())
+    content = (wide / "onnx.onnx").read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(content[: len(content) // 2])
+    for path in sorted(tmp_path.glob("*.onnx")):
+        with pytest.raises(ExportError, match="damaged"):
+            open_session(path)
+
+
+def test_a_file_that_is_replaced_meanwhile_is_refused(
+    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights of one model in the outline of another would be wrong numbers."""
+    path = tmp_path / "model.onnx"
+    path.write_bytes((wide / "onnx.onnx").read_bytes())
+
+    def then_replaced(of: Path) -> bytes:
+        found = outline(of)
+        other = tmp_path / "other"
+        other.write_bytes(path.read_bytes())
+        other.replace(path)
+        return found
+
+    monkeypatch.setattr("revedge.export.runner.outline", then_replaced)
+    with pytest.raises(ExportError, match="replaced"):
+        open_session(path)

@@ -169,18 +169,21 @@ def test_8_bit_weights_are_the_same_network(tmp_path: Path) -> None:
     assert sizes[1] <= 0.35 * sizes[0]
 
 
-@pytest.mark.parametrize("steps", [4, 16])
-def test_unrolled_file_with_8_bit_weights_is_small(steps: int, tmp_path: Path) -> None:
-    """At most 0.35 of the float32 file, whole file beside whole file, at any number of steps."""
+@pytest.mark.parametrize(
+    ("target", "steps"), [("ort", 4), ("ort", 16), ("jetpack6", 16), ("jetpack5", 4)]
+)
+def test_unrolled_file_with_8_bit_weights_is_small(target: str, steps: int, tmp_path: Path) -> None:
+    """At most 0.35 of the float32 file, whole file beside whole file; where functions are taken, at 16 steps too."""
     net = models.create(
         "revsresnet11", in_shape=(2, 16, 16), num_classes=10, timesteps=steps
     ).eval()
     exact, sizes = exact_form(net, 0.25), []
     for weights in ("float32", "int8"):
-        chosen = choices(["onnx-unrolled"], weights=weights)
+        chosen = choices(["onnx-unrolled"], weights=weights, target=target)
         manifest = manifest_of(net, FakeFrames(net), "", "onnx-unrolled", chosen)
         path = tmp_path / f"{weights}.onnx"
         write_onnx(exact.net, exact_manifest(manifest, exact.certificate), path)
+        assert bool(onnx.load(str(path)).functions) == TARGETS[target].functions
         sizes.append(path.stat().st_size)
     assert sizes[1] <= 0.35 * sizes[0]
 
