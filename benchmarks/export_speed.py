@@ -80,7 +80,8 @@ def _without_neurons(model: Any) -> Any:
     bare = copy.deepcopy(model)
     scan = next(node for node in bare.graph.node if node.op_type == "Scan")
     body = next(attribute.g for attribute in scan.attribute if attribute.name == "body")
-    charged = {node.output[0]: list(node.input) for node in body.node if node.op_type == "Sub"}
+    reset = {node.input[0] for node in body.node if node.op_type == "ThresholdedRelu"}
+    charged = {node.output[0]: list(node.input) for node in body.node if node.output[0] in reset}
     wider = {node.output[0]: node for node in body.node if node.input[0] in charged}
     renamed = {}
     for node in body.node:
@@ -94,7 +95,11 @@ def _without_neurons(model: Any) -> Any:
             node.op_type = "Identity"
             node.input[0] = state
             del node.attribute[:]
-    kept = [node for node in body.node if node.op_type not in ("HardSigmoid", "Sub")]
+    kept = [
+        node
+        for node in body.node
+        if node.op_type != "HardSigmoid" and node.output[0] not in charged
+    ]
     for node in kept:
         for position, name in enumerate(node.input):
             while name in renamed:

@@ -338,7 +338,7 @@ def _split(g: StepGraph, form: InferenceNet, manifest: Manifest) -> tuple[str, R
     while manifest.static and runs and runs[0][1].takes == 0:
         name, run = runs.pop(0)
         x = g.apply(run, x, name)
-    return x, runs
+    return g.settled(x), runs  # every step reads it
 
 
 def _at_rest(g: StepGraph, step: StepGraph, manifest: Manifest) -> list[str]:

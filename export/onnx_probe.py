@@ -17,6 +17,7 @@ from revedge.export.inference import cell_of, inference_form
 from revedge.export.manifest import Manifest
 from revedge.export.onnx_contained import contained_step
 from revedge.export.onnx_kept import read_kept
+from revedge.export.onnx_step import OFFSET
 from revedge.export.probes import Array, FileProbe, Seen
 from revedge.export.runner import open_session
 from revedge.models import SpikingNet, spiking_units
@@ -120,13 +121,16 @@ class OnnxProbe(FileProbe):
                     raise ExportError(
                         f"the {self._manifest.graph} graph takes neuron {neuron} for one that fires otherwise"
                     )
-        times = [np.float32(times) for times in self._streams.values()]
-        added = zip(self._streams, given.streams, times, strict=True)
-        feed = {**self._feed(x, states), **forced, **{_given_name(n): s * k for n, s, k in added}}
+        kept = [(np.float32(k), np.float32(o)) for k, o in self._streams.values()]
+        added = {
+            _given_name(name): s * k + offset
+            for name, s, (k, offset) in zip(self._streams, given.streams, kept, strict=True)
+        }
+        feed = {**self._feed(x, states), **forced, **added}
         names = [*self._names(), *self._shown, *self._streams]
         found = self._force.run(names, feed)
         cut = len(names) - len(self._streams)
-        streams = [s / k for s, k in zip(found[cut:], times, strict=True)]
+        streams = [(s - offset) / k for s, (k, offset) in zip(found[cut:], kept, strict=True)]
         return dataclasses.replace(self._seen(found[:cut]), streams=streams)
 
     def _names(self) -> list[str]:
@@ -232,10 +236,11 @@ def _show(model: "onnx.ModelProto", names: list[str]) -> None:
             model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
 
 
-def _streams_of(model: "onnx.ModelProto", net: SpikingNet) -> dict[str, float]:
+def _streams_of(model: "onnx.ModelProto", net: SpikingNet) -> dict[str, tuple[float, float]]:
     """What branches add to streams, in order of execution: where the graph rounds as a branch's last step.
 
-    By the value is what it is a multiple of: the integer that was rounded to, or that times the step of the grid.
+    By the value is what it is a multiple of, the integer that was rounded to or that times the step of the grid, and
+    what is added to it, see `StepGraph.rounded`.
 
     Raises:
         ExportError: the graph does not round where the network does.
@@ -255,14 +260,14 @@ def _streams_of(model: "onnx.ModelProto", net: SpikingNet) -> dict[str, float]:
     for node in model.graph.node:
         for name in node.input:
             behind.setdefault(name, []).append(node)
-    rounded = [node.output[0] for node in model.graph.node if node.op_type == "Round"]
-    if len(rounded) != len(grids):
-        raise ExportError(f"the graph rounds in {len(rounded)} places, the network in {len(grids)}")
     scalars = {
         one.name: float(numpy_helper.to_array(one))
         for one in model.graph.initializer
         if not one.dims
     }
+    rounded = _roundings(model, scalars)
+    if len(rounded) != len(grids):
+        raise ExportError(f"the graph rounds in {len(rounded)} places, the network in {len(grids)}")
     found = {}
     for name, grid in zip(rounded, grids, strict=True):
         readers = behind.get(name, [])
@@ -272,7 +277,24 @@ def _streams_of(model: "onnx.ModelProto", net: SpikingNet) -> dict[str, float]:
             and scalars.get(readers[0].input[1]) == grid.down
         )
         if grid in ends:
-            found[readers[0].output[0] if scaled else name] = 1.0 if scaled else grid.up
+            kept = readers[0].output[0] if scaled else name
+            found[kept] = (1.0 if scaled else grid.up, rounded[name])
+    return found
+
+
+def _roundings(model: "onnx.ModelProto", scalars: dict[str, float]) -> dict[str, float]:
+    """Values that were rounded to integers, in order, and what is added to them."""
+    found: dict[str, float] = {}
+    raised: set[str] = set()
+    for node in model.graph.node:
+        offset = -scalars.get(node.input[1], 0.0) if node.op_type == "Sub" else 0.0
+        if node.op_type == "Round":
+            found[node.output[0]] = 0.0
+        elif node.op_type == "Split" and node.input[0] in raised:
+            raised.update(node.output)
+        elif abs(offset) == OFFSET and node.input[0] not in raised:
+            found[node.output[0]] = offset
+            raised.add(node.output[0])
     return found
 
 

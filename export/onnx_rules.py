@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from revedge.engine.unit import GRID_BITS
 from revedge.errors import ExportError
 from revedge.export.blocks import (
     Affine,
@@ -23,7 +24,7 @@ from revedge.export.blocks import (
 from revedge.export.cells import NoCell
 from revedge.export.exact_layers import InputLevels, Scaled, Snap, SumOf, TwoDigits
 from revedge.export.fork_steps import ForksStep, ForkStep
-from revedge.export.onnx_step import StepGraph, rule
+from revedge.export.onnx_step import OFFSET, StepGraph, rule
 from revedge.models.snapping import FINEST_BITS
 
 _BLOCK = 16  # channels that onnxruntime's convolution takes at a time; 8 without AVX-512
@@ -36,26 +37,33 @@ _WIDER = {3: (1, 1), 4: (1, 0)}  # columns of a plane -> columns of zeros
 def _feed(g: StepGraph, module: FeedStep, x: str) -> str:
     out = g.apply(module.first, x, "first")
     for index, branch in enumerate(module.others):
-        out = g.together("Add", [out, g.apply(branch, x, f"others.{index}")], "sum")
+        out = _added(g, out, branch, x, f"others.{index}")
     return out
 
 
-@rule(ResidualStep, multiples=True)
+def _added(g: StepGraph, stream: str, branch: nn.Module, x: str, name: str) -> str:
+    """``stream`` and what ``branch`` makes of ``x``, whose rounding leaves the opposite of the stream's offset."""
+    g.wanted = -g.offsets[stream] if stream in g.offsets else None
+    return g.together("Add", [stream, g.apply(branch, x, name)], "stream")
+
+
+@rule(ResidualStep, multiples=True, offsets=True)
 def _residual(g: StepGraph, module: ResidualStep, x: str) -> str:
     x = g.apply(module.entry, x, "entry")
     for index, branch in enumerate(module.branches):
-        x = g.together("Add", [x, g.apply(branch, x, f"branches.{index}")], "stream")
+        x = _added(g, x, branch, x, f"branches.{index}")
     return x
 
 
-@rule(CouplingStep, multiples=True)
+@rule(CouplingStep, multiples=True, offsets=True)
 def _coupling(g: StepGraph, module: CouplingStep, x: str) -> str:
     x = g.apply(module.entry, x, "entry")
-    written, read = g.split(x, 1, module.width, module.width, label="half")
-    g.times[written] = g.times[read] = g.times.get(x, 1.0)
+    halves = g.split(x, 1, module.width, module.width, label="half")
+    for known in (g.times, g.offsets):
+        known.update({half: known[x] for half in halves if x in known})
+    written, read = halves
     for index, branch in enumerate(module.branches):
-        y = g.apply(branch, read, f"branches.{index}")
-        written, read = read, g.together("Add", [written, y], "stream")
+        written, read = read, _added(g, written, branch, read, f"branches.{index}")
     return g.join([written, read])
 
 
@@ -73,7 +81,7 @@ def _fork(g: StepGraph, module: ForkStep, x: str) -> str:
     if module.identity:
         out = g.together("Add", [s, out], "sum")
     for index, arm in enumerate(module.others):
-        out = g.together("Add", [out, g.apply(arm, s, f"others.{index}")], "sum")
+        out = _added(g, out, arm, s, f"others.{index}")
     return out
 
 
@@ -81,11 +89,16 @@ def _fork(g: StepGraph, module: ForkStep, x: str) -> str:
 def _branch(g: StepGraph, module: BranchStep, x: str) -> str:
     # What is rounded to a grid is an integer times its step: a power of two, which goes into the weights before it.
     larger = module.close.up if isinstance(module.close, Grid) else 1.0
+    wanted, g.wanted = g.wanted or OFFSET, None
     for index, unit in enumerate(module.units):
         g.larger = larger if index + 1 == len(module.units) else 1.0
         x = g.apply(unit, x, f"units.{index}")
     g.larger = 1.0
-    return g.apply(module.close, x, "close")
+    if isinstance(module.close, Grid) and module.close.up == 2.0**GRID_BITS and g.keeps_integers:
+        g.wanted = wanted
+    x = g.apply(module.close, x, "close")
+    g.wanted = None
+    return x
 
 
 @rule(UnitStep, multiples=True)
@@ -117,7 +130,7 @@ def _columns(g: StepGraph, tail: nn.Module) -> tuple[int, int]:
     return _WIDER.get(shape[2], (0, 0))
 
 
-@rule(NoCell, nn.Identity, nn.Dropout, multiples=True)
+@rule(NoCell, nn.Identity, nn.Dropout, multiples=True, offsets=True)
 def _nothing(_g: StepGraph, _module: nn.Module, x: str) -> str:
     return x
 
@@ -169,7 +182,7 @@ def _grid(g: StepGraph, module: Grid, x: str) -> str:
     # An integer on this grid already, or what an operator gave: times a power of two, which goes into its weights.
     times = module.up / g.times.get(x, 1.0)
     up = x if times == 1.0 else g.op("Mul", [x, g.scalar(times)], "up")
-    n = g.op("Round", [up])
+    n = g.op("Round", [up]) if g.wanted is None else g.rounded(up, g.wanted)
     if g.keeps_integers:
         g.times[n] = module.up
         return n

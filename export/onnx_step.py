@@ -22,6 +22,8 @@ RULES: dict[type[nn.Module], Rule] = {}
 MULTIPLES: set[type[nn.Module]] = (
     set()
 )  # whose rule takes streams as integers, see `StepGraph.times`
+OFFSETS: set[type[nn.Module]] = set()  # and with an offset in them, see `StepGraph.rounded`
+OFFSET = 1.5 * 2.0**23
 
 
 @dataclass
@@ -68,6 +70,8 @@ class StepGraph(Graph):
             grid are integers in graphs that keep their states, and `plain` gives them to who must know better.
         columns: columns of zeros that the convolution behind the present neuron wants left and right of its spikes.
         wider: spikes that have them.
+        offsets: value -> what is added to the integer that it stands for; see `rounded`.
+        wanted: the offset that the rounding at the end of the present branch should leave; None: none, elsewhere.
         larger: by what power of two the operator at the end of the present part should give larger values.
         parts: value -> the values that it is made of, along the channels.
         twins: what is known of a neuron -> it; see onnx_neurons.py.
@@ -99,6 +103,9 @@ class StepGraph(Graph):
         self.times: dict[str, float] = {}
         self.columns = (0, 0)
         self.larger = 1.0
+        self.offsets: dict[str, float] = {}
+        self.wanted: float | None = None
+        self._settled: dict[str, str] = {}
         self.wider: dict[str, tuple[int, int]] = {}
         self.parts: dict[str, list[str]] = {}
         self.twins: dict[Any, Twin] = {}
@@ -131,6 +138,7 @@ class StepGraph(Graph):
 
     def join(self, parts: list[str], label: str = "") -> str:
         """Values beside each other along the channels, to be had one by one, too."""
+        parts = [self.settled(part) for part in parts]
         out = self.together("Concat", parts, label, axis=1)
         self.parts[out] = [piece for part in parts for piece in self.parts.get(part, [part])]
         return out
@@ -140,13 +148,38 @@ class StepGraph(Graph):
         """Whether streams are kept as the integers that they are on their grid."""
         return self.at_once and self.keeps_states
 
+    def rounded(self, x: str, offset: float) -> str:
+        """Round ``x``, below 2^22, to integers, half to even, and leave ``offset`` in it: `OFFSET` or its negative.
+
+        Between 2^23 and 2^24 float32 are the integers, so an addition rounds to them as Round does, in less than half
+        of its time. Two such values of opposite offsets have a sum without any. Sub, because a sum would be
+        taken into the bias of a convolution before it, which is no integer.
+        """
+        out = self.op("Sub", [x, self.scalar(-offset)], "round")
+        self.offsets[out] = offset
+        return out
+
+    def settled(self, x: str) -> str:
+        """``x`` without its offset, once for all who read it."""
+        if x not in self.offsets:
+            return x
+        if x not in self._settled:
+            out = self.op("Sub", [x, self.scalar(self.offsets[x])], "stream")
+            self.times[out] = self.times.get(x, 1.0)
+            self._settled[x] = out
+        return self._settled[x]
+
     def plain(self, x: str) -> str:
         """What ``x`` stands for."""
+        x = self.settled(x)
         times = self.times.get(x, 1.0)
         return x if times == 1.0 else self.op("Mul", [x, self.scalar(1.0 / times)], "plain")
 
     def together(self, kind: str, values: list[str], label: str = "", **attributes: int) -> str:
         """An Add or Concat: of values that are larger by the same power of two as they are."""
+        left = sum(self.offsets.get(value, 0.0) for value in values)
+        if kind != "Add" or left:
+            values = [self.settled(value) for value in values]
         times = {self.times.get(value, 1.0) for value in values}
         if len(times) > 1:
             values, times = [self.plain(value) for value in values], {1.0}
@@ -167,6 +200,8 @@ class StepGraph(Graph):
                     f"{self.path}: no ONNX rule is known for a layer of type {type(module).__name__}; use layers of "
                     "torch.nn that revedge knows, or --format torchscript"
                 )
+            if type(module) not in OFFSETS:
+                x = self.settled(x)
             return rule(self, module, x if type(module) in MULTIPLES else self.plain(x))
 
     def weight(self, name: str, value: Tensor) -> str:
@@ -189,13 +224,20 @@ class StepGraph(Graph):
         return self.constant(name, scale) if scale.ndim else self.scalar(float(scale))
 
 
-def rule(*kinds: type[nn.Module], multiples: bool = False) -> Callable[[Rule], Rule]:
-    """Register a rule for modules of exactly these types; ``multiples``: it looks at `StepGraph.times` itself."""
+def rule(
+    *kinds: type[nn.Module], multiples: bool = False, offsets: bool = False
+) -> Callable[[Rule], Rule]:
+    """Register a rule for modules of exactly these types; ``multiples``: it looks at `StepGraph.times` itself.
+
+    ``offsets``: and at `StepGraph.offsets`.
+    """
 
     def register(function: Rule) -> Rule:
         RULES.update(dict.fromkeys(kinds, function))
         if multiples:
             MULTIPLES.update(kinds)
+        if offsets:
+            OFFSETS.update(kinds)
         return function
 
     return register
