@@ -20,8 +20,8 @@ MOST_LIVE_BYTES = 96 << 20  # from here on the slack is less than 8 % of what th
 MOST_MULTIPLICATIONS = 8e9  # of a step: a second on a core of a PC, some on one of a small board
 # So much a training may lie above its rehearsal: 0.65 MiB was the most of 275 trainings of two steps, 1.4 MiB of five
 # of two to four epochs, whose heap still grows in the first 150 steps; the rest is for others. See README.md.
-SPREAD_BYTES = 9 << 18
-MOST_STEPS = 12
+SPREAD_BYTES = 3 << 18
+MOST_STEPS = 60
 _TENSORS = tuple(
     f"{kind}_bytes" for kind in ("weights", "gradients", "optimizer", "activations", "data")
 )
