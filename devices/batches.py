@@ -1,7 +1,10 @@
 """Frames as the tensors that a step is given: which samples, how they are moved, on which device."""
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -32,15 +35,17 @@ class Batches:
             )
         self.batch_size = min(settings.batch_size, count)
         self.steps_per_epoch = count // self.batch_size
-        self._order: tuple[int, Indices] | None = None
+        self._order: tuple[int, npt.NDArray[Any]] | None = None
 
     def of_step(self, step: int) -> tuple[Indices, Shifts]:
         """Return the samples of a step, and by how much each is moved."""
         settings = self.settings
         epoch, index = divmod(step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, epoch_order(self.frames.train_indices, settings.seed, epoch))
-        chosen = self._order[1][index * self.batch_size : (index + 1) * self.batch_size]
+            order = epoch_order(self.frames.train_indices, settings.seed, epoch)
+            self._order = (epoch, order.astype(np.min_scalar_type(order.max())))  # kept for long
+        part = slice(index * self.batch_size, (index + 1) * self.batch_size)
+        chosen = self._order[1][part].astype(np.int64)
         shifts = None
         if settings.augment_pixels:
             shifts = draw_shifts(len(chosen), settings.augment_pixels, settings.seed, epoch, step)

@@ -14,9 +14,17 @@ Indices = npt.NDArray[np.int64]
 class Frames(Protocol):
     """What the loop needs of `revedge.data.FrameCache`."""
 
-    train_indices: Indices
-    test_indices: Indices
     scale: float
+
+    @property
+    def train_indices(self) -> Indices:
+        """Positions of the training samples."""
+        ...
+
+    @property
+    def test_indices(self) -> Indices:
+        """Positions of the test samples."""
+        ...
 
     def batch(self, indices: Indices) -> tuple[npt.NDArray[np.uint8], Indices]:
         """Return frames [T, B, C, H, W] or [B, C, H, W] and labels [B]."""

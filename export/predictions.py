@@ -28,7 +28,11 @@ class Frames(Protocol):
 
     scale: float
     class_names: tuple[str, ...]
-    test_indices: npt.NDArray[np.int64]
+
+    @property
+    def test_indices(self) -> npt.NDArray[np.int64]:
+        """Positions of the test samples."""
+        ...
 
     def batch(
         self, indices: npt.ArrayLike, /

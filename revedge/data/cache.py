@@ -44,8 +44,8 @@ class FrameCache:
         timesteps: T for events, None for static images.
         num_classes: K; labels are 0 to K - 1.
         class_names: K names.
-        labels: int64 [N].
-        train_indices, test_indices: int64; positions in ``frames`` and ``labels``.
+        labels: int64 [N]; made when asked for.
+        train_indices, test_indices: int64; positions in ``frames`` and ``labels``; made when asked for.
         scale: multiply the uint8 values by this to get the network's input.
         sample_bytes: bytes of one sample.
         frames: read-only uint8 [N, T, C, H, W] (events) or [N, C, H, W] (static), memory-mapped.
@@ -67,9 +67,8 @@ class FrameCache:
         self.num_classes: int = meta["num_classes"]
         self.class_names: tuple[str, ...] = tuple(meta["class_names"])
         self.scale: float = meta["scale"]
-        self.labels = labels
-        self.train_indices = np.arange(meta["num_train"], dtype=np.int64)
-        self.test_indices = np.arange(meta["num_train"], len(labels), dtype=np.int64)
+        # Of 70,000 samples labels and both indices as int64 would be 1.1 MiB of every training.
+        self._labels = labels.astype(np.min_scalar_type(self.num_classes))
         self.sample_shape: tuple[int, ...] = (
             self.in_shape if self.timesteps is None else (self.timesteps, *self.in_shape)
         )
@@ -108,7 +107,22 @@ class FrameCache:
 
     def __len__(self) -> int:
         """Return the number of samples N."""
-        return len(self.labels)
+        return len(self._labels)
+
+    @property
+    def labels(self) -> Int64:
+        """The class of every sample, int64 [N]."""
+        return self._labels.astype(np.int64)
+
+    @property
+    def train_indices(self) -> Int64:
+        """Positions of the training samples."""
+        return np.arange(self.meta["num_train"], dtype=np.int64)
+
+    @property
+    def test_indices(self) -> Int64:
+        """Positions of the test samples."""
+        return np.arange(self.meta["num_train"], len(self), dtype=np.int64)
 
     @property
     def static(self) -> bool:
@@ -148,7 +162,7 @@ class FrameCache:
             for b, index in enumerate(chosen):
                 self._read_into(sample, int(index))
                 out[:, b] = sample
-        return out, self.labels[chosen]
+        return out, self._labels[chosen].astype(np.int64)
 
     def resident_bound_bytes(self, batch_size: int) -> int:
         """Most bytes that one call of ``batch`` adds to the resident set.

@@ -26,14 +26,13 @@ from revedge import child
 from revedge.planner.base_probe import status_bytes
 from revedge.planner.plan import Plan
 
-PATIENCE_S = (
-    6.0  # no step is begun later than so long after the first, but one after the first evaluation
-)
+PATIENCE_S = 6.0  # no step is begun later than so long after the first, but one after an evaluation
+_LEAST_STEPS = 4  # however long they take: most of what a heap grows by, it grows by in these
 _EXIT_STOPPED = 11  # of the trainer
 
 
 def measure(plan: Plan, steps: int) -> dict[str, Any]:
-    """Train ``plan`` for up to ``steps`` steps, at least one, and return what was measured.
+    """Train ``plan`` for up to ``steps`` steps and return what was measured.
 
     Its budget is for the trainer and a supervisor of the predicted size; ``error`` is set where it has no clean end.
     """
@@ -94,7 +93,7 @@ def _note(found: dict[str, Any], event: dict[str, Any], process: "subprocess.Pop
         found["step_s"] = event["steps_s"][-1]
     elif kind in ("error", "out_of_memory"):
         found["error"] = event["text"]
-    elif kind == "epoch" and now_s > found["until_s"]:
+    elif kind == "epoch" and event["step"] >= _LEAST_STEPS - 1 and now_s > found["until_s"]:
         process.send_signal(signal.SIGTERM)  # heard at the end of the next step
 
 

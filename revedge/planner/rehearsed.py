@@ -2,8 +2,8 @@
 
 What a process takes beside its tensors (code that oneDNN generates, Python's objects, library pages) is some MiB, which
 `cost.predict` bounds by a fitted slack. Where the tensors themselves take no more than `MOST_LIVE_BYTES` that bound is
-a large part of what the network takes, and a step is short: so two steps and an evaluation of exactly the setting
-that was chosen are run in a child (`rehearse_child.py`), once, and remembered. Anything larger stays computed.
+a large part of what the network takes, and a step is short: so the plan that was chosen is trained for some steps, by
+the trainer itself (`rehearse_child.py`), once, and what it took is remembered. Anything larger stays computed.
 """
 
 import dataclasses
@@ -18,10 +18,9 @@ from revedge.planner.trace_client import TraceClient
 
 MOST_LIVE_BYTES = 96 << 20  # from here on the slack is less than 8 % of what the network takes
 MOST_MULTIPLICATIONS = 8e9  # of a step: a second on a core of a PC, some on one of a small board
-# So much a training may lie above its rehearsal: 0.65 MiB was the most of 275 trainings of two steps, 1.4 MiB of five
-# of two to four epochs, whose heap still grows in the first 150 steps; the rest is for others. See README.md.
+MOST_STEPS = 60  # in 6 s; the heap of a training grows for some 10, by 0.3 to 0.6 MiB
+# So much a training may lie above its rehearsal: NUMBERS
 SPREAD_BYTES = 3 << 18
-MOST_STEPS = 60
 _TENSORS = tuple(
     f"{kind}_bytes" for kind in ("weights", "gradients", "optimizer", "activations", "data")
 )
@@ -32,7 +31,7 @@ def closely(plan: Plan, computed: Prediction, tracer: TraceClient) -> Prediction
 
     The parts are measured then: ``base_bytes`` is the trainer with this network but without its tensors,
     ``workspace_bytes`` what the peak lies above both, and ``spread_bytes`` is in the place of the slack. Costs the
-    start of torch and seven passes of the network, once on a machine.
+    start of torch and some seconds of training, once on a machine.
 
     Args:
         plan: the configuration; what it says of its prediction is not read.

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,20 @@ def frames() -> UInt8:
 def cache(tmp_path: Path, frames: UInt8) -> FrameCache:
     """Return a cache of ``frames``."""
     return _write(tmp_path / "toy", frames, 5)
+
+
+def test_a_large_data_set_takes_a_byte_a_sample(tmp_path: Path) -> None:
+    """Of 50,000 samples: what is kept beside training does not grow by whole integers for each."""
+    frames = np.zeros((50_000, 1, 1, 1), dtype=np.uint8)
+    tracemalloc.start()
+    try:
+        before_bytes, _ = tracemalloc.get_traced_memory()
+        cache = _write(tmp_path / "large", frames, None)
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes - before_bytes < 50_000 + 32_768
+    assert (len(cache), cache.labels[4], cache.train_indices[-1]) == (50_000, 1, 49_997)
 
 
 def test_event_batches_have_time_first(cache: FrameCache, frames: UInt8) -> None:

@@ -1,6 +1,7 @@
 """The training loop with a small plain network: exact resuming, micro-batches, evaluation, failures."""
 
 import math
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from revedge import models
 from revedge.devices import optimizer
+from revedge.devices.batches import Batches
 from revedge.devices.checkpoint import CheckpointStore
 from revedge.devices.loop import TrainingLoop
 from revedge.devices.loop_settings import LoopSettings, Stopped, learning_rate_at
@@ -150,6 +152,21 @@ def test_evaluation_counts_the_whole_test_split(tmp_path: Path) -> None:
     assert math.isclose(loss, float(wanted), rel_tol=1e-5)
     assert math.isclose(accuracy, float((logits.argmax(1).numpy() == labels).mean()))
     assert all(torch.equal(tensor, before[name]) for name, tensor in loop.saving.tensors().items())
+
+
+def test_the_order_of_an_epoch_takes_two_bytes_a_sample(tmp_path: Path) -> None:
+    """Of 60,000 samples: it lives beside the largest moment of every step."""
+    frames = Frames()
+    frames.train_indices = np.arange(60_000)
+    batches = Batches(frames, _loop(tmp_path).settings)
+    tracemalloc.start()
+    try:
+        chosen, _ = batches.of_step(5)
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert chosen.dtype == np.int64
+    assert kept_bytes < 60_000 * 2 + 8192
 
 
 @pytest.mark.parametrize(("micro", "sizes"), [(4, [4, 4, 4]), (11, [11]), (20, [11])])

@@ -76,7 +76,7 @@ def test_the_trainer_itself_is_run(client: TraceClient) -> None:
 
 
 def test_what_is_slow_ends_early(client: TraceClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the time is up no step is begun but the one after an evaluation, and that is no error."""
+    """When the time is up, and four steps are made, no other is begun, and that is no error."""
     monkeypatch.setattr(rehearse_child, "PATIENCE_S", 0.0)
     began_s = time.monotonic()
     found = rehearse_child.measure(plan_for(SMALL, client), 100_000)
