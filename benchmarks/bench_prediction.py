@@ -130,12 +130,17 @@ def train(plan: Plan, folder: Path) -> dict[str, Any]:
         frames(),
     )
     write_cache(samples, cache, "random", {}, {})
-    run = RunFolder(folder / "run")
+    return follow(plan, cache, folder / "run", checkpoint_every_s=0.0)
+
+
+def follow(plan: Plan, cache: Path, folder: Path, checkpoint_every_s: float) -> dict[str, Any]:
+    """Train ``plan`` on a frame cache by `revedge train`, and return the outcome."""
+    run = RunFolder(folder)
     run.make()
-    run.begin(plan.to_toml(), RunSettings(str(cache), seed=0, checkpoint_every_s=0.0))
+    run.begin(plan.to_toml(), RunSettings(str(cache), 0, checkpoint_every_s))
     done = subprocess.run(
         child.command("revedge.cli.main", "train", "--resume", str(run.path), "--json"),
-        env=child.environment(OMP_NUM_THREADS="1"),
+        env=child.environment(OMP_NUM_THREADS=str(plan.threads)),
         capture_output=True,
         text=True,
         timeout=600,
