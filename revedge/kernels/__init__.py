@@ -17,6 +17,7 @@ from revedge.kernels.neuron import (
     norm_neuron_backward_,
     norm_neuron_forward,
     norm_neuron_pack_,
+    norm_neuron_span_backward_,
 )
 from revedge.kernels.norm import (
     ChannelSums,
@@ -68,6 +69,7 @@ __all__ = [
     "norm_neuron_pack_",
     "norm_neuron_pool_",
     "norm_neuron_pool_backward_",
+    "norm_neuron_span_backward_",
     "pack_bits",
     "reversible_backward",
     "reversible_backward_",

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch  # noqa: F401  # first, so that one OpenMP runtime serves both
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 
 
 def _load() -> tuple[ctypes.CDLL | None, pathlib.Path | None, str]:

@@ -294,6 +294,30 @@ def norm_neuron_backward_(
     return g_weight, g_bias, g_leak
 
 
+def norm_neuron_span_backward_(
+    y: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    v0: Tensor | None,
+    g: Tensor,
+    g_vT: Tensor | None,
+    p: _Floats,
+    leak: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See reference.norm_neuron_span_backward_."""
+    for name, tensor in (("v0", v0), ("g_vT", g_vT), ("leak", leak)):
+        check_shape(name, tensor, y.shape[1:])
+    for name, tensor in (("scale", scale), ("shift", shift)):
+        check_shape(name, tensor, y.shape[2:3])
+    check_shape("g_s", g, y.shape)
+    g_v0 = y.new_empty(y.shape[1:])
+    g_leak = leak_like(y[0], p) if leak is None else leak.clone()
+    _, count, size = _planes(y, 2)
+    tensors = [y, scale, shift, v0, g, g_vT, g_v0, g_leak]
+    call("norm_neuron_span_backward", tensors, [*y.shape[:2], count, size], p)
+    return g_v0, g_leak
+
+
 def grid_add_(
     x: Tensor | None,
     y: Tensor,

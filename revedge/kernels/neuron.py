@@ -101,6 +101,20 @@ _norm_neuron_backward = register(
         _leak_like(y[0], p),
     ),
 )
+_norm_neuron_span_backward = register(
+    "norm_neuron_span_backward_(Tensor y, Tensor scale, Tensor shift, Tensor? v0, Tensor(a!) g,"
+    " Tensor? g_vT, float[] p, Tensor? leak=None) -> (Tensor, Tensor)",
+    reference=lambda y, scale, shift, v0, g, g_vT, p, leak=None: (
+        reference.norm_neuron_span_backward_(
+            y, scale, shift, v0, g, g_vT, NeuronParams.from_floats(p), leak
+        )
+    ),
+    native=native.norm_neuron_span_backward_,
+    meta=lambda y, scale, shift, v0, g, g_vT, p, leak=None: (
+        _state_like(y, True),
+        _leak_like(y[0], p),
+    ),
+)
 
 
 @torch.no_grad()
@@ -251,3 +265,32 @@ def norm_neuron_backward_(
         y, g_s, mean, inv_std, weight, bias, p.as_floats(), first
     )
     return g_weight, g_bias, g_leak if p.learns_leak else None
+
+
+@torch.no_grad()
+def norm_neuron_span_backward_(
+    y: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    v0: Tensor | None,
+    g_s: Tensor,
+    g_vT: Tensor | None,
+    p: NeuronParams,
+    *,
+    leak: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return ``neuron_backward_(y * scale + shift, ...)`` without the tensor in between.
+
+    For a span of time: what lies behind it comes in by ``g_vT`` and ``leak``.
+
+    Args:
+        y, scale, shift, v0: as `norm_neuron_forward` has them.
+        g_s, g_vT, p, leak: as `neuron_backward_` has them.
+
+    Returns:
+        (gradient of ``y * scale + shift``, which is ``g_s``; g_v0 [B, C, ...]; g_leak [B, C, ...] or None).
+    """
+    g_v0, g_leak = _norm_neuron_span_backward(
+        y, scale, shift, v0, g_s, g_vT, p.as_floats(), leak
+    )
+    return g_s, g_v0, g_leak if p.learns_leak else None

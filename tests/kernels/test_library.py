@@ -97,6 +97,7 @@ def every_operator(device: str) -> list[torch.Tensor]:
     for values in (
         kernels.neuron_backward_(y, None, g.clone(), None, p),
         kernels.norm_neuron_backward_(y, g.clone(), mean, inv_std, weight, bias, p),
+        kernels.norm_neuron_span_backward_(y, inv_std, mean, None, g.clone(), None, p),
         *pooled_operators(y, mean, inv_std, weight, bias, p),
         sums.stats(),
     ):

@@ -89,6 +89,19 @@ def check_norm_neuron(
     assert_same_bits(v, v_expected)
 
     g = torch.randn_like(y)
+    state = (torch.randn(y.shape[1:]), torch.rand(y.shape[1:]) if p.learns_leak else None)
+    for g_vT, leak in ((None, None), state):
+        g_span, g_span_expected = g.clone(), g.clone()
+        found = kernels.norm_neuron_span_backward_(
+            y, scale, shift, v0, g_span, g_vT, p, leak=leak
+        )[1:]
+        expected = reference.norm_neuron_span_backward_(
+            y, scale, shift, v0, g_span_expected, g_vT, p, leak
+        )
+        assert_same_bits(g_span, g_span_expected)
+        for value, value_expected in zip(found, expected, strict=True):
+            if value is not None:
+                assert_same_bits(value, value_expected)
     g_expected, g_composed = g.clone(), g.clone()
     results = kernels.norm_neuron_backward_(y, g, mean, inv_std, weight, bias, p)
     expected = reference.norm_neuron_backward_(y, g_expected, mean, inv_std, weight, bias, p)

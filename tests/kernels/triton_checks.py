@@ -215,6 +215,8 @@ def wrong_shapes(where: Where) -> None:
         ("norm_backward_", (flat, flat, c, c, short, 0), "weight has shape"),
         ("norm_neuron_forward", (y, c, short, None, p, False, True), "shift has shape"),
         ("norm_neuron_backward_", (y, y, c, short, c, c, p, 0), "inv_std has shape"),
+        ("norm_neuron_span_backward_", (y, c, c, None, y, c, p), "g_vT has shape"),
+        ("norm_neuron_span_backward_", (y, short, c, None, y, None, p), "scale has shape"),
         ("grid_add_", (None, flat, c, c, 14, 1, y, 0), "out has shape"),
         ("reversible_backward_", (y, flat, ReversibleParams().as_floats(), -1), "g_y has shape"),
     ):

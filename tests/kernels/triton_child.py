@@ -157,6 +157,8 @@ def call_everything(module: Any) -> None:
     for variant in neuron_variants():
         module.neuron_backward_(y, None, y, None, variant.as_floats(), False)
     module.norm_neuron_backward_(y, y, c, c, c, c, p, 0)
+    for variant in neuron_variants():
+        module.norm_neuron_span_backward_(y, c, c, y[0], y, y[0], variant.as_floats())
     module.channel_stats(flat)
     module.norm_forward(flat, c, c)
     for x in (flat, None):

@@ -91,6 +91,18 @@ def check_norm_neuron(where: Where, p: NeuronParams, y: Tensor, *, with_state: b
     same(where("norm_neuron_backward_", y, g, mean, inv_std, weight, bias, floats, 0), expected)
     assert_same_bits(g, g_y)
 
+    state = (torch.randn(y.shape[1:]), torch.rand(y.shape[1:]) if p.learns_leak else None)
+    for g_vT, leak in ((None, None), state):
+        g_span, g_expected = (torch.ones_like(y) / 3 for _ in range(2))
+        of_span = reference.norm_neuron_span_backward_(
+            y, scale, shift, v0, g_expected, g_vT, p, leak
+        )
+        same(
+            where("norm_neuron_span_backward_", y, scale, shift, v0, g_span, g_vT, floats, leak),
+            of_span,
+        )
+        assert_same_bits(g_span, g_expected)
+
     z = where("norm_forward", y.flatten(0, 1), scale, shift)[0].reshape(y.shape)
     where("neuron_backward_", z, None, g_parts, None, floats, False)
     g_flat = g_parts.flatten(0, 1)

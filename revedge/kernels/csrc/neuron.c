@@ -3,7 +3,7 @@
  * v and g_v0 may be NULL: who does not want the state does not pay for it. */
 #include "forward_block.h"
 
-REVEDGE_API int revedge_abi_version(void) { return 7; }
+REVEDGE_API int revedge_abi_version(void) { return 8; }
 
 #ifdef HAS_INTRINSICS
 int revedge_vector_bits = 512;

@@ -128,3 +128,43 @@ REVEDGE_API int revedge_norm_neuron_backward(const float *y, float *g, const flo
     free(each);
     return 0;
 }
+
+/* The neuron's part of it for a span of time: g becomes the gradient of y * scale + shift, which never stands.
+ * v0: the membranes before the span, or NULL; g_vT: the gradient of those behind it, or NULL; g_v0: of v0. */
+REVEDGE_API int revedge_norm_neuron_span_backward(const float *y, const float *scale,
+                                                  const float *shift, const float *v0, float *g,
+                                                  const float *g_vT, float *g_v0, float *g_leak,
+                                                  int64_t T, int64_t B, int64_t C, int64_t S,
+                                                  const float *p, int threads) {
+    const neuron_t q = neuron_of(p);
+    const int64_t R = B * C * S, size = block_for(T), scratch = backward_scratch(T, size);
+    /* A unit is what one scale belongs to, or a whole row of small planes. */
+    const int small = S < SMALL;
+    const int64_t unit = small ? C * S : S, units = unit ? R / unit : 0;
+    const int64_t pieces = (unit + size - 1) / size;
+    float *each = small && R ? expand(scale, shift, C, S) : NULL;
+    threads = threads_for(R * T, units * pieces, threads);
+    float *scratches = malloc((size_t)(threads * scratch) * sizeof(float));
+    if (!scratches || (small && R && !each)) {
+        free(scratches);
+        free(each);
+        return OUT_OF_MEMORY;
+    }
+#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
+    for (int64_t task = 0; task < units * pieces; ++task) {
+        const int64_t u = task / pieces, from = task % pieces * size;
+        const int64_t n = smaller(size, unit - from), at = u * unit + from, c = small ? 0 : u % C;
+        affine_t a = {BY_ONE, scale + c, shift + c};
+        if (small) a = (affine_t){BY_EACH, each + from, each + unit + from};
+        const rows_t rows = {y + at, R, g + at, g + at, R, a};
+        if (g_vT)
+            memcpy(g_v0 + at, g_vT + at, (size_t)n * sizeof(float));
+        else
+            memset(g_v0 + at, 0, (size_t)n * sizeof(float));
+        backward_block(rows, v0 ? v0 + at : NULL, g_v0 + at, g_leak ? g_leak + at : NULL, T, n,
+                       size, scratches + thread_index() * scratch, &q);
+    }
+    free(scratches);
+    free(each);
+    return 0;
+}

@@ -20,6 +20,7 @@ from revedge.kernels.reference.norm import (
     norm_neuron_backward_,
     norm_neuron_forward,
     norm_neuron_pack_,
+    norm_neuron_span_backward_,
 )
 from revedge.kernels.reference.norm_neuron_pool import (
     average_bits,
@@ -62,6 +63,7 @@ __all__ = [
     "norm_neuron_pack_",
     "norm_neuron_pool_",
     "norm_neuron_pool_backward_",
+    "norm_neuron_span_backward_",
     "pack_bits",
     "reversible_backward",
     "reversible_backward_",

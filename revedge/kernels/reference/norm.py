@@ -184,3 +184,18 @@ def norm_neuron_backward_(
     _, g_leak = neuron_backward_(z, None, g, None, p)
     g_weight, g_bias = norm_backward_(y_MC, g.flatten(0, 1), mean, inv_std, weight)
     return g_weight, g_bias, g_leak
+
+
+def norm_neuron_span_backward_(
+    y: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    v0: Tensor | None,
+    g: Tensor,
+    g_vT: Tensor | None,
+    p: NeuronParams,
+    leak: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Overwrite ``g``, of the spikes, with that of the norm's result; return (g_v0, g_leak) as `neuron_backward_`."""
+    z = norm_forward(y.flatten(0, 1), scale, shift).reshape(y.shape)
+    return neuron_backward_(z, v0, g, g_vT, p, leak=leak)

@@ -14,6 +14,7 @@ from revedge.kernels.triton.norm_neuron import (
     norm_neuron_backward_,
     norm_neuron_forward,
     norm_neuron_pack_,
+    norm_neuron_span_backward_,
 )
 from revedge.kernels.triton.norm_neuron_pool import (
     average_bits,
@@ -44,6 +45,7 @@ __all__ = [
     "norm_neuron_pack_",
     "norm_neuron_pool_",
     "norm_neuron_pool_backward_",
+    "norm_neuron_span_backward_",
     "pack_bits",
     "reversible_backward",
     "reversible_backward_",

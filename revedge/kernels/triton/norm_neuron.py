@@ -71,3 +71,20 @@ def norm_neuron_backward_(
     flat = g.flatten(0, 1)
     g_weight, g_bias = norm_backward_(y.flatten(0, 1), flat, mean, inv_std, weight, first)
     return g_weight, g_bias, g_leak
+
+
+def norm_neuron_span_backward_(
+    y: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    v0: Tensor | None,
+    g: Tensor,
+    g_vT: Tensor | None,
+    p: _Floats,
+    leak: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See reference.norm_neuron_span_backward_."""
+    check_shape("g_s", g, y.shape)
+    for name, tensor in (("scale", scale), ("shift", shift)):
+        check_shape(name, tensor, y.shape[2:3])
+    return backward(y, (scale, shift), v0, g, g, g_vT, p, state=True, leak=leak)
