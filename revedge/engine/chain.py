@@ -39,6 +39,11 @@ class Chain:
         """What updates a parameter in the backward pass: one for all runs."""
         return self.runs[0].update
 
+    @property
+    def chunk_bytes(self) -> int | None:
+        """That of all runs."""
+        return self.runs[0].chunk_bytes
+
     def parameters(self) -> list[Tensor]:
         """Parameters of all runs that want a gradient, each once."""
         found = {p: None for run in self.runs for p in run.parameters() if p.requires_grad}

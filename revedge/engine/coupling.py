@@ -14,8 +14,8 @@ from revedge import kernels
 from revedge.engine.halves import copies, merge, split
 from revedge.engine.output import Output
 from revedge.engine.replay import BranchTape, branch_forward, join
+from revedge.engine.replay_of import replay_of
 from revedge.engine.run import Checksums, Given, Run
-from revedge.engine.span_replay import replay_of
 from revedge.engine.unit import GRID_BITS, Branch, to_grid
 from revedge.engine.vjp import Gradients
 from revedge.errors import UsageError
@@ -104,7 +104,7 @@ class Coupling(Run):
         for index in reversed(range(len(blocks))):
             to, read, branch = index % 2, 1 - index % 2, blocks[index]
             x_read, kept = halves[read], tape.blocks.pop()
-            replay = replay_of(branch, kept, x_read, x_read, self.slab_bytes, self.span_count)
+            replay = replay_of(branch, kept, x_read, x_read, self)
             rebuilds = replay.kept_input() is None
             g_branch = Given(g_halves[to], free=False)
             replay.undo(halves[to] if rebuilds else None, g_branch, gradients)

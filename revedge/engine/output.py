@@ -76,7 +76,10 @@ class Output:
 
     def steps(self, first: int, last: int) -> Tensor:
         """Return time steps ``first`` to ``last``, by the cuts of the whole; they begin and end with chunks."""
-        signal = self._signal.steps(first, last)
+        return self.part(self._signal.steps(first, last))
+
+    def part(self, signal: Signal) -> Tensor:
+        """Return what the tail gives out for ``signal``, some steps of its input, by the cuts of the whole."""
         return tail_forward(self._unit, signal, self._chance, self._cuts if self.sliced else None)
 
     @property

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from revedge import kernels
 from revedge.engine.output import Output
 from revedge.engine.replay import BranchTape, branch_forward, join
+from revedge.engine.replay_of import replay_of
 from revedge.engine.run import Checksums, Given, Run
-from revedge.engine.span_replay import replay_of
 from revedge.engine.unit import GRID_BITS, Branch, to_grid
 from revedge.engine.vjp import Gradients
 from revedge.errors import UsageError
@@ -95,9 +95,7 @@ class Residual(Run):
         stream, g_stream = out.take_writable(), g.take_writable()
         for index in reversed(range(len(self.branches))):
             branch = self.branch_list()[index]
-            replay = replay_of(
-                branch, tape.blocks.pop(), None, stream, self.slab_bytes, self.span_count
-            )
+            replay = replay_of(branch, tape.blocks.pop(), None, stream, self)
             kept = replay.kept_input()
             replay.undo(stream if kept is None else None, Given(g_stream, free=False), gradients)
             if kept is None:

@@ -9,6 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from revedge.engine.autocast import autocast_state
 from revedge.engine.output import Output
+from revedge.engine.signal import chunks_of
 from revedge.engine.strategy import Saving, check_strategy
 from revedge.engine.vjp import Gradients, Update
 from revedge.errors import ReversibilityError, UsageError
@@ -63,6 +64,11 @@ class Carried(Protocol):
         """What updates a parameter in the backward pass, if any."""
         ...
 
+    @property
+    def chunk_bytes(self) -> int | None:
+        """See `Run`."""
+        ...
+
     def run_forward(self, x: Given, *, keep: bool) -> tuple[Tensor, Any]:
         """Return output and tape; ``keep`` False leaves the tape empty."""
         ...
@@ -93,6 +99,8 @@ class Run(nn.Module):
         update: called with each parameter and its gradient in the backward pass, see `update_in_backward`.
         slab_bytes: size of the slabs of channels that tensors between units are computed in; None: whole.
         span_count: how many spans of time at most a block's backward pass is cut into; None: one.
+        membrane_count: how many membranes of a neuron at most stand at a time in such a pass; None: one per span.
+        chunk_bytes: of spikes that an operator reads at once; None: `revedge.engine.signal.CHUNK_BYTES`.
     """
 
     keeps_input = False
@@ -103,6 +111,8 @@ class Run(nn.Module):
         self.set_strategy(strategy, check=check)
         self.slab_bytes: int | None = None
         self.span_count: int | None = None
+        self.membrane_count: int | None = None
+        self.chunk_bytes: int | None = None
         self.update: Update | None = None
 
     def set_strategy(self, strategy: str, *, check: str | None = None) -> None:
@@ -127,20 +137,46 @@ class Run(nn.Module):
             raise UsageError(f"slab_bytes={slab_bytes} is not a size; use 1 byte or more, or None")
         self.slab_bytes = slab_bytes
 
-    def set_span_count(self, span_count: int | None) -> None:
+    def set_span_count(self, span_count: int | None, *, membranes: int | None = None) -> None:
         """Go back through residual and coupling blocks in so many spans of time (`revedge.engine.span_replay`).
 
-        Fewer, where chunks of a convolution are longer than such a span. None: over all time at once, as runs without
-        an identity path always do.
+        Fewer, where chunks of a convolution are longer than such a span (`set_chunk_bytes`). None: over all time at
+        once, as runs without an identity path always do.
+
+        Args:
+            span_count: how many spans at most.
+            membranes: how many membranes of a neuron at most stand at a time, the others are made again
+                (`revedge.engine.few_membranes`): less memory, more time. None: one per span is kept.
 
         Raises:
-            UsageError: less than 1.
+            UsageError: less than 1; membranes without spans.
         """
         if span_count is not None and span_count < 1:
             raise UsageError(
                 f"span_count={span_count} is no number of spans; use 1 or more, or None"
             )
-        self.span_count = span_count
+        if membranes is not None and span_count is None:
+            raise UsageError(
+                f"membranes={membranes} are those of spans of time; give span_count, too"
+            )
+        if membranes is not None and membranes < 1:
+            raise UsageError(f"membranes={membranes} are too few to go on from; use 1 or more")
+        self.span_count, self.membrane_count = span_count, membranes
+
+    def set_chunk_bytes(self, chunk_bytes: int | None) -> None:
+        """Let operators read about so many bytes of spikes at once, as float32; None: 2 MiB.
+
+        Smaller chunks take less memory, and spans of time may be as short as they are. Results may change in the last
+        bit, under all strategies alike.
+
+        Raises:
+            UsageError: less than 1.
+        """
+        if chunk_bytes is not None and chunk_bytes < 1:
+            raise UsageError(
+                f"chunk_bytes={chunk_bytes} is not a size; use 1 byte or more, or None"
+            )
+        self.chunk_bytes = chunk_bytes
 
     def saving(self, *, keep: bool) -> Saving:
         """How memory is saved; ``keep`` False leaves no tape."""
@@ -181,7 +217,7 @@ def carry(run: Carried, x: Tensor, parameters: list[Tensor]) -> Tensor:
     if torch.is_grad_enabled() and (x.requires_grad or parameters):
         out: Tensor = _Carry.apply(run, x, *parameters)  # type: ignore[no-untyped-call]
         return out
-    with torch.no_grad(), autocast_state(x.device.type):
+    with torch.no_grad(), autocast_state(x.device.type), chunks_of(run.chunk_bytes):
         return run.run_forward(Given(x.contiguous(), free=False), keep=False)[0]
 
 
@@ -189,9 +225,10 @@ class _Carry(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Carried, x: Tensor, *parameters: Tensor) -> Tensor:
         ctx.autocast = autocast_state(x.device.type)
-        with ctx.autocast:
+        with ctx.autocast, chunks_of(run.chunk_bytes):
             out, ctx.tape = run.run_forward(Given(x.detach().contiguous(), free=False), keep=True)
         ctx.run, ctx.parameters, ctx.used_up = run, parameters, False
+        ctx.chunk_bytes = run.chunk_bytes
         out = _own(out)
         # `out` may only be kept through autograd: as an attribute it would close a reference cycle.
         ctx.save_for_backward(x if run.keeps_input else None, out if run.keeps_output else None)
@@ -208,7 +245,7 @@ class _Carry(torch.autograd.Function):
         x, out = ctx.saved_tensors
         tape, ctx.tape, ctx.used_up = ctx.tape, None, True
         gradients = Gradients(ctx.run.update)
-        with torch.no_grad(), ctx.autocast:
+        with torch.no_grad(), ctx.autocast, chunks_of(ctx.chunk_bytes):
             g_x = ctx.run.run_backward(
                 None if x is None else x.contiguous(),
                 None if out is None else Given(out, free=False),

@@ -6,6 +6,8 @@ chunk, in front of the operator that eats them.
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -16,6 +18,17 @@ from revedge import kernels
 # pay for the call (measured: benchmarks/).
 CHUNK_BYTES = 2 * 2**20
 _CHANNEL_BLOCK = 16
+_asked_bytes: ContextVar[int | None] = ContextVar("chunk_bytes", default=None)
+
+
+@contextmanager
+def chunks_of(chunk_bytes: int | None) -> Iterator[None]:
+    """Cut chunks of so many bytes inside; None: `CHUNK_BYTES`. A run's forward and backward pass are alike in this."""
+    before = _asked_bytes.set(chunk_bytes)
+    try:
+        yield
+    finally:
+        _asked_bytes.reset(before)
 
 
 class Signal:
@@ -110,10 +123,12 @@ def chunks(signal: Signal, *, whole: bool, backward: bool = False) -> Iterator[t
 
 
 def planes_per_chunk(signal: Signal) -> int:
-    """How many planes of ``signal`` fit in `CHUNK_BYTES`; as many at least as make a byte of bits."""
+    """How many planes of ``signal`` are a chunk; as many at least as make a byte of bits."""
     size = max(1, math.prod(signal.plane_shape))
     aligned = 8 // math.gcd(8, max(1, signal.plane_bits))
     # oneDNN works on blocks of 16 channels: a plane of fewer takes as much room.
     channels = max(1, signal.plane_shape[0]) if signal.plane_shape else 1
     plane_bytes = 4 * size // channels * max(_CHANNEL_BLOCK, channels)
-    return max(1, CHUNK_BYTES // plane_bytes // aligned) * aligned
+    asked = _asked_bytes.get()
+    fitting = (CHUNK_BYTES if asked is None else asked) // plane_bytes
+    return max(1, fitting // aligned) * aligned

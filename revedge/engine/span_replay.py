@@ -12,9 +12,12 @@ Sweeps go from the last span to the first, as gradients through neurons must. So
 every other backward pass of the engine (`tail_backward`, `kernels.norm_backward_`): the gradients are the same bits.
 Spans begin and end where the chunks of all the branch's operators do, so that each is computed as in the forward pass.
 
+Few of the membranes are kept, and no bits of all time steps, by `revedge.engine.few_membranes`.
+
 Time, for a branch of n norms with a convolution in front of each: 1 convolution for the last norm's sums, n - 1 for
 the membranes, and in the k-th further sweep (k = 1 ... n) k + 1 or, in the last, n forward, k data gradients and one
-weight gradient. Memory: about three tensors of a span, and a step of membranes per span and neuron but the first.
+weight gradient. Memory: about two tensors of a span and two chunks, and a step of membranes per span and neuron but
+the first.
 """
 
 import math
@@ -30,37 +33,17 @@ from revedge.engine.output import Output
 from revedge.engine.replay import BranchTape, Replay, add_rounded
 from revedge.engine.run import Given
 from revedge.engine.signal import Signal
-from revedge.engine.span import Span, can_be_cut, cut_time
+from revedge.engine.span import Span
 from revedge.engine.tail import tail_backward
 from revedge.engine.unit import Branch
 from revedge.engine.vjp import Gradients, InputsOnly, add_gradient
 from revedge.neurons import BaseNode
 
 
-def replay_of(
-    branch: Branch,
-    tape: BranchTape,
-    x: Tensor | None,
-    stream: Tensor,
-    slab_bytes: int | None,
-    span_count: int | None,
-) -> Replay:
-    """Return what replays ``branch`` backward: in spans if asked for, possible and more than one.
-
-    Args:
-        branch, tape, x, slab_bytes: as `Replay` has them.
-        stream: of the shape of the branch's input.
-        span_count: how many spans at most.
-    """
-    if span_count is not None and can_be_cut(branch, tape):
-        spans = cut_time(branch, stream, span_count)
-        if len(spans) > 1:
-            return SpanReplay(branch, tape, x, slab_bytes, spans)
-    return Replay(branch, tape, x, slab_bytes)
-
-
 class SpanReplay(Replay):
     """`Replay` in spans: level k is the input of unit k, level n, of n units, what the trailing norm is given."""
+
+    _keeps_membranes = True
 
     def __init__(
         self,
@@ -123,7 +106,7 @@ class SpanReplay(Replay):
     ) -> Iterator[tuple[Span, Tensor, Tensor]]:
         """Yield, from the last span to the first, what `_back` finds; each neuron begins with no gradient behind it."""
         self.carried.clear()
-        for span in reversed(self.spans):
+        for span in self._spans_back():
             look()
             yield span, *self._back(level, span, gradients)
         for new in range(level, self.found):
@@ -144,19 +127,30 @@ class SpanReplay(Replay):
         g = self._through_norm(level + 1, y_above, g)
         del y_above
         unit, kept = self.units[level], self.tape.units[level]
-        assert isinstance(unit.neuron, BaseNode)
-        assert kept.signal is not None
-        signal = kept.signal.steps(span.first, span.last)
         wanted = gradients if level < self.found else InputsOnly()
+        signal = self._spikes(level, span, last_look=True)
         found = tail_backward(unit, signal, kept.chance, g, wanted, need_input=True)
         assert found is not None
-        del g
-        y, v = self._level(level, span), self._membrane(level, span)
-        z, params = self._normalized(level, y), unit.neuron.params()
+        del g, signal
+        y = self._level(level, span)
+        return y, self._through_neuron(level, span, y, found)
+
+    def _through_neuron(self, level: int, span: Span, y: Tensor, g: Tensor) -> Tensor:
+        """From the gradient of a neuron's spikes to that of its input, written over it."""
+        neuron, norm, stats = self.units[level].neuron, self.norms[level], self.stats[level]
+        assert isinstance(neuron, BaseNode)
+        v, params = self._membrane(level, span), neuron.params()
         g_v, leak = self.carried.get(level, (None, None))
-        g, *carried = kernels.neuron_backward_(z, v, found, g_v, params, leak=leak)
-        self.carried[level] = (carried[0], carried[1])
-        return y, g
+        if norm is None:
+            g, g_v, leak = kernels.neuron_backward_(y, v, g, g_v, params, leak=leak)
+        else:
+            assert stats is not None
+            scale, shift, _ = affine(norm, stats)
+            g, g_v, leak = kernels.norm_neuron_span_backward_(
+                y, scale, shift, v, g, g_v, params, leak=leak
+            )
+        self.carried[level] = (g_v, leak)
+        return g
 
     def _through_norm(self, level: int, y: Tensor, g: Tensor) -> Tensor:
         """From the gradient of a norm's result to that of its input, whose sums are known."""
@@ -171,17 +165,24 @@ class SpanReplay(Replay):
         if level == 0:
             assert isinstance(self.x, Tensor)
             return span.of(self.x)
-        if level not in self.outputs:
-            self.outputs[level] = self._tail(level - 1)
-        return self.outputs[level].steps(span.first, span.last)
+        return self._output_of(level - 1).part(self._spikes(level - 1, span))
 
-    def _normalized(self, level: int, y: Tensor) -> Tensor:
-        norm, stats = self.norms[level], self.stats[level]
-        if norm is None:
-            return y
-        assert stats is not None
-        scale, shift, _ = affine(norm, stats)
-        return kernels.norm_forward(y.flatten(0, 1), scale, shift).view(y.shape)
+    def _output_of(self, level: int) -> Output:
+        """What the tail of unit ``level`` gives out; never whole, but by the cuts of the whole."""
+        if level not in self.outputs:
+            self.outputs[level] = self._tail(level)
+        return self.outputs[level]
+
+    def _spikes(self, level: int, span: Span, *, last_look: bool = False) -> Signal:
+        """Output of the neuron of ``level`` in ``span``; ``last_look``: not asked for again in this sweep."""
+        del last_look
+        kept = self.tape.units[level].signal
+        assert kept is not None
+        return kept.steps(span.first, span.last)
+
+    def _spans_back(self) -> Iterator[Span]:
+        """From the last to the first; of each, what came before it is there when it is asked for."""
+        yield from reversed(self.spans)
 
     def _new_sums(self, level: int) -> kernels.GradientSums:
         norm, stats = self.norms[level], self.stats[level]
@@ -201,11 +202,13 @@ class SpanReplay(Replay):
     def _forward_sweep(self, levels: range) -> None:
         """Keep the neurons' membranes before spans, and make the bits that the strategy did not keep."""
         makes = [level for level in levels if self.tape.units[level].signal is None]
+        if not (makes or self._keeps_membranes):
+            return
         v: dict[int, Tensor] = {}
         for span in self.spans:
             look()
             for level in levels:
-                if level in v and span.index % self._stride(level) == 0:
+                if level in v and self._keeps_membranes and span.index % self._stride(level) == 0:
                     self.membranes[level, span.index] = v[level]
                 if level not in makes and span is self.spans[-1]:
                     continue

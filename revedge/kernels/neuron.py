@@ -290,7 +290,5 @@ def norm_neuron_span_backward_(
     Returns:
         (gradient of ``y * scale + shift``, which is ``g_s``; g_v0 [B, C, ...]; g_leak [B, C, ...] or None).
     """
-    g_v0, g_leak = _norm_neuron_span_backward(
-        y, scale, shift, v0, g_s, g_vT, p.as_floats(), leak
-    )
+    g_v0, g_leak = _norm_neuron_span_backward(y, scale, shift, v0, g_s, g_vT, p.as_floats(), leak)
     return g_s, g_v0, g_leak if p.learns_leak else None

@@ -117,18 +117,20 @@ class GradientSums:
     Args:
         mean, inv_std, weight: the norm [C].
 
-    Memory: 256 bytes a channel.
+    Memory: 256 bytes a channel until the first look at a result, 16 from then on.
     """
 
     def __init__(self, mean: Tensor, inv_std: Tensor, weight: Tensor) -> None:
         self._norm = (mean, inv_std, weight.detach())
-        self._lanes = mean.new_zeros((2, mean.numel(), reference.LANES), dtype=torch.float64)
+        shape = (2, mean.numel(), reference.LANES)
+        self._lanes: Tensor | None = mean.new_zeros(shape, dtype=torch.float64)
         self._count = 0
         self._results: Tensor | None = None
 
     @torch.no_grad()
     def add(self, y: Tensor, g: Tensor) -> None:
         """Add a piece of what the norm was given, and of the gradient of its result, each [m, C, ...]."""
+        assert self._lanes is not None
         _gradient_lanes(y, g, self._norm[0], self._lanes)
         self._count += y.numel() // max(1, y.shape[1])
 
@@ -147,8 +149,9 @@ class GradientSums:
     def _found(self) -> Tensor:
         found = self._results
         if found is None:
+            assert self._lanes is not None
             found = _lane_gradients(self._lanes, self._norm[1], self._count)
-            self._results = found
+            self._results, self._lanes = found, None
         return found
 
 

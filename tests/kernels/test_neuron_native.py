@@ -92,9 +92,9 @@ def check_norm_neuron(
     state = (torch.randn(y.shape[1:]), torch.rand(y.shape[1:]) if p.learns_leak else None)
     for g_vT, leak in ((None, None), state):
         g_span, g_span_expected = g.clone(), g.clone()
-        found = kernels.norm_neuron_span_backward_(
-            y, scale, shift, v0, g_span, g_vT, p, leak=leak
-        )[1:]
+        found = kernels.norm_neuron_span_backward_(y, scale, shift, v0, g_span, g_vT, p, leak=leak)[
+            1:
+        ]
         expected = reference.norm_neuron_span_backward_(
             y, scale, shift, v0, g_span_expected, g_vT, p, leak
         )
