@@ -55,7 +55,8 @@ def make_loop(
         **plan.model_options,
     ).to(plan.device)
     model.set_slab_bytes(plan.slab_bytes)
-    model.set_span_count(plan.span_count)
+    model.set_span_count(plan.span_count, membranes=plan.membrane_count)
+    model.set_chunk_bytes(plan.chunk_bytes)
     epochs = plan.epochs or 1
     began: dict[str, Any] = {}
     if settings.start:

@@ -10,7 +10,7 @@ from revedge.cli.bench_rows import (
     BEST,
     NAMED,
     SLABS,
-    SPANS,
+    SPELLING,
     STRATEGIES,
     Case,
     Progress,
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strategy",
         default="all",
-        help=f"{', '.join(STRATEGIES)}, invert, plain, each maybe with {SLABS}=1MiB or {SPANS}=8 "
+        help=f"{', '.join(STRATEGIES)}, invert, plain, each maybe with {SPELLING} "
         "(several with commas), "
         f"smallest, fastest, all{SLABS} or all (default)",
     )

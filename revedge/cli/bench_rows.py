@@ -21,10 +21,15 @@ NAMED: dict[str, dict[str, Any]] = {
 }
 STRATEGIES = ("store", "keep-conv", "keep-spikes", "reverse")
 _KNOWN = (*STRATEGIES, "invert", PLAIN)
-SLABS = (
-    "+slabs"  # "reverse+slabs=1MiB": tensors between units are computed in slabs of so many bytes
-)
-SPANS = "+spans"  # "reverse+spans=8": blocks go backward in so many spans of time
+SLABS = "+slabs"
+SPELLING = f"{SLABS}=1MiB, +spans=16, +membranes=2 (of spans) or +chunks=1MiB"
+# What may follow a strategy, as in "reverse+slabs=1MiB+spans=16+membranes=2": the option, and how its value is read.
+_OPTIONS = {
+    "slabs": ("slab_bytes", True),
+    "spans": ("span_count", False),
+    "membranes": ("membrane_count", False),
+    "chunks": ("chunk_bytes", True),
+}
 # With "all+slabs", "smallest", "fastest": the planner's sizes but for 32 MiB, which few of these nets' tensors reach,
 # under the strategies that do not keep the tensors that slabs avoid.
 _SLAB_SIZES = ("2MiB", "8MiB")
@@ -67,25 +72,32 @@ def strategies_of(text: str, *, reversible: bool) -> list[str]:
 
 
 def strategy_options(word: str) -> Row:
-    """Return strategy, slab_bytes and span_count of "reverse" or "reverse+slabs=1MiB+spans=8".
+    """Return strategy and options of a step of "reverse" or "reverse+slabs=1MiB+spans=8"; None where none is told.
 
     Raises:
-        UsageError: an unknown name or size.
+        UsageError: an unknown name, size or number.
     """
-    rest, spans, count = word.partition(f"{SPANS}=")
-    name, slabs, size = rest.partition(f"{SLABS}=")
+    name, *parts = word.split("+")
+    found: Row = {"strategy": name, **dict.fromkeys(option for option, _ in _OPTIONS.values())}
+    for part in parts:
+        key, equals, value = part.partition("=")
+        if key not in _OPTIONS or not equals:
+            name = ""
+            break
+        option, is_size = _OPTIONS[key]
+        if not is_size and not (value.isdecimal() and int(value)):
+            raise UsageError(
+                f"--strategy {word!r}: {value!r} is no number of {key}; give 1 or more"
+            )
+        found[option] = parse_bytes(value) if is_size else int(value)
     if name not in _KNOWN:
         raise UsageError(
-            f"--strategy {word!r} is not known; choose among {', '.join(_KNOWN)}, or one of "
-            f"smallest, fastest, all, all{SLABS}"
+            f"--strategy {word!r} is not known; choose among {', '.join(_KNOWN)}, maybe with {SPELLING}, "
+            f"or one of smallest, fastest, all, all{SLABS}"
         )
-    if spans and not (count.isdecimal() and int(count)):
-        raise UsageError(f"--strategy {word!r}: {count!r} is no number of spans; give 1 or more")
-    return {
-        "strategy": name,
-        "slab_bytes": parse_bytes(size) if slabs else None,
-        "span_count": int(count) if spans else None,
-    }
+    if found["membrane_count"] is not None and found["span_count"] is None:
+        raise UsageError(f"--strategy {word!r}: membranes are those of spans; add +spans=16")
+    return found
 
 
 def measure(

@@ -10,10 +10,10 @@ from revedge.units import parse_bytes
 # As attributes of the parsed arguments. What is not given is None.
 NAMES = (
     "model", "depth", "width", "neuron", "timesteps", "batch", "micro_batch", "strategy", "slab", "spans",
-    "update_in_backward", "precision", "optimizer", "prefer", "runs", "threads",
+    "membranes", "chunk", "update_in_backward", "precision", "optimizer", "prefer", "runs", "threads",
 )  # fmt: skip
 _RANGES = ("depth", "timesteps", "width")
-_COUNTS = ("batch", "micro_batch", "threads")
+_COUNTS = ("batch", "micro_batch", "membranes", "threads")
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +61,17 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         "--spans",
         metavar="N",
         help="go backward through residual and reversible blocks in N spans of time, or none; default: chosen",
+    )
+    add(
+        "--membranes",
+        type=int,
+        metavar="N",
+        help="with --spans: keep N membranes of a neuron between spans, make the others again; default: one per span",
+    )
+    add(
+        "--chunk",
+        metavar="SIZE",
+        help="let convolutions read SIZE of spikes at once, as 512KiB; spans are no shorter (default: 2MiB)",
     )
     add(
         "--update-in-backward",
@@ -123,6 +134,8 @@ def wishes(args: argparse.Namespace) -> dict[str, Any]:
         "strategy": args.strategy,
         "slab_bytes": slab,
         "span_count": _spans(args.spans),
+        "membrane_count": args.membranes,
+        "chunk_bytes": None if args.chunk is None else parse_bytes(args.chunk),
         "update_in_backward": None if update is None else update == "yes",
         "precision": args.precision,
         "optimizer": args.optimizer,

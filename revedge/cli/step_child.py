@@ -31,7 +31,8 @@ def run_step(job: dict[str, Any]) -> dict[str, Any]:
     Args:
         job: model (arguments of `revedge.models.create`), strategy, batch, threads, repeats (timed steps; 1 also means
             one step in place of two before them). Or null: track (also count storages), update_in_backward, slab_bytes,
-            span_count, check, gradients (path to write to), reference (path to compare with).
+            span_count, membrane_count, chunk_bytes, check, gradients (path to write to), reference (path to compare
+            with).
     """
     return_freed_memory()
     import torch
@@ -46,7 +47,8 @@ def run_step(job: dict[str, Any]) -> dict[str, Any]:
     net.set_strategy("store" if plain else job["strategy"], check=job.get("check", "none"))
     net.train()
     net.set_slab_bytes(job.get("slab_bytes"))
-    net.set_span_count(job.get("span_count"))
+    net.set_span_count(job.get("span_count"), membranes=job.get("membrane_count"))
+    net.set_chunk_bytes(job.get("chunk_bytes"))
     start: dict[str, Tensor] = {}
     if job.get("update_in_backward"):
         engine.update_in_backward(net, _descend)

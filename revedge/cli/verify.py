@@ -38,6 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="go backward through blocks in N spans of time (default: over all time at once)",
     )
+    parser.add_argument(
+        "--membranes",
+        type=int,
+        metavar="N",
+        help="with --spans: keep N membranes of a neuron between spans (default: one per span)",
+    )
+    parser.add_argument(
+        "--chunk",
+        metavar="SIZE",
+        help="let convolutions read SIZE of spikes at once, as 512KiB (default: 2MiB)",
+    )
     parser.epilog = (
         "example:\n  revedge verify --model revsresnet21 --timesteps 4 --batch 8\n\n"
         "The first row is plain PyTorch autograd over the reference operators. `identical` compares the\n"
@@ -64,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
         "check": "checksum",
         "slab_bytes": None if args.slab is None else parse_bytes(args.slab),
         "span_count": None if args.spans is None else at_least_one("--spans", args.spans),
+        "membrane_count": _membranes(args),
+        "chunk_bytes": None if args.chunk is None else parse_bytes(args.chunk),
     }
     strategies = (*STRATEGIES, "invert") if args.neuron == "reversible" else STRATEGIES
     rows = _rows(job, strategies)
@@ -77,6 +90,14 @@ def run(args: argparse.Namespace) -> int:
     }
     emit(args, _text(rows, good), payload)
     return 0 if good else 1
+
+
+def _membranes(args: argparse.Namespace) -> int | None:
+    if args.membranes is not None and args.spans is None:
+        raise UsageError(
+            f"--membranes {args.membranes} are those of spans of time; give --spans, too, as in --spans 16"
+        )
+    return None if args.membranes is None else at_least_one("--membranes", args.membranes)
 
 
 def _rows(job: dict[str, Any], strategies: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 `SpanReplay` keeps a step of membranes before each span, and the spikes of all time steps at one bit each. Here at most
 ``count`` membranes of a neuron stand at a time, and spikes of one span. Each sweep back through the spans makes the
-others again, going forward from one that is kept (`revedge.engine.binomial`): one convolution per unit in front of a
+others again, going forward from one that is kept (`revedge.binomial`): one convolution per unit in front of a
 neuron and span gone through, and one for the spikes of the span itself. The first neuron reads the stream, so its
 membranes cost no convolution, and none is kept: they are made again from rest.
 
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from revedge.engine.binomial import ways_back
+from revedge.binomial import ways_back
 from revedge.engine.output import Output
 from revedge.engine.replay import BranchTape
 from revedge.engine.run import Given
@@ -82,18 +82,22 @@ class FewMembranes(SpanReplay):
 
     def _spans_back(self) -> Iterator[Span]:
         for way in ways_back(len(self.spans), self.count):
-            for index in [index for index in self.before if index > way.index]:
+            self.at_hand = {}
+            self.spikes.clear()
+            for index in [index for index in self.before if index > way.goal]:
                 del self.before[index]
             v, first = self.before.get(way.start, {}), self._first(way.start)
-            for index in range(way.start, way.index):
+            for index in range(way.start, way.goal):
                 if index in way.stops:
                     self.before[index] = v
                 first, v = self._behind(self.spans[index], first, v)
             self.at_hand = v
             del v
-            self._make_spikes(self.spans[way.index], first)
+            self._make_spikes(self.spans[way.goal], first)
             del first
-            yield self.spans[way.index]
+            yield self.spans[way.goal]
+        self.at_hand = {}
+        self.spikes.clear()
         self.before.clear()
 
     def _behind(self, span: Span, first: Tensor | None, v: _Membranes) -> tuple[Tensor, _Membranes]:
@@ -113,7 +117,7 @@ class FewMembranes(SpanReplay):
     def _make_spikes(self, span: Span, first: Tensor | None) -> None:
         for level in self.made:
             y = self._level(level, span)
-            bits, _ = self._answer(level, y, self.at_hand.get(level) if level else first)
+            bits = self._answer(level, y, self.at_hand.get(level) if level else first)[0]
             self.spikes[level] = Signal(y.shape, bits=bits)
             del y, bits
 
@@ -125,5 +129,5 @@ class FewMembranes(SpanReplay):
         """The first neuron's membrane before span ``index``; None: at rest."""
         v: Tensor | None = None
         for span in self.spans[:index]:
-            _, v = self._answer(0, self._level(0, span), v)
+            v = self._answer(0, self._level(0, span), v)[1]
         return v

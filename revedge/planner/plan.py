@@ -63,6 +63,10 @@ class Plan:
     span_count: int | None = (
         None  # spans of time that blocks go backward in; None: over all time at once
     )
+    membrane_count: int | None = (
+        None  # membranes of a neuron that stand at most between spans; None: one per span
+    )
+    chunk_bytes: int | None = None  # of spikes that an operator reads at once; None: 2 MiB
     update_in_backward: bool = False  # update each unit's weights, and free its gradient, at once
     precision: str = "float32"  # that convolutions and linear layers are trained in
     optimizer: str = "adamw"
@@ -104,6 +108,10 @@ class Plan:
             raise PlanFormatError(
                 f"plan: strategy = {self.strategy!r} is not known; give one of {STRATEGIES}, or a list of them "
                 "with one for each run"
+            )
+        if self.membrane_count is not None and self.span_count is None:
+            raise PlanFormatError(
+                f"plan: membrane_count = {self.membrane_count} is of spans of time; give span_count, too"
             )
         if self.update_in_backward and self.micro_batch_size != self.batch_size:
             raise PlanFormatError(
@@ -233,7 +241,9 @@ class Plan:
 
 # Keys that are absent from the file where they have these values.
 _ABSENT = {
-    **dict.fromkeys(("data_dir", "epochs", "slab_bytes", "span_count")),
+    **dict.fromkeys(
+        ("data_dir", "epochs", "slab_bytes", "span_count", "membrane_count", "chunk_bytes")
+    ),
     "update_in_backward": False,
     "precision": "float32",
 }
@@ -248,14 +258,18 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(_FLOATS, (float, int)),
     "data_dir": (str, _NONE),
     "strategy": (str, tuple),
-    **dict.fromkeys(("epochs", "slab_bytes", "span_count"), (int, _NONE)),
+    **dict.fromkeys(
+        ("epochs", "slab_bytes", "span_count", "membrane_count", "chunk_bytes"), (int, _NONE)
+    ),
     **dict.fromkeys(("static", "update_in_backward"), (bool,)),
     "in_shape": (tuple,),
     **dict.fromkeys(("model_options", "parts"), (dict,)),
 }
 _LEAST = {
     **dict.fromkeys(("num_classes", "timesteps", "batch_size", "micro_batch_size", "threads"), 1),
-    **dict.fromkeys(("budget_bytes", "slab_bytes", "span_count"), 1),
+    **dict.fromkeys(
+        ("budget_bytes", "slab_bytes", "span_count", "membrane_count", "chunk_bytes"), 1
+    ),
     **dict.fromkeys(("predicted_peak_bytes", "warmup_steps", "augment_shift", "epochs"), 0),
     **dict.fromkeys(_FLOATS, 0),
 }

@@ -1,7 +1,7 @@
 """What is asked of the planner: what is given, what is free, and what to make large."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from revedge.errors import UsageError
@@ -55,6 +55,8 @@ class Request:
     strategy: str | None = None
     slab_bytes: int | None = None  # 0: no slabs
     span_count: int | None = None  # 0: no spans
+    membrane_count: int | None = None  # None: one per span
+    chunk_bytes: int | None = None  # None: as the engine has them
     update_in_backward: bool | None = None
     precision: str | None = (
         None  # None: float32; "auto": bfloat16 where that is measured to be faster
@@ -88,6 +90,10 @@ class Request:
         if self.optimizer not in (None, ANY, *OPTIMIZERS):
             raise UsageError(
                 f"optimizer {self.optimizer!r} is not known; choose one of {(*OPTIMIZERS, ANY)}"
+            )
+        if self.membrane_count is not None and not self.span_count:
+            raise UsageError(
+                f"--membranes {self.membrane_count} are those of spans of time; give --spans, too, as in --spans 16"
             )
         if self.update_in_backward and self.micro_batch_size not in (None, self.full_batch_size):
             raise UsageError(
@@ -150,7 +156,11 @@ class Request:
         whole = micro_batch == self.full_batch_size
         updates = [False, True] if self.update_in_backward is None else [self.update_in_backward]
         found = ways(self.strategies(), slabs, self._spans(), updates)
-        return [way for way in found if whole or not way.update_in_backward]
+        return [
+            replace(way, membrane_count=self.membrane_count, chunk_bytes=self.chunk_bytes)
+            for way in found
+            if whole or not way.update_in_backward
+        ]
 
     def _spans(self) -> list[int | None]:
         """Return the numbers of spans that may be chosen: where a trace would be needed, it takes too long for that."""
@@ -198,6 +208,8 @@ class Request:
             strategy=way.strategy,
             slab_bytes=way.slab_bytes,
             span_count=way.span_count,
+            membrane_count=way.membrane_count,
+            chunk_bytes=way.chunk_bytes,
             update_in_backward=way.update_in_backward,
             precision=PRECISIONS[0] if self.precision in (None, AUTO) else self.precision,
             optimizer=optimizer,
@@ -223,6 +235,8 @@ class Request:
             strategy=setting.strategy,
             slab_bytes=setting.slab_bytes,
             span_count=setting.span_count,
+            membrane_count=setting.membrane_count,
+            chunk_bytes=setting.chunk_bytes,
             update_in_backward=setting.update_in_backward,
             precision=setting.precision,
             optimizer=setting.optimizer,

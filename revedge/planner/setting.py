@@ -27,6 +27,8 @@ class Setting:
     strategy: str | tuple[str, ...]
     slab_bytes: int | None = None
     span_count: int | None = None
+    membrane_count: int | None = None
+    chunk_bytes: int | None = None
     update_in_backward: bool = False
     precision: str = "float32"
     optimizer: str = "adamw"

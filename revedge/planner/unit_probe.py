@@ -59,7 +59,8 @@ def block_work(setting: Setting, run: int, fork: int) -> Callable[[], None]:
     from revedge.planner.stack import one_block
 
     same = replace(setting, timesteps=1, batch_size=1, micro_batch_size=1, strategy="reverse")
-    same = replace(same, slab_bytes=None, span_count=None, update_in_backward=False, static=False)
+    same = replace(same, slab_bytes=None, span_count=None, membrane_count=None, chunk_bytes=None)
+    same = replace(same, update_in_backward=False, static=False)
     net, geometry = _net(json.dumps(same.to_json()))
     part = net.runs()[run]
     if isinstance(part, engine.Residual):
@@ -72,7 +73,8 @@ def block_work(setting: Setting, run: int, fork: int) -> Callable[[], None]:
     strategy = setting.strategy
     part.set_strategy(strategy if isinstance(strategy, str) else strategy[run])
     part.set_slab_bytes(setting.slab_bytes)
-    part.set_span_count(setting.span_count)
+    part.set_span_count(setting.span_count, membranes=setting.membrane_count)
+    part.set_chunk_bytes(setting.chunk_bytes)
     engine.update_in_backward(part, (lambda p, g: None) if setting.update_in_backward else None)
     plane: tuple[int, ...] = setting.in_shape
     for each in geometry.runs[:run]:

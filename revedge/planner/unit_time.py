@@ -54,7 +54,7 @@ def parts_of(net: Net, setting: Setting) -> Iterator[Part]:
 def _part(setting: Setting, facts: object, count: int, run: int, fork: int, strategy: str) -> Part:
     pair = [probed(setting, frames) for frames in (MOST_FRAMES // FEWEST_SHARE, MOST_FRAMES)]
     sizes = [(each.timesteps, each.micro_batch_size) for each in pair]
-    cuts = (setting.slab_bytes, setting.span_count)
+    cuts = (setting.slab_bytes, setting.span_count, setting.membrane_count, setting.chunk_bytes)
     ways = (*cuts, setting.update_in_backward, setting.precision, setting.threads)
     settings = [{**each.to_json(), "strategy": strategy} for each in pair]
     key = repr((facts, sizes, ways, setting.static))

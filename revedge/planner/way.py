@@ -1,14 +1,15 @@
 """Ways to save memory, in the order of the time that a step takes with them.
 
-A way is what changes the bytes of a training and none of its results (slabs: in the last bit): memory strategy, slabs
-of channels, spans of time, update in backward. The optimizer and the micro-batch do change results, so they are
-wishes of their own.
+A way is what changes the bytes of a training and none of its results (slabs and chunks: in the last bit): memory
+strategy, slabs of channels, spans of time, chunks of operators, update in backward. The optimizer and the micro-batch
+do change results, so they are wishes of their own.
 """
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from revedge.binomial import steps_back
 from revedge.planner.setting import Setting
 from revedge.units import format_bytes
 
@@ -31,7 +32,6 @@ SLAB_TIME_FACTORS: Mapping[int | None, float] = {
 # before spans take about m/T of one: eight take 0.1, 0.1, 0.2 more than the best number at T = 16, 64, 256.
 SPANS: Sequence[int | None] = (None, 8)
 SPAN_STRATEGIES = ("keep-spikes", "reverse")
-_SPAN_TIME_FACTOR = 1.55  # measured 1.46 to 1.54
 _UPDATE_TIME_FACTOR = 1.001  # one call per parameter instead of two for all
 
 
@@ -42,6 +42,8 @@ class Way:
     strategy: str | tuple[str, ...]
     slab_bytes: int | None = None
     span_count: int | None = None
+    membrane_count: int | None = None
+    chunk_bytes: int | None = None
     update_in_backward: bool = False
 
     @classmethod
@@ -54,7 +56,10 @@ class Way:
         strategy = self.strategy if isinstance(self.strategy, str) else "+".join(self.strategy)
         slabs = "" if self.slab_bytes is None else f" slabs {format_bytes(self.slab_bytes)}"
         spans = "" if self.span_count is None else f" in {self.span_count} spans"
-        return f"{strategy}{slabs}{spans}" + (
+        if self.membrane_count is not None:
+            spans += f" with {self.membrane_count} membranes"
+        chunks = "" if self.chunk_bytes is None else f" chunks {format_bytes(self.chunk_bytes)}"
+        return f"{strategy}{slabs}{spans}{chunks}" + (
             " update-in-backward" if self.update_in_backward else ""
         )
 
@@ -70,8 +75,9 @@ class Way:
         )
 
     def _of_strategy(self, name: str) -> float:
-        cut = self.span_count is not None and name in SPAN_STRATEGIES
-        return TIME_FACTORS[name] * (_SPAN_TIME_FACTOR if cut else 1.0)
+        if self.span_count is None or name not in SPAN_STRATEGIES:
+            return TIME_FACTORS[name]
+        return TIME_FACTORS[name] * _span_time_factor(self.span_count, self.membrane_count)
 
 
 def ways(
@@ -101,6 +107,17 @@ def ways(
         or (strategy in SPAN_STRATEGIES and slab_bytes in least)
     )
     return sorted(found, key=lambda way: way.time_factor)
+
+
+def _span_time_factor(span_count: int, membrane_count: int | None) -> float:
+    """Convolutions of a step of blocks of two in spans, in units of those without, which are 2 + 6.
+
+    More than is measured (benchmarks/depth_time_*.md), for those that are done again read what is in the cache.
+    """
+    convolutions = 2.0 + 11.0
+    if membrane_count is not None:  # in two sweeps: ways to the spans, and the spikes of each
+        convolutions += 2.0 * (steps_back(span_count, membrane_count) / span_count + 1.0)
+    return convolutions / 8.0
 
 
 def _slab_factor(slab_bytes: int | None) -> float:

@@ -19,6 +19,7 @@ _FIXED = {
     "micro_batch_size": "--micro-batch",
     "slab_bytes": "--slab",
     "span_count": "--spans",
+    "chunk_bytes": "--chunk",
     "update_in_backward": "--update-in-backward",
 }
 
@@ -97,6 +98,8 @@ def _helps(request: Request, floor: Setting, name: str, fits: Callable[[Setting]
     if getattr(request, name) is None:
         return False
     changes: dict[str, Any] = {name: None}
+    if name == "span_count":
+        changes["membrane_count"] = None  # which are those of spans
     freed = replace(request, **changes)
     sizes = freed.micro_batches()
     return any(
@@ -112,5 +115,7 @@ def _with_way(setting: Setting, way: Way) -> Setting:
         strategy=way.strategy,
         slab_bytes=way.slab_bytes,
         span_count=way.span_count,
+        membrane_count=way.membrane_count,
+        chunk_bytes=way.chunk_bytes,
         update_in_backward=way.update_in_backward,
     )

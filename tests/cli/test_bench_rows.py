@@ -70,18 +70,25 @@ def test_all_strategies_and_slabs():
     assert strategies_of("reverse+slabs=1KiB,store,store", reversible=False) == [
         "reverse+slabs=1KiB", "store",
     ]  # fmt: skip
-    assert bench_rows.strategy_options("reverse+slabs=1KiB") == {
-        "strategy": "reverse", "slab_bytes": 1024, "span_count": None,
-    }  # fmt: skip
-    assert bench_rows.strategy_options("reverse+slabs=1KiB+spans=8") == {
-        "strategy": "reverse", "slab_bytes": 1024, "span_count": 8,
-    }  # fmt: skip
+    nothing = dict.fromkeys(("slab_bytes", "span_count", "membrane_count", "chunk_bytes"))
+    for word, options in {
+        "reverse": {},
+        "reverse+slabs=1KiB": {"slab_bytes": 1024},
+        "reverse+slabs=1KiB+spans=8": {"slab_bytes": 1024, "span_count": 8},
+        "reverse+spans=8+membranes=2": {"span_count": 8, "membrane_count": 2},
+        "reverse+chunks=1KiB": {"chunk_bytes": 1024},
+    }.items():
+        assert bench_rows.strategy_options(word) == {"strategy": "reverse", **nothing, **options}
     for wrong in (
         "magic",
         "reverse+slabs",
         "reverse+slabs=much",
         "reverse+spans",
         "reverse+spans=0",
+        "reverse+membranes=2",
+        "reverse+spans=8+membranes=none",
+        "reverse+chunks",
+        "reverse+magic=2",
         "smallest,store",
     ):
         with pytest.raises(UsageError):

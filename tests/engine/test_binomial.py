@@ -4,7 +4,7 @@ import functools
 
 import pytest
 
-from revedge.engine.binomial import steps_back, ways_back
+from revedge.binomial import steps_back, ways_back
 
 
 @functools.cache
@@ -27,11 +27,11 @@ def test_fewest_steps_and_never_more_states_than_asked_for(most: int) -> None:
         kept, steps = {0}, 0
         for expected, way in zip(reversed(range(count)), ways_back(count, most), strict=True):
             kept = {state for state in kept if state <= expected}
-            assert way.index == expected
+            assert way.goal == expected
             assert way.start in kept
             assert max(kept) == way.start
-            assert all(way.start < stop < way.index for stop in way.stops)
+            assert all(way.start < stop < way.goal for stop in way.stops)
             kept.update(way.stops)
-            steps += way.index - way.start
-            assert len(kept | {way.index}) - 1 + (way.index == 0) <= most
+            steps += way.goal - way.start
+            assert len(kept | {way.goal}) - 1 + (way.goal == 0) <= most
         assert steps == steps_back(count, most) == fewest(count, most)

@@ -78,7 +78,7 @@ def test_formulas_equal_the_trace_to_the_byte(index: int) -> None:
     assert any(each.narrow for each in told.convolutions) == bool(traced["narrow"])
 
 
-@pytest.mark.parametrize("index", range(16))
+@pytest.mark.parametrize("index", range(32))
 def test_formulas_of_spans_equal_the_trace_to_the_byte(
     index: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +100,10 @@ def test_formulas_of_spans_equal_the_trace_to_the_byte(
         span_count=draw.choice([2, 5, 16]),
         threads=1,
     )
+    if index % 2:
+        setting = dataclasses.replace(setting, membrane_count=draw.choice([1, 2, 3, 20]))
+    if index % 4 > 1:
+        setting = dataclasses.replace(setting, chunk_bytes=draw.choice([1, 1 << 15, 1 << 18]))
     if setting.micro_batch_size == 4 and draw.random() < 0.5:
         setting = dataclasses.replace(setting, update_in_backward=True)
     told = by_formulas(setting)

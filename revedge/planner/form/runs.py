@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from revedge.planner.form.branch import Replay, Tape, branch_forward, join
 from revedge.planner.form.meter import Block
 from revedge.planner.form.output import Output
+from revedge.planner.form.replay_of import replay_of
 from revedge.planner.form.shape import Branch, Plane, Run, volume
-from revedge.planner.form.span_replay import replay_of
 from revedge.planner.form.tail import CHUNK_BYTES, Context
 
 

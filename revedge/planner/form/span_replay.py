@@ -2,78 +2,46 @@
 
 always            4 B C H W for each membrane that is kept before a span, ceil(T B C H W / 8) for bits that are made
 forward sweep     4 t B C H W [y] + ceil(t B C H W / 8) + 2 * 4 B C H W [membranes before and behind]
-backward sweep    3 * 4 t B C H W [y, z and the gradient] + 2 * 4 B C H W [gradients of membranes] and as much for leaks
-a norm's sums     256 C, and 5 vectors of C numbers
+backward sweep    2 * 4 t B C H W [y and the gradient] + 2 * 4 B C H W [gradients of membranes] and as much for leaks
+a norm's sums     256 C until they are taken, and 5 vectors of C numbers
 """
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from revedge.planner.form.branch import Replay, Tape
 from revedge.planner.form.head import affine, leak_gradient
 from revedge.planner.form.meter import Block
 from revedge.planner.form.output import Output
-from revedge.planner.form.shape import Branch, Plane, volume
+from revedge.planner.form.shape import Branch, volume
 from revedge.planner.form.tail import (
     LANES,
     Context,
     Signal,
-    planes_per_chunk,
     tail_backward,
     tail_forward,
 )
-
-_STRATEGIES = ("keep-spikes", "reverse")  # that keep no float tensor
-
-
-def replay_of(c: Context, branch: Branch, tape: Tape, x: Output | None) -> Replay:
-    """What replays ``branch`` backward; see the engine's function of this name."""
-    if c.span_count is not None and c.strategy in _STRATEGIES and _can_be_cut(c, branch):
-        spans = _cut_time(c, tape.planes[:-1], c.span_count)
-        if len(spans) > 1:
-            return SpanReplay(c, branch, tape, x, spans)
-    return Replay(c, branch, tape, x)
-
-
-def _can_be_cut(c: Context, branch: Branch) -> bool:
-    last = branch.units[-1].op
-    return (
-        branch.norm
-        and not branch.pools
-        and last is not None
-        and last.is_matrix
-        and all(
-            unit.spikes and not unit.pools and unit.op is not None and not unit.dropout
-            for unit in branch.units
-        )
-        and c.keep
-    )
-
-
-def _cut_time(c: Context, planes: list[Plane], span_count: int) -> list[int]:
-    """Return the time steps of each span."""
-    chunks = (planes_per_chunk(plane, volume(plane)) for plane in planes)
-    least = math.lcm(c.batch, *chunks) // c.batch
-    steps = -(-c.timesteps // (span_count * least)) * least
-    full, rest = divmod(c.timesteps, steps)
-    return [steps] * full + [rest] * bool(rest)
 
 
 @dataclass(slots=True)
 class _Sums:
     inv_std: Block
-    lanes: Block
+    lanes: Block | None
     results: Block | None = None
 
 
 class SpanReplay(Replay):
     """`Replay` in spans of so many time steps each."""
 
+    _keeps_membranes = True
+
     def __init__(
         self, c: Context, branch: Branch, tape: Tape, x: Output | None, spans: list[int]
     ) -> None:
         super().__init__(c, branch, tape, x)
+        self.spans = spans
         self.parts = [dataclasses.replace(c, timesteps=steps) for steps in spans]
         self.x_comes_late = x is None
         self.norms = [*(unit.norm for unit in branch.units), branch.norm]
@@ -88,8 +56,8 @@ class SpanReplay(Replay):
         top = len(self.branch.units)
         self._forward_sweep(range(int(self.x_comes_late), top))
         self._new_sums(top)
-        for part in reversed(self.parts):
-            y = self._level(top, part)
+        for index in reversed(range(len(self.parts))):
+            y = self._level(top, index)
             affine(self.c.meter, self.tape.planes[top][0], 0)
             self.c.meter.drop(y)
         self._norm_gradients(top, gradients)
@@ -127,7 +95,7 @@ class SpanReplay(Replay):
 
     def _backward_sweep(self, level: int, g: Block, gradients: list[Block]) -> None:
         self._forget_carried()
-        for index in reversed(range(len(self.parts))):
+        for index in self._spans_back():
             self.c.meter.drop(*self._back(level, index, g, gradients))
         for new in range(level, self.found):
             if self.carried[new][1] is not None:
@@ -140,43 +108,47 @@ class SpanReplay(Replay):
         """What the norm of ``level`` is given in a span, and the gradient of its result."""
         m, part, top = self.c.meter, self.parts[index], len(self.branch.units)
         if level == top:
-            return self._level(level, part), m.hold(g_out)
+            return self._level(level, index), m.hold(g_out)
         y_above, g = self._back(level + 1, index, g_out, gradients)
         if level + 1 == top:  # written over y
             y_above, g = g, y_above
         m.drop(y_above)
-        unit, kept = self.branch.units[level], self.tape.units[level].signal
-        assert kept is not None
+        unit, signal = self.branch.units[level], self._spikes(level, index, last_look=True)
         first = index == len(self.parts) - 1 if level < self.found else None
-        found = tail_backward(part, unit, kept, g, gradients, need_input=True, first=first)
+        found = tail_backward(part, unit, signal, g, gradients, need_input=True, first=first)
         assert found is not None
-        m.drop(g)
-        y, v = self._level(level, part), self._membrane(level, index)
-        z = self._normalized(level, part)
+        m.drop(g, signal.block)
+        y, v = self._level(level, index), self._membrane(level, index)
+        vectors = affine(m, self.tape.planes[level][0], 3) if self.norms[level] else []
         before = self.carried.get(level, (None, None))
         g_v = m.floats(self._neurons(level))
         leak = m.floats(self._neurons(level)) if unit.neuron == "leak" else None
-        m.drop(v, z, *before)
+        m.drop(v, *vectors, *before)
         self.carried[level] = (g_v, leak)
         return y, found
 
-    def _level(self, level: int, part: Context) -> Block:
+    def _level(self, level: int, index: int) -> Block:
         if level == 0:
             assert self.x is not None
             return self.c.meter.hold(self.x.whole())
-        unit, signal = self.branch.units[level - 1], self.tape.units[level - 1].signal
-        assert signal is not None
+        unit, signal = self.branch.units[level - 1], self._spikes(level - 1, index)
         whole = Output(self.c, unit, signal, self.tape.planes[level])
-        return tail_forward(part, unit, signal, whole.cuts if whole.sliced else None)
+        cuts = whole.cuts if whole.sliced else None
+        y = tail_forward(self.parts[index], unit, signal, cuts)
+        self.c.meter.drop(signal.block)
+        return y
 
-    def _normalized(self, level: int, part: Context) -> Block | None:
-        if not self.norms[level]:
-            return None
-        m, plane = self.c.meter, self.tape.planes[level]
-        vectors = affine(m, plane[0], 3)
-        z = part.whole(plane)
-        m.drop(*vectors)
-        return z
+    def _spikes(self, level: int, index: int, *, last_look: bool = False) -> Signal:
+        """Held once more."""
+        del index, last_look
+        signal = self.tape.units[level].signal
+        assert signal is not None
+        self.c.meter.hold(signal.block)
+        return signal
+
+    def _spans_back(self) -> Iterator[int]:
+        """Yield the indices of the spans, from the last to the first."""
+        yield from reversed(range(len(self.parts)))
 
     def _new_sums(self, level: int) -> None:
         m, channels = self.c.meter, self.tape.planes[level][0]
@@ -185,21 +157,25 @@ class SpanReplay(Replay):
         m.drop(shift)
 
     def _norm_gradients(self, level: int, gradients: list[Block]) -> None:
-        m, channels = self.c.meter, self.tape.planes[level][0]
-        self.sums[level].results = m.floats(4 * channels)
+        m, channels, sums = self.c.meter, self.tape.planes[level][0], self.sums[level]
+        sums.results = m.floats(4 * channels)
+        m.drop(sums.lanes)
+        sums.lanes = None
         gradients += [m.floats(channels), m.floats(channels)]
 
     def _forward_sweep(self, levels: range) -> None:
         m, units = self.c.meter, self.tape.units
         makes = [level for level in levels if units[level].signal is None]
+        if not (makes or self._keeps_membranes):
+            return
         v: dict[int, Block] = {}
         for index, part in enumerate(self.parts):
             for level in levels:
-                if level in v and index % self._stride(level) == 0:
+                if level in v and self._keeps_membranes and index % self._stride(level) == 0:
                     self.membranes[level, index] = m.hold(v[level])
                 if level not in makes and index == len(self.parts) - 1:
                     continue
-                y = self._level(level, part)
+                y = self._level(level, index)
                 bits, behind = self._answer(level, part)
                 m.drop(v.get(level))
                 v[level] = behind

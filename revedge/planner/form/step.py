@@ -25,7 +25,8 @@ _SLOTS = {"adamw": 2, "sgd": 1}
 
 _COVERED = {
     "model", "model_options", "in_shape", "num_classes", "static", "timesteps", "batch_size", "micro_batch_size",
-    "strategy", "slab_bytes", "span_count", "update_in_backward", "optimizer", "threads",
+    "strategy", "slab_bytes", "span_count", "membrane_count", "chunk_bytes", "update_in_backward", "optimizer",
+    "threads",
 }  # fmt: skip
 
 
@@ -177,6 +178,8 @@ class _Step:
             self.strategies[index],
             setting.slab_bytes,
             setting.span_count,
+            setting.membrane_count,
+            setting.chunk_bytes,
             keep,
             setting.update_in_backward,
         )

@@ -30,6 +30,8 @@ class Context:
     strategy: str
     slab_bytes: int | None
     span_count: int | None
+    membrane_count: int | None
+    chunk_bytes: int | None
     keep: bool  # a tape is left; statistics are those of the batch
     updates: bool  # parameters are updated, and gradients forgotten, in the backward pass
 
@@ -74,22 +76,23 @@ class Sums:
             self.block = self._meter.new(2 * channels * LANES * 8)
 
 
-def chunks(signal: Signal, planes: int, *, whole: bool) -> list[int]:
+def chunks(c: Context, signal: Signal, *, whole: bool) -> list[int]:
     """Return the sizes of the chunks: the first, one for all up to the last, the last."""
     if whole:
-        return [planes]
-    count = planes_per_chunk(signal.plane, signal.plane_bits or volume(signal.plane))
-    full, rest = divmod(planes, count)
+        return [c.planes]
+    count = planes_per_chunk(c, signal.plane, signal.plane_bits or volume(signal.plane))
+    full, rest = divmod(c.planes, count)
     return [count] * min(full, 2 if rest else 3) + [rest] * bool(rest)
 
 
-def planes_per_chunk(plane: Plane, plane_bits: int) -> int:
+def planes_per_chunk(c: Context, plane: Plane, plane_bits: int) -> int:
     """How many planes of ``plane_bits`` bits each a chunk has."""
     size = max(1, volume(plane))
     aligned = 8 // math.gcd(8, max(1, plane_bits))
     channels = max(1, plane[0])
     plane_bytes = 4 * size // channels * max(_CHANNEL_BLOCK, channels)
-    return max(1, CHUNK_BYTES // plane_bytes // aligned) * aligned
+    fitting = (CHUNK_BYTES if c.chunk_bytes is None else c.chunk_bytes) // plane_bytes
+    return max(1, fitting // aligned) * aligned
 
 
 def tail_forward(
@@ -107,7 +110,7 @@ def tail_forward(
             sums.add(signal.plane[0])
         return x
     result = _shape(stages, signal.plane)
-    sizes = chunks(signal, c.planes, whole=_is_whole(c, unit))
+    sizes = chunks(c, signal, whole=_is_whole(c, unit))
     channels = [result[0]] if cuts is None else cuts
     out: Block | None = None
     for n in sizes:
@@ -149,7 +152,7 @@ def tail_backward(
     if not stages:
         return m.hold(g)
     result = _shape(stages, signal.plane)
-    sizes = chunks(signal, c.planes, whole=_is_whole(c, unit))
+    sizes = chunks(c, signal, whole=_is_whole(c, unit))
     g_in = m.hold(g) if result == signal.plane else None
     for place, n in enumerate(reversed(sizes)):
         made = first and place == 0

@@ -15,9 +15,9 @@ from typing import NamedTuple
 
 
 class Way(NamedTuple):
-    """How to get to state ``index``: from ``start``, which is kept (0 always is); keep ``stops``, which are passed."""
+    """How to get to state ``goal``: from ``start``, which is kept (0 always is); keep ``stops``, which are passed."""
 
-    index: int
+    goal: int
     start: int
     stops: tuple[int, ...]
 
