@@ -8,7 +8,8 @@ fresh process by revedge/cli/step_meter.py. The last line of stdout is one JSON 
 Depth: what is left of the peak without weights, gradients and the bits that a block keeps must be flat within 2 %. A
 block of MS-ResNet keeps its first spikes at one bit each, a block of RevSResNet nothing.
 Time: the peak may grow, per time step, by what the stem's input, one stream (the run's input), one gradient of it and
-the kept bits cost; whole, with slabs, and in spans of time. Exit code 1 if a bar is missed.
+the kept bits cost; for each net some strategy has to do it. Beside it the CPU time of a step, the least of
+several rounds of processes in turn, and its ratio to `reverse` in the same rounds. Exit code 1 if a bar is missed.
 """
 
 import argparse
@@ -22,14 +23,22 @@ from report import command_line, machine, markdown_table, write
 
 from revedge import child
 from revedge.allocator import preload, return_freed_memory, trim
+from revedge.cli.bench_rows import strategy_options
 from revedge.cli.output import table
-from revedge.units import parse_bytes
 
 MIB = 2.0**20
 WIDTH, SIDE, BATCH = 64, 32, 2  # channels of the stream, pixels, samples
 NETS = ("MS-ResNet", "RevSResNet")
 DEPTH_LIMIT = 0.02
 TIMES_DEPTH, DEPTHS_TIME = 8, 8  # T of the depth part, blocks of the time part
+TIMED_STEPS, TIMED_REPEATS = 32, 2  # T of what is timed, and steps in one process
+STRATEGIES = (
+    "reverse",
+    "reverse+slabs=1MiB",
+    "reverse+spans=16",
+    "reverse+spans=16+membranes=2",
+    "reverse+spans=16+membranes=2+chunks=1MiB",
+)
 
 
 def main() -> int:
@@ -37,8 +46,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Memory against depth and against time steps.")
     parser.add_argument("--depths", default="8,16,32,64")
     parser.add_argument("--times", default="4,8,16,32,64")
-    parser.add_argument("--slabs", default="1MiB")
-    parser.add_argument("--spans", type=int, default=16)
+    parser.add_argument("--strategies", default=",".join(STRATEGIES), help="of the time part")
+    parser.add_argument("--rounds", type=int, default=3, help="of timings; 0: none")
     parser.add_argument("--report", type=Path)
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -50,8 +59,9 @@ def main() -> int:
     times = [int(word) for word in args.times.split(",")]
     if len(times) < 2:
         parser.error(f"--times {args.times}: growth needs two numbers of time steps or more")
+    strategies = args.strategies.split(",")
     depth_header, depth_rows, flat = _depth_part(depths)
-    time_header, time_rows, bounded = _time_part(times, args.slabs, args.spans)
+    time_header, time_rows, bounded = _time_part(times, strategies, args.rounds)
     print(table(depth_header, depth_rows), table(time_header, time_rows), sep="\n\n")
     if args.report is not None:
         shape = f"Stream {WIDTH} x {SIDE} x {SIDE}, batch {BATCH}, IF neurons, strategy reverse, 1 thread; MiB."
@@ -64,7 +74,8 @@ def main() -> int:
             markdown_table(depth_header, depth_rows),
             "## Time steps, 8 blocks",
             "per step: growth of the activations from the first T to the last, per time step; allowed: input, stream, "
-            "one gradient and the kept bits of a time step.",
+            f"one gradient and the kept bits of a time step. CPU s: of a step at T = {TIMED_STEPS}, the least of "
+            f"{args.rounds} processes in turn with {TIMED_REPEATS} steps each; to reverse: its ratio to the first row.",
             markdown_table(time_header, time_rows),
         ]
         write(args.report, "Memory against depth and time steps", command_line(), about, parts)
@@ -95,19 +106,17 @@ def _depth_part(depths: list[int]) -> tuple[tuple[str, ...], list[tuple[str, ...
 
 
 def _time_part(
-    times: list[int], slabs: str, spans: int
+    times: list[int], strategies: list[str], rounds: int
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]], bool]:
     columns = [f"T={timesteps}" for timesteps in times]
     header = ("net", "strategy", *columns, "per step", "allowed", "anon per step", "met")
+    header += ("CPU s", "to reverse")
     steps = times[-1] - times[0]
     rows, bounded = [], dict.fromkeys(NETS, False)
     for net in NETS:
-        ways: dict[str, dict[str, int | None]] = {
-            "reverse": {},
-            f"reverse+slabs={slabs}": {"slab_bytes": parse_bytes(slabs)},
-            f"reverse+spans={spans}": {"span_count": spans},
-        }
-        for label, way in ways.items():
+        ways = {word: strategy_options(word) for word in strategies}
+        cpu_s = _timed(net, ways, rounds)
+        for word, way in ways.items():
             got = [_spawn(net=net, depth=DEPTHS_TIME, timesteps=t, **way) for t in times]
             sizes = [one["activation_peak_bytes"] for one in got]
             grown, grown_anon = (
@@ -119,8 +128,23 @@ def _time_part(
             bounded[net] = bounded[net] or met
             last = [f"{size / MIB:.3f}" for size in (grown, allowed, grown_anon)]
             cells = [f"{size / MIB:.1f}" for size in sizes]
-            rows.append((net, label, *cells, *last, "yes" if met else "NO"))
+            own_s, first_s = cpu_s.get(word), cpu_s.get(strategies[0])
+            took = ["-", "-"]
+            if own_s is not None and first_s is not None:
+                took = [f"{own_s:.2f}", f"{own_s / first_s:.2f}"]
+            rows.append((net, word, *cells, *last, "yes" if met else "NO", *took))
     return header, rows, all(bounded.values())
+
+
+def _timed(net: str, ways: dict[str, dict[str, Any]], rounds: int) -> dict[str, float]:
+    """Return the least CPU seconds of a step of each way; they take turns, so that all see the same machine."""
+    found: dict[str, float] = {}
+    for _ in range(rounds):
+        for word, way in ways.items():
+            job = {"net": net, "depth": DEPTHS_TIME, "timesteps": TIMED_STEPS, **way}
+            took = _spawn(**job, repeats=TIMED_REPEATS)["cpu_s"]
+            found[word] = min(took, found.get(word, took))
+    return found
 
 
 def _stream_bytes(timesteps: int) -> int:
@@ -138,7 +162,11 @@ def _allowed_per_step(net: str) -> float:
 
 def _spawn(**job: Any) -> dict[str, Any]:
     """Measure in a fresh process, as `revedge bench` does."""
-    print(f"{job['net']} {job['depth']} blocks T={job['timesteps']}", file=sys.stderr, flush=True)
+    print(
+        " ".join(f"{key}={value}" for key, value in job.items() if value),
+        file=sys.stderr,
+        flush=True,
+    )
     command = [sys.executable, __file__, "--job", json.dumps(job)]
     return last_line(command, child.environment(**preload()))
 
@@ -147,7 +175,7 @@ def _measure(job: dict[str, Any]) -> dict[str, Any]:
     return_freed_memory()
     import torch
 
-    from revedge.cli.step_meter import anonymous_peak, tracked_peaks
+    from revedge.cli.step_meter import anonymous_peak, cpu_seconds, tracked_peaks
     from revedge.models.member import Size
     from revedge.models.ms_resnet import MSResNet
     from revedge.models.parts import neuron_maker
@@ -168,9 +196,10 @@ def _measure(job: dict[str, Any]) -> dict[str, Any]:
     # RevSResNet counts the channels of half a stream.
     kind, width = (MSResNet, WIDTH) if job["net"] == "MS-ResNet" else (RevSResNet, WIDTH // 2)
     net = kind(widths=[width], blocks=[job["depth"]]).build(task, Size()).train()
-    net.set_strategy("reverse")
+    net.set_strategy(job.get("strategy", "reverse"))
     net.set_slab_bytes(job.get("slab_bytes"))
-    net.set_span_count(job.get("span_count"))
+    net.set_span_count(job.get("span_count"), membranes=job.get("membrane_count"))
+    net.set_chunk_bytes(job.get("chunk_bytes"))
     x = torch.rand(timesteps, BATCH, 2, SIDE, SIDE)
     labels = torch.arange(BATCH)
 
@@ -178,6 +207,9 @@ def _measure(job: dict[str, Any]) -> dict[str, Any]:
         net.zero_grad(set_to_none=True)
         torch.nn.functional.cross_entropy(net(x), labels).backward()
 
+    if job.get("repeats"):
+        step()
+        return {"cpu_s": cpu_seconds(step, job["repeats"])}
     found: dict[str, Any] = {}
     trim()
     with anonymous_peak(found):

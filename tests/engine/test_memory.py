@@ -74,7 +74,9 @@ def test_time_costs_one_gradient_and_bits_only():
     assert long < 0.6 * whole
 
 
-def stage_peak_bytes(kind, halves: int, timesteps: int, *, slab_bytes=None, span_count=None) -> int:
+def stage_peak_bytes(
+    kind, halves: int, timesteps: int, *, slab_bytes=None, span_count=None, membranes=None
+) -> int:
     """As `live_bytes`, of one stage of four residual or coupling blocks with a stream of 32 channels, batch 2."""
     task = Task(
         in_shape=(2, SIZE, SIZE),
@@ -87,7 +89,7 @@ def stage_peak_bytes(kind, halves: int, timesteps: int, *, slab_bytes=None, span
     with torch.device("meta"):
         net = kind(widths=[32 // halves], blocks=[4]).build(task, Size())
     net.set_strategy("reverse")
-    net.set_span_count(span_count)
+    net.set_span_count(span_count, membranes=membranes)
     return peak_bytes(net, timesteps=timesteps, batch=2, slab_bytes=slab_bytes)
 
 
@@ -126,3 +128,19 @@ def test_time_in_spans_costs_no_branch_gradient(kind, halves):
     expected = (many - few) * span * (2 * STREAM + bits + FRAMES + logits) + membranes
     pages = 16 * 4096  # as above, for each membrane
     assert expected <= peaks[1] - peaks[0] <= expected + pages
+
+
+@pytest.mark.parametrize(("kind", "halves"), [(MSResNet, 1), (RevSResNet, 2)])
+def test_time_in_spans_with_few_membranes_costs_stream_gradient_and_kept_bits(kind, halves):
+    """Nothing else of all steps: no membranes, no bits of the block at work, and of those that it keeps none either."""
+    span = 32 * halves  # steps of a chunk of 2 MiB
+    few, many = 6, 14  # spans
+    peaks = [
+        stage_peak_bytes(kind, halves, count * span, span_count=count, membranes=2)
+        for count in (few, many)
+    ]
+    bits = (3 if kind is MSResNet else 0) * STREAM // 32
+    logits = 4 * 2 * 10
+    expected = (many - few) * span * (2 * STREAM + bits + FRAMES + logits)
+    pages = 16 * 4096  # as above
+    assert expected - pages <= peaks[1] - peaks[0] <= expected + pages
