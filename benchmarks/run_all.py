@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 SCRIPTS: dict[str, list[str]] = {
     "bench_neuron": [],
     "bench_reversible": ["--quick"],
-    "bench_depth_time": ["--depths", "8,32", "--times", "4,16"],
+    "bench_depth_time": ["--depths", "8,32", "--times", "4,16", "--rounds", "1"],
     "bench_cuda": [],
     "bench_export": ["--only", "speed,memory"],
     "bench_prediction": ["--count", "6", "--most-gmacs", "2"],

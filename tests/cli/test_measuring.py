@@ -46,6 +46,14 @@ def test_verify_in_slabs(monkeypatch, capsys):
     assert {job["slab_bytes"] for job in jobs} == {1 << 20}
     assert main.main(["verify", "--model", "revsresnet11", "--slab", "wide"]) == 2
     assert "wide" in capsys.readouterr().err
+    jobs.clear()
+    few = ["--spans", "4", "--membranes", "2", "--chunk", "1KiB"]
+    assert main.main(["verify", "--model", "revsresnet11", *few, "--json"]) == 0
+    asked = {(job["span_count"], job["membrane_count"], job["chunk_bytes"]) for job in jobs}
+    assert asked == {(4, 2, 1024)}
+    capsys.readouterr()
+    assert main.main(["verify", "--model", "revsresnet11", *few[2:]]) == 2
+    assert "--membranes 2 are those of spans" in capsys.readouterr().err
 
 
 def test_verify_fails_when_a_strategy_differs(monkeypatch, capsys):

@@ -29,12 +29,22 @@ PLAN = Plan(
 def test_round_trip() -> None:
     """A plan written and read is the same plan, optional fields included."""
     assert Plan.from_toml(PLAN.to_toml()) == PLAN
-    for name in ("data_dir", "epochs", "slab_bytes", "update_in_backward"):
+    for name in (
+        "data_dir",
+        "epochs",
+        "slab_bytes",
+        "membrane_count",
+        "chunk_bytes",
+        "update_in_backward",
+    ):
         assert name not in PLAN.to_toml()  # an older revedge reads a plan that needs none of them
     sliced = dataclasses.replace(
         PLAN,
         strategy=("store", "reverse"),
         slab_bytes=8 << 20,
+        span_count=16,
+        membrane_count=2,
+        chunk_bytes=1 << 20,
         micro_batch_size=32,
         update_in_backward=True,
     )
@@ -82,6 +92,8 @@ def test_save_and_load(tmp_path: Path) -> None:
         ('strategy = "reverse"', "strategy = []", "not known"),
         ("timesteps = 8", "timesteps = 8\nslab_bytes = 0", "out of range"),
         ("timesteps = 8", "timesteps = 8\nslab_bytes = 8.5", "is float"),
+        ("timesteps = 8", "timesteps = 8\nmembrane_count = 2", "give span_count, too"),
+        ("timesteps = 8", "timesteps = 8\nchunk_bytes = 0", "out of range"),
         ("timesteps = 8", "timesteps = 8\nupdate_in_backward = true", "micro-batches"),
         ('model = "revsresnet-small"', 'model = ""', "empty"),
         ("in_shape = [2, 8, 8]", "in_shape = [2, 8]", "in_shape"),
