@@ -112,6 +112,45 @@ def test_formulas_of_spans_equal_the_trace_to_the_byte(
         assert told.peak_bytes == trace(setting, thorough=True)["peak_bytes"]
 
 
+@pytest.mark.parametrize(
+    ("model", "width", "shape", "timesteps", "slab_bytes", "spans", "membranes"),
+    [
+        ("revsresnet16", 24, (2, 32, 32), 16, 1 << 16, 64, 2),
+        ("revsresnet16", 64, (2, 32, 32), 16, 1 << 18, 16, 1),
+        ("revsresnet11", 64, (2, 32, 32), 16, 1 << 16, 8, 2),
+    ],
+)
+def test_formulas_where_few_membranes_have_the_peak(
+    model: str,
+    width: int,
+    shape: tuple[int, int, int],
+    timesteps: int,
+    slab_bytes: int,
+    spans: int,
+    membranes: int,
+) -> None:
+    """Not a feed: the peak is in a span of one chunk, whose bits are gone once it is read."""
+    setting = Setting(
+        model=model,
+        model_options={"width": width},
+        in_shape=shape,
+        num_classes=7,
+        timesteps=timesteps,
+        batch_size=4,
+        micro_batch_size=2,
+        strategy="reverse",
+        slab_bytes=slab_bytes,
+        span_count=spans,
+        membrane_count=membranes,
+        chunk_bytes=1 << 20,
+        threads=1,
+    )
+    told = by_formulas(setting).peak_bytes
+    assert told == trace(setting)["peak_bytes"]
+    more = dataclasses.replace(setting, membrane_count=None)
+    assert told < by_formulas(more).peak_bytes
+
+
 def test_spans_halve_what_blocks_take() -> None:
     """Of a run of blocks; the feeds around it take what they took."""
     setting = Setting(
