@@ -221,14 +221,6 @@ def test_spans_are_chosen_where_nothing_faster_fits() -> None:
     asked = search(request(10**6, span_count=3), FAMILIES, predict).plan
     assert asked is not None
     assert asked.span_count == 3
-    few = search(
-        request(10**6, span_count=3, membrane_count=2, chunk_bytes=1 << 20), FAMILIES, predict
-    )
-    assert few.plan is not None
-    assert (few.plan.span_count, few.plan.membrane_count, few.plan.chunk_bytes) == (3, 2, 1 << 20)
-    for spans in (None, 0):
-        with pytest.raises(UsageError, match="--membranes 2 are those of spans"):
-            request(10**6, span_count=spans, membrane_count=2)
     for changes in ({"device": "cuda"}, {"precision": "bfloat16"}):  # no formula tells their bytes
         assert all(way.span_count is None for way in request(10**6, **changes).ways(8))
 
