@@ -34,7 +34,7 @@ class StreamRunner:
     Args:
         path: an ONNX file of `revedge export`.
         threads: of onnxruntime. 1 is fastest for small nets, and keeps a busy board responsive.
-        low_memory: convolutions in the plain layout, without a second copy of their weights; a third slower.
+        low_memory: convolutions in the plain layout, without a second copy of their weights; a quarter slower.
 
     Attributes:
         manifest: what the file says about itself (`revedge.export.manifest.Manifest`).
