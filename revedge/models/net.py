@@ -90,7 +90,7 @@ class SpikingNet(nn.Module):
 
         Memory: the gradient of a block's branch stands for a span only, not for all T; ``membranes`` says how many
         steps of membranes of a neuron stand at most, None one per span. Gradients are the same bits.
-        Time: about 1.4 times that of a step, with few membranes more (`revedge.engine.few_membranes`).
+        Time: about 1.5 times that of a step, with two membranes about 2 times (`revedge.engine.few_membranes`).
         """
         for run in self.runs():
             run.set_span_count(span_count, membranes=membranes)

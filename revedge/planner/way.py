@@ -112,7 +112,7 @@ def ways(
 def _span_time_factor(span_count: int, membrane_count: int | None) -> float:
     """Convolutions of a step of blocks of two in spans, in units of those without, which are 2 + 6.
 
-    More than is measured (benchmarks/depth_time_*.md), for those that are done again read what is in the cache.
+    Measured a little less (benchmarks/bench_depth_time.py).
     """
     convolutions = 2.0 + 11.0
     if membrane_count is not None:  # in two sweeps: ways to the spans, and the spikes of each
