@@ -25,8 +25,8 @@ _FEW_FLIPS_PER_MILLION = 50
 
 def _probe(kind: str, net: SpikingNet, folder: Path) -> FileProbe:
     form = inference_form(net)
-    opset = Choices(opset=18 if kind.startswith("onnx") else None)
-    manifest: Manifest = manifest_of(net, FakeFrames(net), "fake", kind, opset)
+    chosen = Choices(opset=18) if kind.startswith("onnx") else Choices()
+    manifest: Manifest = manifest_of(net, FakeFrames(net), "fake", kind, chosen)
     if kind.startswith("onnx"):
         write_onnx(form, manifest, folder / "model.onnx")
         return OnnxProbe(check_onnx(folder / "model.onnx", manifest), manifest, net)
