@@ -33,6 +33,7 @@ from revedge.devices.run_folder import RunFolder, RunSettings
 from revedge.planner import base
 from revedge.planner.cost import predict
 from revedge.planner.descent import descend, dump
+from revedge.planner.formulas import Formulas
 from revedge.planner.plan import Plan
 from revedge.planner.request import Request
 from revedge.planner.search import search
@@ -90,10 +91,10 @@ def plan_all(count: int, lies: int, seed: int) -> list[Pair]:
     rng, pairs = random.Random(seed), list[Pair]()
     bare = base.measure(len(os.sched_getaffinity(0)))
     with TraceClient() as tracer:
-        families = tracer.families()
+        families, formulas = tracer.families(), Formulas(tracer)  # as `choose` asks
 
         def ask(setting: Any) -> Any:
-            return predict(setting, bare, tracer)
+            return predict(setting, bare, formulas)
 
         while len(pairs) < count + lies:
             request = draw(rng)
