@@ -36,7 +36,7 @@ def as_int8(
     if np.any(rows / 2.0 ** exponent[:, None] % 1.0):
         raise ExportError(
             f"{name} does not lie on a grid of 8-bit integers times a power of two, so --weights int8 would change it; "
-            "use --weights float32"
+            "use --numerics exact, or --weights float32"
         )
     used = exponent[largest > 0]
     if len(used) and np.all(rows / 2.0 ** used.max() % 1.0 == 0):
