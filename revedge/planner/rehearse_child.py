@@ -77,6 +77,7 @@ def _train(run: Any) -> dict[str, Any]:
             f"signal {-code}, as happens where memory runs out" if code < 0 else f"exit code {code}"
         )
         found.setdefault("error", f"the trainer was ended by {how}")
+    # The kernel counts what this process held when it started the trainer, too, which is less.
     found["peak_bytes"] = usage.ru_maxrss * 1024 + found.pop("device_bytes", 0)
     found.pop("until_s", None)
     return found

@@ -11,6 +11,8 @@ from planner_settings import SETTINGS, THREADS, plan_for
 from revedge.planner import base, rehearse_child, rehearsed
 from revedge.planner.choose import choose
 from revedge.planner.cost import Prediction, predict
+from revedge.planner.plan import Plan
+from revedge.planner.process import answers
 from revedge.planner.rehearsed import MOST_LIVE_BYTES, SPREAD_BYTES, closely
 from revedge.planner.request import Request
 from revedge.planner.setting import Setting
@@ -63,16 +65,24 @@ def test_it_is_run_once(client: TraceClient, monkeypatch: pytest.MonkeyPatch) ->
         closely(dataclasses.replace(plan, label_smoothing=0.1), first, client)
 
 
+def measured(plan: Plan, steps: int) -> dict[str, Any]:
+    """Measure in the child: of a trainer that this large process starts, the kernel would tell this one's peak."""
+    found: dict[str, Any] = answers(
+        "revedge.planner.rehearse_child", {"plan": plan.to_toml(), "steps": steps}
+    )[-1]
+    return found
+
+
 def test_the_trainer_itself_is_run(client: TraceClient) -> None:
     """A step, an evaluation and a checkpoint, again and again; the budget is the trainer's, with its fence."""
     plan = plan_for(SMALL, client)
-    found = rehearse_child.measure(plan, 3)
+    found = measured(plan, 3)
     assert found.keys() == {"peak_bytes", "resting_bytes", "step_s"}
     assert 0 < found["step_s"] < 5
     weights = plan.parts["weights_bytes"] + plan.parts["optimizer_bytes"]
     assert weights < found["resting_bytes"] < found["peak_bytes"] < plan.predicted_peak_bytes
     tight = dataclasses.replace(plan, budget_bytes=plan.predicted_peak_bytes // 2)
-    assert "used up before the first step" in rehearse_child.measure(tight, 1)["error"]
+    assert "used up before the first step" in measured(tight, 1)["error"]
 
 
 def test_what_is_slow_ends_early(client: TraceClient, monkeypatch: pytest.MonkeyPatch) -> None:
