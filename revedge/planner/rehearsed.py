@@ -19,7 +19,7 @@ from revedge.planner.trace_client import TraceClient
 MOST_LIVE_BYTES = 96 << 20  # from here on the slack is less than 8 % of what the network takes
 MOST_MULTIPLICATIONS = 8e9  # of a step: a second on a core of a PC, some on one of a small board
 MOST_STEPS = 60  # in 6 s; the heap of a training grows for some 10, by 0.3 to 0.6 MiB
-# So much a training may lie above its rehearsal. Of 64 real ones, two to four epochs on digits, none lay more than 0.52
+# So much a training may lie above its rehearsal. Of 66 real ones, two to four epochs on digits, none lay more than 0.52
 # MiB above, 0.2 in the mean; the same one repeats its peak to 0.1 to 0.45 MiB. See README.md.
 SPREAD_BYTES = 3 << 18
 _TENSORS = tuple(
