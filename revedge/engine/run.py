@@ -5,7 +5,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from revedge.engine.autocast import autocast_state
 from revedge.engine.output import Output
@@ -13,9 +12,11 @@ from revedge.engine.signal import chunks_of
 from revedge.engine.strategy import Saving, check_strategy
 from revedge.engine.vjp import Gradients, Update
 from revedge.errors import ReversibilityError, UsageError
+from revedge.neurons.first_order import first_derivative_only
 
 CHECKS = ("none", "checksum")
 _PIECE = 1 << 15
+_SECOND = "take the gradient of revedge.models.plain.plain_forward(net, x), or leave the module out of apply"
 
 
 class Given:
@@ -235,7 +236,7 @@ class _Carry(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only("a run of the engine", _SECOND)
     def backward(ctx: Any, *g_outs: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         if ctx.used_up:
             raise ReversibilityError(

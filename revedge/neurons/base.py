@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from revedge.errors import UsageError
 from revedge.kernels import NeuronParams, neuron_backward, neuron_forward
 from revedge.neurons import functional
+from revedge.neurons.first_order import first_derivative_only
 from revedge.neurons.state import StateSpec, StepMode, check_step_mode
 from revedge.neurons.surrogate import Surrogate
 
@@ -30,7 +30,7 @@ class _Sequence(torch.autograd.Function):
         return neuron_forward(x, v0, p)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only("a neuron over a sequence", "use step_mode='s', or store_v_seq=True")
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:

@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from revedge.errors import UsageError
 from revedge.kernels import ReversibleParams
 from revedge.neurons import functional
+from revedge.neurons.first_order import first_derivative_only
 from revedge.neurons.reversible_backward import (
     Backward,
     check_backward,
@@ -35,7 +35,7 @@ class _ReversibleSequence(torch.autograd.Function):
         return y, v
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only("the reversible neuron over a sequence", "use step_mode='s'")
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, *grads: Tensor | None
     ) -> tuple[Tensor | None, None, None, None]:

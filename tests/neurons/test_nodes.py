@@ -228,13 +228,3 @@ def test_parametric_leak_learns() -> None:
     with torch.no_grad():
         node.w.sub_(node.w.grad)
     assert node.params().decay != other.params().decay
-
-
-@pytest.mark.parametrize("kind", ["lif", "plif", "reversible"])
-def test_second_derivatives_are_refused(kind: str) -> None:
-    """A derivative of a derivative is an error, not a silent zero."""
-    node = ReversibleNode() if kind == "reversible" else NODES[kind]()
-    x = torch.randn(3, 4, requires_grad=True)
-    (g,) = torch.autograd.grad((node(x) ** 2).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        g.sum().backward()
