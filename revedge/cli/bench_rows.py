@@ -50,7 +50,12 @@ class Case:
 
     def labels(self) -> Row:
         """Return what tells its rows from those of other cases."""
-        return {"net": self.net, "timesteps": self.timesteps, "batch": self.batch}
+        return {
+            "net": self.net,
+            "timesteps": self.timesteps,
+            "batch": self.batch,
+            "update_in_backward": bool(self.job.get("update_in_backward")),
+        }
 
 
 def strategies_of(text: str, *, reversible: bool) -> list[str]:

@@ -2,9 +2,10 @@
 
 anonymous   growth of RssAnon from before the first step to its peak, sampled every 0.5 ms in a thread. Sees all that
             the process takes: the waste of its allocator, and torch's own set-up at the first convolution, too.
-tracked     largest sum of live storages that torch operators gave out during a step; blind to what native code takes
-            for itself, so it is never quoted alone.
-activations as tracked, but without storages of parameters, buffers and gradients.
+tracked     largest sum of live storages that torch operators gave out during a step, without those that parameters and
+            buffers had before it: so it is, like anonymous, what a step adds to the weights. Blind to what native code
+            takes for itself, so it is never quoted alone.
+activations as tracked, but without the gradients that parameters hold after the step.
 CPU seconds of all threads of the process for one step, the least of several.
 
 This file imports nothing of revedge, so that a peer's process can load it by its path and be measured with the very
@@ -74,15 +75,17 @@ def cpu_seconds(step: Callable[[], object], repeats: int) -> float:
 def tracked_peaks(step: Callable[[], object], net: "nn.Module") -> dict[str, int]:
     """Run a step and return tracked_peak_bytes, activation_peak_bytes, weights_bytes and gradients_bytes.
 
-    Gradients are those that the parameters hold after the step. Slow: not to be timed.
+    Gradients are those that the parameters hold after the step. A weight's storage never counts, though operators give
+    it out: a view of a weight, an update in place. Slow: not to be timed.
     """
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_flatten
 
-    held = [*net.parameters(), *net.buffers()]
-    weights = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in held}
-    log = _Log(set(weights))
+    # Held to the end: an address that a step gives free must not come again for a storage that counts.
+    held = [tensor.untyped_storage() for tensor in (*net.parameters(), *net.buffers())]
+    weights = {storage._cdata: storage.nbytes() for storage in held}
+    log = _Log(ignored=set(weights))
 
     class Tracker(TorchDispatchMode):
         def __torch_dispatch__(
@@ -101,7 +104,7 @@ def tracked_peaks(step: Callable[[], object], net: "nn.Module") -> dict[str, int
     own = {storage._cdata: storage.nbytes() for storage in gradients}
     return {
         "tracked_peak_bytes": log.peak_bytes(without=set()),
-        "activation_peak_bytes": log.peak_bytes(without=log.weights | log.now(own)),
+        "activation_peak_bytes": log.peak_bytes(without=log.now(own)),
         "weights_bytes": sum(weights.values()),
         "gradients_bytes": sum(own.values()),
     }
@@ -110,8 +113,8 @@ def tracked_peaks(step: Callable[[], object], net: "nn.Module") -> dict[str, int
 class _Log:
     """When each storage came, grew and went. A storage has a number of its own, because addresses come again."""
 
-    def __init__(self, weights: set[int]) -> None:
-        self.weight_keys, self.weights = weights, set[int]()
+    def __init__(self, *, ignored: set[int]) -> None:
+        self.ignored = ignored  # addresses
         self.live: dict[int, tuple[int, int, Any]] = {}  # address -> number, bytes, weak reference
         self.events: list[tuple[int, int]] = []  # number, bytes more or less
         self.count = 0
@@ -119,6 +122,8 @@ class _Log:
     def see(self, storage: Any) -> None:
         """Note a storage that an operator gave out."""
         key, size = storage._cdata, storage.nbytes()
+        if key in self.ignored:
+            return
         if key in self.live:
             number, before, alive = self.live[key]
             if size != before:
@@ -126,8 +131,6 @@ class _Log:
                 self.live[key] = (number, size, alive)
             return
         number, self.count = self.count, self.count + 1
-        if key in self.weight_keys:
-            self.weights.add(number)
         self.events.append((number, size))
         self.live[key] = (number, size, weakref.ref(storage, lambda _: self._gone(key)))
 

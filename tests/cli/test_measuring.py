@@ -110,7 +110,11 @@ def test_bench_of_several_nets_draws_a_picture(revedge_command, tmp_path):
 
 
 def test_update_in_backward_has_the_same_gradient_and_holds_none(revedge_command):
-    """The digest is that of the stored gradients; after a step none is left; the loss is that before any update."""
+    """The digest is that of the stored gradients; after a step none is left; the loss is that before any update.
+
+    The row says that it was so, and its tracked bytes hold no weight, though each is updated within the step: what is
+    left is a gradient less than without.
+    """
     words = ["bench", "--net", "revsresnet11", *SMALL, "--repeats", "2", "--strategy", "reverse"]
     done = [revedge_command(*words, *flag, "--json") for flag in ([], ["--update-in-backward"])]
     kept, freed = (_last(one)["rows"][0] for one in done)
@@ -118,6 +122,8 @@ def test_update_in_backward_has_the_same_gradient_and_holds_none(revedge_command
     assert freed["loss"] == kept["loss"]
     assert kept["gradients_bytes"] > 0
     assert freed["gradients_bytes"] == 0
+    assert [kept["update_in_backward"], freed["update_in_backward"]] == [False, True]
+    assert freed["tracked_peak_bytes"] < kept["tracked_peak_bytes"]
 
 
 @pytest.mark.parametrize(

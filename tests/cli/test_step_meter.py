@@ -40,8 +40,8 @@ def test_tracked_peak_is_the_sum_of_live_storages():
     assert found["gradients_bytes"] == 0
 
 
-def test_activations_are_without_weights_and_gradients():
-    """A view of a weight and the gradient that stays count as tracked, and not as activations."""
+def test_activations_are_without_gradients():
+    """The gradient that stays counts as tracked, and not as an activation; a view of a weight is neither."""
     net = Doubling()
     x = torch.ones(MIB // 4)
 
@@ -55,9 +55,38 @@ def test_activations_are_without_weights_and_gradients():
         del held, z
 
     found = tracked_peaks(step, net)
-    assert found["tracked_peak_bytes"] == 3 * MIB
+    assert found["tracked_peak_bytes"] == 2 * MIB
     assert found["activation_peak_bytes"] == MIB
     assert found["gradients_bytes"] == MIB
+
+
+def test_weights_updated_in_a_step_are_not_tracked():
+    """An update in place gives the weights' storages to operators, and a buffer's too: what counts is the gradient."""
+    net, mean = Doubling(), torch.zeros(MIB // 4)
+    net.register_buffer("mean", mean)
+
+    def step() -> None:
+        gradient = torch.ones(MIB // 2 // 4)
+        net.w.data[: MIB // 2 // 4].sub_(gradient.mul_(0.5))
+        mean.add_(1.0)
+
+    found = tracked_peaks(step, net)
+    assert found["tracked_peak_bytes"] == found["activation_peak_bytes"] == MIB // 2
+    assert found["weights_bytes"] == 2 * MIB
+
+
+def test_the_address_of_a_weight_does_not_come_again():
+    """A weight that a step replaces leaves its address to none of the storages that count."""
+    net = Doubling()
+
+    def step() -> None:
+        net.w.data = torch.ones(1)
+        many = [torch.ones(MIB // 64 // 4) for _ in range(64)]
+        del many
+
+    found = tracked_peaks(step, net)
+    assert found["tracked_peak_bytes"] == MIB + 4
+    assert found["weights_bytes"] == MIB
 
 
 def test_anonymous_peak_sees_what_is_gone_at_the_end():
