@@ -138,6 +138,7 @@ def export_network(
     failures: list[ExportError] = []
     for name, manifest in manifests.items():
         paths = tuple(out / file for file in FILES[name])
+        before = [_identity(path) for path in paths]
         tell(f"writing {', '.join(path.name for path in paths)}")
         parity = ParityReport(
             steps=max(STEPS, net.timesteps),
@@ -157,7 +158,8 @@ def export_network(
                 }
             done.append(file)
         except ExportError as error:
-            failures.append(_reject(error, paths))
+            written = [p for p, was in zip(paths, before, strict=True) if _identity(p) != was]
+            failures.append(_reject(error, written))
     _write_report(out / REPORT_FILE, done, failures)
     if failures:
         raise failures[0]
@@ -287,11 +289,18 @@ def _write_and_compare(
         demand_equal_answers(parity)
 
 
-def _reject(error: ExportError, paths: tuple[Path, ...]) -> ExportError:
-    kept = []
-    for path in paths:
-        if path.exists():
-            kept.append(path.rename(path.with_name(path.name + ".rejected")).name)
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What another file under this name would not share; None where there is none."""
+    try:
+        told = path.stat()
+    except FileNotFoundError:
+        return None
+    return told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns
+
+
+def _reject(error: ExportError, written: Sequence[Path]) -> ExportError:
+    """Rename what was written; a file of an export before this one is none of it."""
+    kept = [path.rename(path.with_name(path.name + ".rejected")).name for path in written]
     return ExportError(f"{error}; kept as {', '.join(kept)}" if kept else str(error))
 
 

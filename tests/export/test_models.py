@@ -130,3 +130,15 @@ def test_changed_prediction_rejects_the_file(
         "model.onnx.rejected",
     ]
     assert "24 of 24" in json.loads((tmp_path / "model.export.json").read_text())["errors"][0]
+
+
+def test_a_failure_before_writing_leaves_the_earlier_file(exported: Export, tmp_path: Path) -> None:
+    """An export into the same folder that is refused: the good file of before keeps name and bytes."""
+    export_network(exported.net, exported.frames, tmp_path, ["onnx"])
+    good = (tmp_path / "model.onnx").read_bytes()
+    chosen = choices(["onnx"], weights="int8")
+    with pytest.raises(ExportError, match="--numerics exact") as refused:
+        export_network(exported.net, exported.frames, tmp_path, ["onnx"], choices=chosen)
+    assert "rejected" not in str(refused.value)
+    assert (tmp_path / "model.onnx").read_bytes() == good
+    assert not list(tmp_path.glob("*.rejected"))
