@@ -301,12 +301,29 @@ def open_session(
 def _session(source: str | bytes, options: Any, name: str) -> Any:
     import onnxruntime as ort
 
+    session = type("Session", (_NoFallback, ort.InferenceSession), {})
     try:
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return session(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's errors have no common base
         raise ExportError(
             f"{name} is damaged, or not an ONNX model: {_first_line(error)}"
         ) from None
+
+
+class _NoFallback:
+    """Before the session of onnxruntime: no second try after an error, of loading or of running.
+
+    It would print to standard output, where answers are, and go on with another provider than was asked for. Only
+    the newest versions have an argument for it, which older ones ignore.
+    """
+
+    @property
+    def _enable_fallback(self) -> bool:
+        return False
+
+    @_enable_fallback.setter
+    def _enable_fallback(self, value: bool) -> None:
+        del value
 
 
 def _identity(model: Path) -> tuple[int, ...]:

@@ -36,6 +36,18 @@ def test_nothing_hides_behind_bytes_that_are_skipped(exported: Export, tmp_path:
             require_complete(path)
 
 
+def test_a_damaged_operator_prints_nothing(
+    exported: Export, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An error of onnxruntime whose text is no UTF-8: it would try again and say so where `--json` has its answer."""
+    content = (exported.folder / "model.onnx").read_bytes()
+    path = tmp_path / "odd.onnx"
+    path.write_bytes(content.replace(b"Conv", b"\xaeonv", 1))
+    with pytest.raises(ExportError, match=r"odd\.onnx is damaged"):
+        StreamRunner(path)
+    assert capsys.readouterr().out == ""
+
+
 def test_mutants_are_refused_or_harmless(exported: Export, tmp_path: Path, run_python) -> None:  # type: ignore[no-untyped-def]
     """No crash, no hang, no other error than ours; nothing outside the folder is read or written."""
     pytest.importorskip("nir", reason="the extra revedge[nir] is not installed")
@@ -60,6 +72,7 @@ def test_mutants_are_refused_or_harmless(exported: Export, tmp_path: Path, run_p
     words = (hostile.__file__, str(intact["onnx"]), str(names), str(folder / "ends"))
     done = run_python(*words, OMP_NUM_THREADS="1")
     assert done.returncode == 0, (done.returncode, done.stdout[-200:], done.stderr[-2000:])
+    assert done.stdout == ""  # where `--json` has its answer
     lines = (folder / "ends").read_text().splitlines()
     ends = {name: end for name, _, end in (line.partition("\t") for line in lines)}
     assert list(ends) == [path.name for path in paths]
