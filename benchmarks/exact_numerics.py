@@ -6,9 +6,11 @@
 
 RUN is a run folder that holds a finish (revedge train --finish exact). Every row is compared, step by step and each
 running on its own states, with eager PyTorch at one thread and batch 24: spikes that differ, and values of states and
-logits whose bits differ. --float does the same with the float form, for comparison. --models takes members of the
-registry ("all": every one) at full width instead, or with --narrow with the fewest channels there are, untrained and
-on random frames, with as large a batch as gives that many spikes. --report writes a table of the members done so far.
+logits whose bits differ. Graphs of sequences (Scan, blocks, unrolled) run the whole recording at once; of their states
+the last are seen, in blocks. --sequences does these rows only. --float does the same with the float form, for
+comparison. --models takes members of the registry ("all": every one) at full width instead, or with --narrow with the
+fewest channels there are, untrained and on random frames, with as large a batch as gives that many spikes. --report
+writes a table of the members done so far.
 
 Ends with 1 if an exact row differs.
 """
@@ -18,12 +20,13 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from exact_sequences import ShownSequence, Stepped, Way
 from export_nets import Frames, events, full_width, lively
 from report import command_line, machine, markdown_table, write
 
@@ -34,15 +37,15 @@ from revedge.export.cells import WATCH
 from revedge.export.exact_form import exact_form
 from revedge.export.formats import Choices
 from revedge.export.inference import inference_form
+from revedge.export.manifest import Manifest
 from revedge.export.onnx_file import write_onnx
 from revedge.export.onnx_probe import _points_of, _show
 from revedge.export.torchscript import compile_script
 from revedge.export.writer import exact_manifest, manifest_of
 
 BATCH, STEPS = 24, 16
-Step = Callable[
-    [Any, list[Any]], tuple[Any, list[Any], list[Any]]
-]  # x, states -> logits, states, spikes
+Step = Callable[[Any, list[Any]], Stepped]  # x, states -> logits, states, spikes
+SEQUENCES = {"scan": "onnx-scan", "blocks": "onnx-blocks", "unrolled": "onnx-unrolled"}
 
 
 def eager(
@@ -100,11 +103,8 @@ def threads(form: Any, count: int) -> Step:
     return step
 
 
-def shown_model(path: Path, names: list[str]) -> tuple[Any, list[str]]:
-    """The ONNX file with its spikes as outputs, and the names of all outputs."""
-    import onnx
-
-    model = onnx.load(str(path))
+def shown_model(model: Any, names: list[str]) -> tuple[Any, list[str]]:
+    """A step graph with its spikes as outputs, and the names of all outputs."""
     spikes = [point.spikes for point in _points_of(model)]
     _show(model, spikes)
     return model, ["logits", *names, *spikes]
@@ -121,10 +121,72 @@ def session_step(run: Any, inputs: list[str], outputs: list[str]) -> Step:
     return step
 
 
-def rows(net: Any, scale: float, numerics: str, folder: Path) -> dict[str, Step]:
-    """Every way to run the network."""
+def by_steps(step: Step, net: Any) -> Way:
+    """A step as a way to run a recording."""
+
+    def steps(x: Any) -> Iterator[Stepped]:
+        states = [np.full((x.shape[1], *s.shape), s.init, np.float32) for s in net.state_spec()]
+        for frame in x:
+            logits, states, spikes = step(frame, states)
+            yield logits, states, spikes
+
+    return steps
+
+
+def runtimes(model: Any) -> Iterator[tuple[str, Any]]:
+    """By name, what runs an ONNX model: onnxruntime at three levels of optimization, and ONNX's own evaluator."""
     import onnxruntime as ort
     from onnx.reference import ReferenceEvaluator
+
+    for name in ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_ALL"):
+        options = ort.SessionOptions()
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, name)
+        options.intra_op_num_threads = 1
+        session = ort.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        yield f"onnxruntime, {name[4:].lower()}", session.run
+    yield "ONNX reference evaluator", ReferenceEvaluator(model).run
+
+
+def rows(
+    net: Any, scale: float, numerics: str, folder: Path, *, steps: bool = True
+) -> Iterator[tuple[str, Way]]:
+    """Every way to run the network, made when it is asked for; without ``steps`` those of sequence graphs only."""
+    if steps:
+        for name, step in step_rows(net, scale, numerics, folder).items():
+            yield name, by_steps(step, net)
+    for graph, kind in SEQUENCES.items():
+        if net.static and graph == "blocks":
+            continue
+        model, manifest = written_model(net, scale, numerics, folder, kind)
+        shown = ShownSequence(model, manifest, net)
+        for name, run in runtimes(shown.model):
+            yield f"{graph}, {name}", shown.way(run)
+
+
+def written_model(
+    net: Any, scale: float, numerics: str, folder: Path, kind: str
+) -> tuple[Any, Manifest]:
+    """The ONNX file of a format, read again."""
+    import onnx
+
+    steps = STEPS if kind == "onnx-unrolled" and not net.static else None
+    # ONNX's evaluator reads DequantizeLinear from opset 19 on.
+    chosen = Choices(opset=19, weights="int8" if numerics == "exact" else "float32", steps=steps)
+    described = Frames()
+    described.scale = scale
+    manifest, path = manifest_of(net, described, "", kind, chosen), folder / f"{kind}.onnx"
+    form = inference_form(net)
+    if numerics == "exact":
+        exact = exact_form(net, scale)
+        form, manifest = exact.net, exact_manifest(manifest, exact.certificate)
+    write_onnx(form, manifest, path)
+    return onnx.load(str(path)), manifest
+
+
+def step_rows(net: Any, scale: float, numerics: str, folder: Path) -> dict[str, Step]:
+    """Every way to run one time step."""
 
     def form(mode: int) -> Any:
         return (
@@ -141,48 +203,25 @@ def rows(net: Any, scale: float, numerics: str, folder: Path) -> dict[str, Step]
         "eager, oneDNN off": without_onednn(watch),
         "TorchScript, frozen": eager(compile_script(form(WATCH))),
     }
-    # ONNX's evaluator reads DequantizeLinear from opset 19 on.
-    chosen = Choices(opset=19, weights="int8" if numerics == "exact" else "float32")
-    described = Frames()
-    described.scale = scale
-    manifest = manifest_of(net, described, "", "onnx", chosen)
-    if numerics == "exact":
-        exact = exact_form(net, scale)
-        write_onnx(exact.net, exact_manifest(manifest, exact.certificate), folder / "model.onnx")
-    else:
-        write_onnx(inference_form(net), manifest, folder / "model.onnx")
-    states = net.state_spec()
-    inputs = [f"state_{i}" for i in range(len(states))]
-    model, outputs = shown_model(folder / "model.onnx", [f"next_{name}" for name in inputs])
-    levels = ort.GraphOptimizationLevel
-    for name in ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_ALL"):
-        options = ort.SessionOptions()
-        options.graph_optimization_level = getattr(levels, name)
-        options.intra_op_num_threads = 1
-        session = ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        found[f"onnxruntime, {name[4:].lower()}"] = session_step(session.run, inputs, outputs)
-    evaluator = ReferenceEvaluator(model)
-    found["ONNX reference evaluator"] = session_step(evaluator.run, inputs, outputs)
+    model, manifest = written_model(net, scale, numerics, folder, "onnx")
+    inputs = [state.name for state in manifest.states]
+    model, outputs = shown_model(model, [state.next for state in manifest.states])
+    for name, run in runtimes(model):
+        found[name] = session_step(run, inputs, outputs)
     return found
 
 
-def compare(reference: Step, other: Step, net: Any, recordings: list[Any]) -> tuple[int, int, int]:
+def compare(reference: Way, other: Way, recordings: list[Any]) -> tuple[int, int, int]:
     """Return spikes compared, spikes that differ, and values of states and logits whose bits differ."""
     compared = flips = bits = 0
     for x in recordings:
-        ours = theirs = [
-            np.full((x.shape[1], *s.shape), s.init, np.float32) for s in net.state_spec()
-        ]
-        for frame in x:
-            logits, ours, spikes = reference(frame, ours)
-            logits_2, theirs, spikes_2 = other(frame, theirs)
-            for a, b in zip(spikes, spikes_2, strict=True):
+        for ours, theirs in zip(reference(x), other(x), strict=True):
+            for a, b in zip(ours[2], theirs[2], strict=True):
                 compared += a.size
                 flips += int(np.count_nonzero(a != b))
-            for a, b in zip([logits, *ours], [logits_2, *theirs], strict=True):
-                bits += int(np.count_nonzero(a != b))
+            pairs = [(ours[0], theirs[0])]
+            pairs += zip(ours[1], theirs[1], strict=True) if theirs[1] else []
+            bits += sum(int(np.count_nonzero(a != b)) for a, b in pairs)
     return compared, flips, bits
 
 
@@ -226,18 +265,18 @@ def neurons(net: Any) -> int:
 
 
 def check(
-    net: Any, scale: float, recordings: list[Any], numerics: str
+    net: Any, scale: float, recordings: list[Any], numerics: str, *, steps: bool = True
 ) -> dict[str, tuple[int, int, int]]:
     """Print one line per row; return what `compare` found, way by way."""
     form = exact_form(net, scale, WATCH).net if numerics == "exact" else inference_form(net, WATCH)
     found = {}
     with tempfile.TemporaryDirectory() as where:
-        for name, step in rows(net, scale, numerics, Path(where)).items():
+        for name, way in rows(net, scale, numerics, Path(where), steps=steps):
             began = time.monotonic()
-            compared, flips, bits = compare(eager(form), step, net, recordings)
+            compared, flips, bits = compare(by_steps(eager(form), net), way, recordings)
             found[name] = compared, flips, bits
             print(
-                f"{name:28s} {flips:8d} of {compared} spikes  {bits:8d} other values  {time.monotonic() - began:.0f} s",
+                f"{name:38s} {flips:8d} of {compared} spikes  {bits:8d} other values  {time.monotonic() - began:.0f} s",
                 flush=True,
             )
     return found
@@ -265,6 +304,7 @@ def main() -> int:
     parser.add_argument("--narrow", action="store_true", help="smallest instead of full width")
     parser.add_argument("--spikes", type=float, default=20e6)
     parser.add_argument("--float", action="store_true")
+    parser.add_argument("--sequences", action="store_true", help="graphs of sequences only")
     parser.add_argument("--report", type=Path, help="write a table of the members there")
     args = parser.parse_args()
     numerics = "float" if args.float else "exact"
@@ -274,7 +314,7 @@ def main() -> int:
     for name in filter(None, names):
         print(name, flush=True)
         member = of_member(name, args.spikes, narrow=args.narrow)
-        every.append(check(*member, numerics))
+        every.append(check(*member, numerics, steps=not args.sequences))
         shape, batch = member[0].in_shape, member[2][0].shape[1]
         table.append([name, f"{shape[0]}x{shape[1]}x{shape[2]}", batch, *_sums([every[-1]])])
         table[-1].insert(3, f"{100 * fired(*member):.0f} %")
@@ -286,7 +326,8 @@ def main() -> int:
             title = f"Exact numerics of {len(table)} models, {width}"
             write(args.report, title, command_line(), lines, text)
     if args.run is not None:
-        every.append(check(*of_run(args.run, args.spikes, numerics), numerics))
+        member = of_run(args.run, args.spikes, numerics)
+        every.append(check(*member, numerics, steps=not args.sequences))
     equal = not any(flips or bits for one in every for _, flips, bits in one.values())
     return 0 if equal or args.float else 1
 

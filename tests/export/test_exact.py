@@ -1,5 +1,6 @@
 """Exact numerics: every way to run an exact form gives the same bits, and no sum leaves the certificate."""
 
+import functools
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -280,7 +281,10 @@ def test_what_has_no_exact_form_is_refused(kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["coupling, two blocks", "mean of one pixel", _WIDE])
 def test_file_is_equal_at_every_level_and_says_so(name: str, tmp_path: Path) -> None:
-    """All formats through the writer; onnxruntime at three levels and ONNX's own evaluator; the certificate inside."""
+    """All formats through the writer; onnxruntime at three levels and ONNX's own evaluator; the certificate inside.
+
+    Step graphs called in a loop, and graphs of sequences on the whole recording.
+    """
     net = _net(name)
     frames = FakeFrames(net)
     files = export_network(
@@ -294,11 +298,18 @@ def test_file_is_equal_at_every_level_and_says_so(name: str, tmp_path: Path) -> 
     assert manifest.certificate == exact_form(net, frames.scale).certificate.to_dict()
     assert manifest.certificate["largest"] < manifest.certificate["limit"] == LIMIT
     form = exact_form(net, frames.scale).net
-    x = torch.from_numpy(events(4, 3, 1, net.in_shape))
+    x = torch.from_numpy(events(net.timesteps, 3, 1, net.in_shape))
     expected = [value.numpy() for value in _run(form, net, x)]
-    content = (tmp_path / "model.onnx").read_bytes()
-    for run in (*_sessions(content), ReferenceEvaluator(onnx.load(io.BytesIO(content))).run):
-        assert all(map(np.array_equal, _stream(run, manifest, x.numpy()), expected))
+    mean = functools.reduce(np.add, expected[0]) / np.float32(len(x))
+    for name, ask, wanted in (
+        ("model.onnx", _stream, expected),
+        ("model.blocks.onnx", _block, expected),
+        ("model.scan.onnx", _whole, [expected[0], mean]),
+        ("model.unrolled.onnx", _whole, [expected[0], mean]),
+    ):
+        content = (tmp_path / name).read_bytes()
+        for run in (*_sessions(content), ReferenceEvaluator(onnx.load(io.BytesIO(content))).run):
+            assert all(map(np.array_equal, ask(run, manifest, x.numpy()), wanted)), name
 
 
 def _sessions(content: bytes) -> Iterator[Any]:
@@ -319,6 +330,15 @@ def _stream(run: Any, manifest: Manifest, x: Any) -> list[Any]:
         logits, *states = run(names, {"x": frame, **feed})
         every.append(logits)
     return [np.stack(every), *states]
+
+
+def _block(run: Any, manifest: Manifest, x: Any) -> list[Any]:
+    rest = {s.name: np.full((x.shape[1], *s.shape), s.init, np.float32) for s in manifest.states}
+    return list(run(["logits", *(s.next for s in manifest.states)], {"x": x, **rest}))
+
+
+def _whole(run: Any, _manifest: Manifest, x: Any) -> list[Any]:
+    return list(run(["logits", "mean_logits"], {"x": x}))
 
 
 def test_one_wrong_bit_rejects_the_file(tmp_path: Path) -> None:
