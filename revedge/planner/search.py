@@ -10,7 +10,7 @@ bisected; every configuration that is accepted or called rejected was itself pre
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from revedge.planner.ladder import Ladder, Rung, build
+from revedge.planner.ladder import Rung, build
 from revedge.planner.mixed import least, mixed
 from revedge.planner.request import Request
 from revedge.planner.result import SearchResult
@@ -37,13 +37,18 @@ def search(
     Raises:
         UsageError: the model is not known, or no setting of it can exist.
     """
-    return _Search(request, build(request, families), predict, progress).run()
+    return _Search(request, families, predict, progress).run()
 
 
 class _Search:
     def __init__(
-        self, request: Request, ladder: Ladder, predict: Predict, progress: Progress
+        self,
+        request: Request,
+        families: Mapping[str, list[str]],
+        predict: Predict,
+        progress: Progress,
     ) -> None:
+        ladder, self._families = build(request, families), families
         self._request, self._tried = request, Tried(request, predict, progress)
         self._rising = ladder.rising
         self._rungs = self._possible(list(ladder.rungs))
@@ -52,7 +57,7 @@ class _Search:
     def run(self) -> SearchResult:
         floor, floor_setting = self._floor()
         if floor > self._request.budget_bytes:
-            return nothing_fits(self._tried, floor, floor_setting, self._space())
+            return nothing_fits(self._tried, floor, floor_setting, self._space(), self._families)
         for micro in self._request.micro_batches():
             for optimizer in self._request.optimizers():
                 found = self._best(micro, optimizer)

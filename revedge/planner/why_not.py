@@ -1,6 +1,6 @@
 """What a search says beside its plan: the alternatives, the neighbors, and why nothing fits. Free of torch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from revedge.planner.ladder import Dimension, Rung
@@ -118,7 +118,13 @@ def _reject(tried: Tried, setting: Setting, what: str) -> Rejected:
     )
 
 
-def nothing_fits(tried: Tried, floor: int, setting: Setting, space: int) -> SearchResult:
+def nothing_fits(
+    tried: Tried,
+    floor: int,
+    setting: Setting,
+    space: int,
+    families: Mapping[str, Sequence[str]],
+) -> SearchResult:
     """Return the floor, ``setting`` which takes it, its neighbors, and what to change.
 
     Args:
@@ -126,6 +132,7 @@ def nothing_fits(tried: Tried, floor: int, setting: Setting, space: int) -> Sear
         floor: bytes that the request takes at least.
         setting: that takes them.
         space: configurations of the request.
+        families: models of each family.
     """
     request = tried.request
     micro, best = setting.micro_batch_size, Way.of(setting)
@@ -143,7 +150,7 @@ def nothing_fits(tried: Tried, floor: int, setting: Setting, space: int) -> Sear
         floor_bytes=floor,
         floor_setting=setting,
         rejected=tuple(rejected),
-        way_out=" ".join(ways_out(request, setting, floor, tried.bytes_of, bare)),
+        way_out=" ".join(ways_out(request, setting, floor, tried.bytes_of, bare, families)),
         tried=len(tried),
         space=space,
         reason=(

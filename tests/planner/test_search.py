@@ -5,6 +5,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_nets import FAMILIES, KEPT, predictor, request
 
 from revedge.errors import BudgetError, UsageError
 from revedge.planner import ladder
@@ -13,49 +14,6 @@ from revedge.planner.request import KnownRun, Request
 from revedge.planner.result import SearchResult
 from revedge.planner.search import search
 from revedge.planner.setting import Setting
-
-FAMILIES = {"net": ["net5", "net9", "net21"], "odd": ["odd3", "odd7"]}
-_SLAB = {None: 3, 32 << 20: 3, 8 << 20: 2, 2 << 20: 1}
-_KEPT = {"store": 9, "keep-conv": 5, "keep-spikes": 2, "reverse": 1}
-# A deeper member may take less memory than a shallower one (fewer channels), as in real families.
-_MEMBER = {"net5": 5, "net9": 9, "net21": 7, "odd3": 4, "odd7": 2}
-
-
-def predictor(slopes: tuple[int, int, int]):  # type: ignore[no-untyped-def]
-    """Memory that grows with depth, T, micro-batch and what the strategy keeps."""
-    per_depth, per_step, fixed = slopes
-
-    def predict(setting: Setting) -> Prediction:
-        depth = setting.model_options.get("depth", _MEMBER[setting.model])
-        if "depth" in setting.model_options and depth < 2:
-            raise UsageError(f"depth {depth} is too small; use 2 or more")
-        kept = _KEPT[str(setting.strategy)] * depth * per_depth + 3 * setting.timesteps * per_step
-        # Slabs help some strategies and hurt others, as they do.
-        slab = _SLAB[setting.slab_bytes]
-        beside = (slab if setting.strategy != "keep-conv" else 4 - slab) * setting.timesteps
-        if setting.span_count is not None and setting.strategy in ("keep-spikes", "reverse"):
-            beside //= 2
-        state = (2 if setting.optimizer == "adamw" else 1) + (not setting.update_in_backward)
-        return Prediction(
-            parts={
-                "base_bytes": fixed,
-                "activations_bytes": (kept + beside) * setting.micro_batch_size,
-                "optimizer_bytes": state * depth,
-            }
-        )
-
-    return predict
-
-
-def request(budget: int, **changes: object) -> Request:
-    values: dict[str, object] = {
-        "data": "random",
-        "in_shape": (2, 8, 8),
-        "num_classes": 4,
-        "model": "net9",
-        "batch_size": 8,
-    }
-    return Request(budget_bytes=budget, **{**values, **changes})  # type: ignore[arg-type]
 
 
 def everything(asked: Request, predict) -> tuple[Setting | None, int]:  # type: ignore[no-untyped-def]
@@ -288,7 +246,7 @@ def by_runs(setting: Setting) -> Prediction:
     """Three runs that keep 100, 30 and 10 bytes with each strategy's factor."""
     names = [setting.strategy] * 3 if isinstance(setting.strategy, str) else setting.strategy
     kept = sum(
-        _KEPT[name] * size + beside
+        KEPT[name] * size + beside
         for name, size, beside in zip(names, (100, 30, 10), (0, 0, 0), strict=True)
     )
     return Prediction(parts={"base_bytes": kept + (1 if setting.slab_bytes else 0)}, runs=3)
@@ -319,64 +277,6 @@ def test_no_neighbor_is_worse_in_both() -> None:
     listed = [each for each in result.rejected if "slower" in each.reason]
     assert listed
     assert all(each.predicted_peak_bytes < own for each in listed)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"timesteps": 64},
-        {"timesteps": 2, "model_options": {"depth": 30}},
-        {"timesteps": 1, "model_options": {"depth": 3}, "strategy": "store"},
-        {"timesteps": 1, "micro_batch_size": 8, "optimizer": "adamw"},
-        {"timesteps": 4, "model_options": {"depth": 20}},
-    ],
-)
-def test_each_way_out_works(changes: dict[str, object]) -> None:
-    """Every option that is offered where nothing fits makes the same request feasible."""
-    predict = predictor((1, 1, 0))
-    budget = search(request(1, **changes), FAMILIES, predict).floor_bytes * 3 // 4
-    result = search(request(budget, **changes), FAMILIES, predict)
-    assert result.plan is None
-    words = result.way_out.split(" or ")
-    assert len(words) > 2
-    for word in words:
-        changed = dict(changes)
-        match word.removeprefix("or ").split():
-            case ["give", "--budget", size, *_]:
-                assert search(request(int(size[:-3]) << 20, **changes), FAMILIES, predict).plan
-                continue
-            case ["more", *_]:
-                continue
-            case ["leave", "out", "--strategy"]:
-                del changed["strategy"]
-            case ["leave", "out", "--micro-batch"]:
-                del changed["micro_batch_size"]
-            case ["--timesteps", value]:
-                changed["timesteps"] = int(value)
-            case ["--optimizer", "sgd"]:
-                changed["optimizer"] = "sgd"
-            case [name, value]:
-                options = dict(changed.get("model_options", {}))  # type: ignore[call-overload]
-                changed["model_options"] = {**options, name[2:]: int(value)}
-            case other:
-                raise AssertionError(other)
-        assert search(request(budget, **changed), FAMILIES, predict).plan, word
-
-
-def test_full_precision_is_offered_where_it_would_fit() -> None:
-    """bfloat16 takes some bytes more: where only they are missing, float32 is a way out, and it works."""
-    plain = predictor((1, 1, 0))
-
-    def predict(setting: Setting) -> Prediction:
-        low = 5 if setting.precision == "bfloat16" else 0
-        return Prediction(parts={**plain(setting).parts, "base_bytes": low})
-
-    floor = search(request(1, precision="bfloat16"), FAMILIES, predict).floor_bytes
-    short = search(request(floor - 5, precision="bfloat16"), FAMILIES, predict)
-    assert "or --precision float32" in short.way_out
-    assert search(request(floor - 5, precision="float32"), FAMILIES, predict).plan
-    short = search(request(floor - 6, precision="bfloat16"), FAMILIES, predict)
-    assert "--precision" not in short.way_out
 
 
 def test_accuracy_per_byte_is_taken_from_finished_trainings() -> None:
