@@ -1,5 +1,7 @@
 """Does an older onnxruntime load and run every file? Every model of the registry, narrow, in every graph.
 
+Some are written at full width, too, because 8-bit weights are multiplied as integers from 32 channels on.
+
     python benchmarks/oldest_runtime.py write DIR     # with torch, onnx and today's onnxruntime
     OLD/bin/python benchmarks/oldest_runtime.py run DIR     # with numpy and the other onnxruntime, e.g. 1.18
 
@@ -19,6 +21,7 @@ from revedge.errors import RevedgeError
 from revedge.export.runner import StreamRunner
 
 BATCH, STEPS = 2, 4
+WIDE = ("vgg5", "plif-net7", "ms-resnet6", "resnet18", "revsresnet24", "revsformer-2-256")
 KINDS = ("onnx", "onnx-scan", "onnx-blocks", "onnx-unrolled")
 ANSWERS = "answers.npz"
 
@@ -27,7 +30,7 @@ def write(folder: Path) -> None:
     """Write the files and today's answers."""
     import torch
     from exact_numerics import smallest
-    from export_nets import Frames
+    from export_nets import Frames, full_width
 
     from revedge import models
     from revedge.export.exact_form import exact_form
@@ -37,8 +40,10 @@ def write(folder: Path) -> None:
     from revedge.export.writer import exact_manifest, manifest_of
 
     torch.set_num_threads(1)
-    for name in models.names():
-        net = smallest(name)
+    nets = [(name, smallest, name) for name in models.names()]
+    nets += [(name, full_width, f"{name}.wide") for name in WIDE]
+    for member, make, name in nets:
+        net = make(member)
         exact = exact_form(net, Frames.scale)
         for kind in KINDS:
             steps = STEPS if kind == "onnx-unrolled" else None

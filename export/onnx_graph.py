@@ -18,6 +18,7 @@ from revedge.export import onnx_rules  # noqa: F401 - each module of a form find
 from revedge.export.inference import InferenceNet
 from revedge.export.manifest import Manifest
 from revedge.export.onnx_builder import IR_VERSIONS
+from revedge.export.onnx_integers import INTEGERS
 from revedge.export.onnx_kept import kept_name
 from revedge.export.onnx_neurons import ONE_PASS
 from revedge.export.onnx_step import StepGraph
@@ -119,6 +120,7 @@ def _empty(manifest: Manifest, home: str, *, keeps_states: bool) -> StepGraph:
         home,
         int8=manifest.weights == "int8",
         at_once=TARGETS[manifest.target].operators >= ONE_PASS,
+        integers=manifest.weights == "int8" and TARGETS[manifest.target].operators >= INTEGERS,
         keeps_states=keeps_states,
         short=manifest.graph == "unrolled",
         at_rest=manifest.graph in ("scan", "unrolled"),

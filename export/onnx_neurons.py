@@ -17,8 +17,16 @@ _FLOAT = 1  # onnx.TensorProto.FLOAT
 
 @rule(Cell, multiples=True)
 def _cell(g: StepGraph, module: Cell, x: str) -> str:
-    """A neuron; where it was written before, charged by the same value, it is not written again."""
     state = g.take()
+    shape = g.shape
+    spikes = _found_or_written(g, module, x, state)
+    if g.wider.get(spikes, (0, 0)) == (0, 0):
+        g.spiking[spikes] = shape
+    return spikes
+
+
+def _found_or_written(g: StepGraph, module: Cell, x: str, state: str) -> str:
+    """A neuron; where it was written before, charged by the same value, it is not written again."""
     fast = g.at_once and module.v_threshold >= _LEAST_THRESHOLD
     negative = fast and g.keeps_states and module.hard and module.v_reset == 0.0
     if not (negative and g.at_rest):

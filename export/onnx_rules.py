@@ -24,6 +24,7 @@ from revedge.export.blocks import (
 from revedge.export.cells import NoCell
 from revedge.export.exact_layers import InputLevels, Scaled, Snap, SumOf, TwoDigits
 from revedge.export.fork_steps import ForksStep, ForkStep
+from revedge.export.onnx_integers import in_integers, pays, product, shape_behind
 from revedge.export.onnx_step import OFFSET, StepGraph, rule
 from revedge.models.snapping import FINEST_BITS
 
@@ -124,6 +125,8 @@ def _columns(g: StepGraph, tail: nn.Module) -> tuple[int, int]:
     if not (g.keeps_integers and g.states and not g.short and isinstance(conv, nn.Conv2d)):
         return 0, 0
     shape = g.shapes[g.states[0]]
+    if g.integers and isinstance(parts[-1], Snap) and pays(conv, shape):
+        return 0, 0
     given = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
     if given != ((3, 3), (1, 1), (1, 1), (1, 1), 1) or len(shape) != 3 or shape[0] % _BLOCK:
         return 0, 0
@@ -138,8 +141,17 @@ def _nothing(_g: StepGraph, _module: nn.Module, x: str) -> str:
 @rule(nn.Sequential, multiples=True)
 def _in_turn(g: StepGraph, module: nn.Sequential, x: str) -> str:
     parts, larger, g.larger = list(module), g.larger, 1.0
+    written: nn.Module | None = None
     for index, part in enumerate(parts):
+        if part is written:
+            continue
         behind = parts[index + 1] if index + 1 < len(parts) else None
+        if isinstance(behind, Snap) and in_integers(part, g, x):
+            times, written = _steps_of(behind) if g.keeps_integers else 1.0, behind
+            with g.within(str(index)):
+                x = product(g, part, behind, x, times)
+            g.times[x] = times
+            continue
         times, factor = 1.0, torch.ones(1)
         if behind is None:
             times, factor = larger, factor * larger
@@ -265,7 +277,10 @@ def _doubled(g: StepGraph, _module: Doubled, x: str) -> str:
 def _flatten(g: StepGraph, module: nn.Flatten, x: str) -> str:
     if (module.start_dim, module.end_dim) != (1, -1):
         raise ExportError(f"{g.path}: only nn.Flatten() of all but the batch can be exported")
-    return g.op("Flatten", [x], rank=2, axis=1)
+    out = g.op("Flatten", [x], rank=2, axis=1)
+    if x in g.spiking:
+        g.spiking[out] = shape_behind(module, g.spiking[x])
+    return out
 
 
 @rule(nn.Linear)
@@ -302,6 +317,11 @@ def _conv(g: StepGraph, module: nn.Conv2d, x: str) -> str:
 
 @rule(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)
 def _pool(g: StepGraph, module: Any, x: str) -> str:
+    if isinstance(module, nn.MaxPool1d | nn.MaxPool2d) and x in g.spiking:
+        shape = g.spiking.pop(x)
+        out = _pool(g, module, x)
+        g.spiking |= {x: shape, out: shape_behind(module, shape)}
+        return out
     if (
         x in g.parts
     ):  # each by itself: onnxruntime joins what is smaller then, in the layout of its convolutions

@@ -64,6 +64,7 @@ class StepGraph(Graph):
         keeps_states: states never leave the graph, so they may be kept as a multiple where that is faster.
         short: see `Graph`.
         at_rest: every run of the graph begins at rest, so that neurons that are the same stay the same.
+        integers: spikes may be multiplied with 8-bit weights as integers; see onnx_integers.py.
 
     Attributes:
         times: value -> the power of two by which it is larger than what it stands for; not listed: 1. Streams on their
@@ -74,6 +75,7 @@ class StepGraph(Graph):
         wanted: the offset that the rounding at the end of the present branch should leave; None: none, elsewhere.
         larger: by what power of two the operator at the end of the present part should give larger values.
         parts: value -> the values that it is made of, along the channels.
+        spiking: values that are 0 or 1 -> their shape without the batch.
         twins: what is known of a neuron -> it; see onnx_neurons.py.
         carried: the states of which a value is carried, in order of their numbers, and what further states it is of.
     """
@@ -88,8 +90,10 @@ class StepGraph(Graph):
         keeps_states: bool = False,
         short: bool = False,
         at_rest: bool = False,
+        integers: bool = False,
     ) -> None:
         super().__init__(opset, home, short=short)
+        self.integers = integers
         self.at_rest = at_rest
         self.int8 = int8
         self.at_once = at_once
@@ -108,9 +112,10 @@ class StepGraph(Graph):
         self._settled: dict[str, str] = {}
         self.wider: dict[str, tuple[int, int]] = {}
         self.parts: dict[str, list[str]] = {}
+        self.spiking: dict[str, tuple[int, ...]] = {}
         self.twins: dict[Any, Twin] = {}
         self._taken = 0
-        self._weights: dict[str, str] = {}  # multiplied out, for all steps
+        self._shared: dict[str, str] = {}  # what all steps read -> the value
 
     def begin(self, states: dict[str, tuple[int, ...]]) -> None:
         """Begin a time step with these states: name -> shape without the batch."""
@@ -210,14 +215,23 @@ class StepGraph(Graph):
         place = f"{self.place}.{name}"
         if not (self.int8 and name == "weight"):
             return self.constant(place, array)
-        if place not in self._weights:
+        if place not in self._shared:
             levels, scale = as_int8(array, f"{self.path}.{name}")
             inputs = [self.constant(f"{place}.int8", levels), self.scales(f"{place}.scale", scale)]
             axis = {"axis": 0} if scale.ndim else {}
+            self.once(
+                place,
+                lambda: self.op("DequantizeLinear", inputs, "weight", rank=array.ndim, **axis),
+            )
+        return self._shared[place]
+
+    def once(self, what: str, write: Callable[[], str]) -> str:
+        """Return a value that all steps read; ``write`` writes it where ``what`` is asked for the first time."""
+        if what not in self._shared:
             step, self.step = self.step, self.shared
-            made = self.op("DequantizeLinear", inputs, "weight", rank=array.ndim, **axis)
-            self.step, self._weights[place] = step, made
-        return self._weights[place]
+            made = write()
+            self.step, self._shared[what] = step, made
+        return self._shared[what]
 
     def scales(self, name: str, scale: npt.NDArray[np.float32]) -> str:
         """Store what is multiplied with; a scalar once for all who use it."""

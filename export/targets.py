@@ -43,6 +43,9 @@ _SCAN = frozenset(["Scan"])
 # the slope of the line that stands for the threshold is 2**24.
 _ONE_PASS = frozenset(["HardSigmoid", "ThresholdedRelu"])
 
+# Products of spikes with 8-bit weights in integers: onnx-tensorrt's documentation has no MatMulInteger.
+_INTEGERS = frozenset(["BatchNormalization", "Gather", "MatMulInteger", "Pad"])
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
@@ -77,7 +80,7 @@ TARGETS = {
         batch=None,
         free_batch=True,
         graphs=("step", "blocks", "scan", "unrolled"),
-        operators=_STEP | _SEQUENCE | _DYNAMIC | _INT8 | _SCAN | _ONE_PASS,
+        operators=_STEP | _SEQUENCE | _DYNAMIC | _INT8 | _SCAN | _ONE_PASS | _INTEGERS,
         functions=True,
     ),
     "jetpack5": Target(
