@@ -19,7 +19,12 @@ def reserve_bytes() -> int:
     given = os.environ.get("REVEDGE_RESERVE")
     if given:
         return parse_bytes(given)
-    return max(RESERVE_BYTES, meter.total_bytes() // RESERVE_SHARE)
+    return reserve_of(meter.total_bytes())
+
+
+def reserve_of(total_bytes: int) -> int:
+    """Return what is left to the system of a machine with so much RAM."""
+    return max(RESERVE_BYTES, total_bytes // RESERVE_SHARE)
 
 
 def running_reserve_bytes() -> int:
@@ -67,7 +72,7 @@ def check_budget(budget_bytes: int) -> None:
         BudgetError: it is.
     """
     total = meter.total_bytes()
-    most = max(0, total - max(RESERVE_BYTES, total // RESERVE_SHARE))
+    most = max(0, total - reserve_of(total))
     if budget_bytes > most:
         raise BudgetError(
             f"--budget {format_bytes(budget_bytes)} is more than this machine has: {format_bytes(total)}, of "

@@ -25,6 +25,7 @@ _HEAD = {"version": int, "title": str, "kind": str, "unified_memory": bool}
 _FACTS: Mapping[str, type | tuple[type, ...]] = {
     "ram_bytes": int,
     "mem_total_bytes": int,
+    "mem_available_bytes": int,
     "bandwidth_bytes_per_s": int,
     "sm_count": int,
     "cuda_cores": int,
@@ -35,6 +36,14 @@ _FACTS: Mapping[str, type | tuple[type, ...]] = {
     "cpu_cores": int,
     "power_modes_w": list,
     "page_size_bytes": int,
+}
+
+# What a file may leave out, where nobody knows it.
+_SELDOM_KNOWN = ("mem_available_bytes",)
+_UNKNOWN = {
+    "value": "unknown",
+    "source": "no report found; read it with: revedge devices probe",
+    "verified": False,
 }
 
 Value = int | str | tuple[float, ...] | tuple[str, ...] | None
@@ -53,7 +62,8 @@ class Fact:
 class Board:
     """One board; None stands for what is not known.
 
-    ``ram_bytes`` is the size of the chips; ``mem_total_bytes``, Linux's MemTotal, is less.
+    ``ram_bytes`` is the size of the chips; ``mem_total_bytes``, Linux's MemTotal, is less; ``mem_available_bytes`` is
+    MemAvailable beside a system without a desktop.
     ``unified_memory``: CPU and GPU share the RAM, so a byte of CUDA is a byte less for everyone.
     """
 
@@ -63,6 +73,7 @@ class Board:
     unified_memory: bool
     ram_bytes: int | None
     mem_total_bytes: int | None
+    mem_available_bytes: int | None
     bandwidth_bytes_per_s: int | None
     sm_count: int | None
     cuda_cores: int | None
@@ -171,6 +182,7 @@ def _read(path: Path, name: str, variant: str | None) -> Board:
             raise _damaged(path, f"needs {key} as {kind.__name__}, but has {raw.get(key)!r}")
     if raw["kind"] not in _KINDS:
         raise _damaged(path, f"has kind {raw['kind']!r}, which is none of {', '.join(_KINDS)}")
+    raw = {**dict.fromkeys(_SELDOM_KNOWN, _UNKNOWN), **raw}
     facts = {key: _fact(path, key, raw.get(key)) for key in _FACTS}
     values: dict[str, Any] = {key: fact.value for key, fact in facts.items()}
     return Board(

@@ -20,7 +20,6 @@ _EPILOG = """examples:
   revedge plan --data nmnist --data-dir DIR --model revsresnet --budget auto --device raspberry-pi-4-2gb
 """
 _RESERVE_BYTES, _RESERVE_SHARE = 128 * 10**6, 0.05
-_BOARD_SHARE = 0.8  # of a board's RAM: what is left beside the system on one that runs nothing else
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -228,19 +227,9 @@ def _budget_bytes(args: argparse.Namespace, notes: list[str]) -> int:
 
     auto = args.budget.strip().lower() == "auto"
     budget = None if auto else parse_bytes(args.budget)
-    ram, free = meter.total_bytes(), meter.available_bytes()
     if args.device is not None:
-        from revedge.devices import boards
-
-        board = boards.load(args.device)
-        if board.largest_budget_bytes is None and auto:
-            raise UsageError(f"the RAM of board {board.name} is not known; give --budget as a size")
-        ram = board.largest_budget_bytes or (budget or 0)
-        free = int(ram * _BOARD_SHARE)
-        notes.append(
-            f"planned for {board.title} ({format_bytes(ram)}), with the base of torch as measured on "
-            "this machine; verify on the board with revedge plan --verify"
-        )
+        return _budget_of_board(args.device, budget, notes)
+    ram, free = meter.total_bytes(), meter.available_bytes()
     reserve = max(_RESERVE_BYTES, int(ram * _RESERVE_SHARE))
     if budget is None:
         if free - reserve <= 0:
@@ -256,6 +245,33 @@ def _budget_bytes(args: argparse.Namespace, notes: list[str]) -> int:
     if budget > free - reserve:
         notes.append(
             f"the budget is more than is free now beside the system ({format_bytes(max(0, free - reserve))})"
+        )
+    return budget
+
+
+def _budget_of_board(name: str, budget: int | None, notes: list[str]) -> int:
+    """The budget, as given or of its own accord, held against the RAM of a board."""
+    from revedge.devices import board_room, boards
+
+    board = boards.load(name)
+    found = board_room.room(board)
+    size = "whose RAM is not known" if found is None else found.text()
+    notes.append(
+        f"planned for {board.title}: {size}; with the base of torch as measured on this machine, so verify on the "
+        "board with revedge plan --verify"
+    )
+    if budget is None:
+        if found is None:
+            raise UsageError(f"the RAM of board {board.name} is not known; give --budget as a size")
+        return board_room.automatic_budget(board, found)
+    most = board.largest_budget_bytes or budget
+    if budget > most:
+        raise RevedgeError(
+            f"--budget {format_bytes(budget)} is more than the {format_bytes(most)} of RAM; give less"
+        )
+    if found is not None and budget > found.free_bytes:
+        notes.append(
+            f"the budget is more than the system leaves to a training ({format_bytes(found.free_bytes)})"
         )
     return budget
 
