@@ -3,8 +3,9 @@
 Run: python benchmarks/bench_peers.py [--rounds 3] [--nets iso,vgg11,ms_resnet18] [--report FILE.md]
 
 The libraries are measured in turn, round after round; the least CPU seconds and the median bytes count. `smallest` and
-`fastest` are chosen among all strategies by what was measured. With --report the table goes into FILE.md and the
-picture into FILE.svg; what stands there under "## Notes" is kept. The last line of stdout is one JSON object.
+`fastest` are chosen, by what was measured, among what `revedge bench` chooses among: strategies, whole and in slabs.
+With --report the table goes into FILE.md and the picture into FILE.svg; what stands there under "## Notes" is kept. The
+last line of stdout is one JSON object.
 Exit code 1 if a bar is not met or, without SpikingJelly, not known.
 """
 

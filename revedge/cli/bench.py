@@ -8,10 +8,12 @@ from typing import Any
 from revedge.cli.bench_picture import check_possible, draw_in_child
 from revedge.cli.bench_rows import (
     BEST,
+    CHOICE,
     NAMED,
     SLABS,
     SPELLING,
     STRATEGIES,
+    UNTRIED,
     Case,
     Progress,
     Row,
@@ -73,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "example:\n  revedge bench --net ms_resnet18 --strategy all --timesteps 8 --batch 8\n"
         "  revedge bench --net iso,vgg11 --timesteps 4,8 --batch 4 --picture bench.svg\n\n"
         "anon is the growth of the process's anonymous memory from before the first step to its peak.\n"
-        "smallest and fastest measure all strategies and choose; a * marks what none beats in both bytes and time."
+        "a * marks what no other row beats in both bytes and time.\n"
+        f"smallest and fastest choose, by what was measured, among\n{CHOICE};\n{UNTRIED}."
     )
 
 

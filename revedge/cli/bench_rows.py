@@ -35,6 +35,12 @@ _OPTIONS = {
 _SLAB_SIZES = ("2MiB", "8MiB")
 _SLAB_STRATEGIES = ("keep-spikes", "reverse")
 BEST = ("smallest", "fastest")
+# What those two choose among, as help says it. Spans, few membranes and chunks take 1.2 to 2.6 times the time
+# (benchmarks/depth_time_*.md, peers_*.md) for few bytes: nobody gets them without asking.
+CHOICE = f"the strategies whole, and {' and '.join(_SLAB_STRATEGIES)} with slabs of {' or '.join(_SLAB_SIZES)}"
+UNTRIED = (
+    "spans, few membranes and chunks are measured when named, as in reverse+spans=8+membranes=2"
+)
 # What the meter cannot tell apart; among such rows the other figure decides.
 _SAME_BYTES, _SAME_TIME = 1.01, 1.03
 
@@ -59,7 +65,7 @@ class Case:
 
 
 def strategies_of(text: str, *, reversible: bool) -> list[str]:
-    """Return the strategies to measure for ``--strategy``; for "smallest" and "fastest" all, with and without slabs.
+    """Return the strategies to measure for ``--strategy``; for "smallest" and "fastest" those of `CHOICE`.
 
     Raises:
         UsageError: an unknown name.

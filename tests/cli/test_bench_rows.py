@@ -1,10 +1,11 @@
 """Which rows of a benchmark are smallest, fastest and on the front; how rows of several processes become one."""
 
 import io
+import re
 
 import pytest
 
-from revedge.cli import bench_rows
+from revedge.cli import bench_rows, main
 from revedge.cli.bench_rows import (
     Case,
     Progress,
@@ -93,6 +94,20 @@ def test_all_strategies_and_slabs():
     ):
         with pytest.raises(UsageError):
             strategies_of(wrong, reversible=False)
+
+
+def test_help_says_what_the_best_are_chosen_among(capsys):
+    """Every option of a strategy is either tried by `smallest` and `fastest` or said to need its name."""
+    with pytest.raises(SystemExit):
+        main.main(["bench", "--help"])
+    end = capsys.readouterr().out.partition("smallest and fastest choose")[2]
+    tried, _, untried = end.partition(";")
+    words = " ".join(strategies_of("smallest", reversible=False))
+    for key in bench_rows._OPTIONS:
+        assert (f"+{key}=" in words) == (key in tried) == (key not in untried), key
+    for size in re.findall(r"\+slabs=(\w+)", words):
+        assert size in tried
+    assert "measured when named" in untried
 
 
 def test_a_failure_stops_neither_the_others_nor_is_it_lost(monkeypatch):
