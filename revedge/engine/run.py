@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from revedge.engine.autocast import autocast_state
 from revedge.engine.output import Output
+from revedge.engine.settings import RunSettings
 from revedge.engine.signal import chunks_of
-from revedge.engine.strategy import Saving, check_strategy
+from revedge.engine.strategy import Saving
 from revedge.engine.vjp import Gradients, Update
-from revedge.errors import ReversibilityError, UsageError
+from revedge.errors import ReversibilityError
 from revedge.neurons.first_order import first_derivative_only
 
-CHECKS = ("none", "checksum")
 _PIECE = 1 << 15
 _SECOND = "take the gradient of revedge.models.plain.plain_forward(net, x), or leave the module out of apply"
 
@@ -91,93 +91,20 @@ class Carried(Protocol):
         ...
 
 
-class Run(nn.Module):
+class Run(nn.Module, RunSettings):
     """Base of `Feed`, `Residual`, `Coupling` and `Forks`; implements `Carried`.
 
-    Attributes:
-        strategy: what is kept between forward and backward, see `revedge.engine.strategy`.
-        check: "checksum" compares a 64-bit sum of every rebuilt block input with that of the forward pass.
+    Attributes, besides those of `RunSettings`:
         update: called with each parameter and its gradient in the backward pass, see `update_in_backward`.
-        slab_bytes: size of the slabs of channels that tensors between units are computed in; None: whole.
-        span_count: how many spans of time at most a block's backward pass is cut into; None: one.
-        membrane_count: how many membranes of a neuron at most stand at a time in such a pass; None: one per span.
-        chunk_bytes: of spikes that an operator reads at once; None: `revedge.engine.signal.CHUNK_BYTES`.
     """
 
     keeps_input = False
     keeps_output = False
 
     def __init__(self, strategy: str = "reverse", check: str = "none") -> None:
-        super().__init__()
-        self.set_strategy(strategy, check=check)
-        self.slab_bytes: int | None = None
-        self.span_count: int | None = None
-        self.membrane_count: int | None = None
-        self.chunk_bytes: int | None = None
+        nn.Module.__init__(self)
+        RunSettings.__init__(self, strategy, check)
         self.update: Update | None = None
-
-    def set_strategy(self, strategy: str, *, check: str | None = None) -> None:
-        """Choose what the run keeps; the gradient stays the same to the last bit.
-
-        Raises:
-            UsageError: ``strategy`` or ``check`` is not known.
-        """
-        self.strategy = check_strategy(strategy)
-        if check is not None:
-            if check not in CHECKS:
-                raise UsageError(f"check {check!r} is not known; choose one of {', '.join(CHECKS)}")
-            self.check = check
-
-    def set_slab_bytes(self, slab_bytes: int | None) -> None:
-        """Compute the tensors between units in slabs of channels of about so many bytes; None: whole.
-
-        Raises:
-            UsageError: less than 1.
-        """
-        if slab_bytes is not None and slab_bytes < 1:
-            raise UsageError(f"slab_bytes={slab_bytes} is not a size; use 1 byte or more, or None")
-        self.slab_bytes = slab_bytes
-
-    def set_span_count(self, span_count: int | None, *, membranes: int | None = None) -> None:
-        """Go back through residual and coupling blocks in so many spans of time (`revedge.engine.span_replay`).
-
-        Fewer, where chunks of a convolution are longer than such a span (`set_chunk_bytes`). None: over all time at
-        once, as runs without an identity path always do.
-
-        Args:
-            span_count: how many spans at most.
-            membranes: how many membranes of a neuron at most stand at a time, the others are made again
-                (`revedge.engine.few_membranes`): less memory, more time. None: one per span is kept.
-
-        Raises:
-            UsageError: less than 1; membranes without spans.
-        """
-        if span_count is not None and span_count < 1:
-            raise UsageError(
-                f"span_count={span_count} is no number of spans; use 1 or more, or None"
-            )
-        if membranes is not None and span_count is None:
-            raise UsageError(
-                f"membranes={membranes} are those of spans of time; give span_count, too"
-            )
-        if membranes is not None and membranes < 1:
-            raise UsageError(f"membranes={membranes} are too few to go on from; use 1 or more")
-        self.span_count, self.membrane_count = span_count, membranes
-
-    def set_chunk_bytes(self, chunk_bytes: int | None) -> None:
-        """Let operators read about so many bytes of spikes at once, as float32; None: 2 MiB.
-
-        Smaller chunks take less memory, and spans of time may be as short as they are. Results may change in the last
-        bit, under all strategies alike.
-
-        Raises:
-            UsageError: less than 1.
-        """
-        if chunk_bytes is not None and chunk_bytes < 1:
-            raise UsageError(
-                f"chunk_bytes={chunk_bytes} is not a size; use 1 byte or more, or None"
-            )
-        self.chunk_bytes = chunk_bytes
 
     def saving(self, *, keep: bool) -> Saving:
         """How memory is saved; ``keep`` False leaves no tape."""

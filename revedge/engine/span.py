@@ -13,6 +13,7 @@ from revedge.engine.replay import BranchTape
 from revedge.engine.signal import Signal, planes_per_chunk
 from revedge.engine.tail import sample_wise, tail_shape
 from revedge.engine.unit import Branch
+from revedge.engine.vjp import is_known
 from revedge.neurons import BaseNode
 
 
@@ -29,24 +30,37 @@ class Span:
         return x[self.first : self.last]
 
 
-def can_be_cut(branch: Branch, tape: BranchTape) -> bool:
-    """Whether each unit is norm, neuron and an operator that works plane by plane, with no float tensor kept."""
-    if branch.norm is None or branch.pool is not None or tape.out is not None:
+def can_ever_be_cut(branch: Branch) -> bool:
+    """Whether each unit is norm, neuron and an operator that works plane by plane, without chance."""
+    if branch.norm is None or branch.pool is not None:
         return False
     if not isinstance(branch.unit_list()[-1].op, nn.Conv2d | nn.Linear):
         return False
     parts = [*branch.unit_list(), branch.norm]
     if sum(len(list(part.parameters())) for part in parts) != len(list(branch.parameters())):
         return False  # one that two units share would get its gradient's parts in another order
-    norms = [(branch.norm, tape.stats)]
+    return all(
+        isinstance(unit.neuron, BaseNode)
+        and unit.pool is None
+        and unit.op is not None
+        and is_known(unit.op)
+        and not unit.dropout
+        for unit in branch.unit_list()
+    )
+
+
+def can_be_cut(branch: Branch, tape: BranchTape) -> bool:
+    """Whether ``branch`` can be cut with what is on its tape: no float tensor, statistics of the batch."""
+    if tape.out is not None or not can_ever_be_cut(branch):
+        return False
+    found = [tape.stats]
     for unit, kept in zip(branch.unit_list(), tape.units, strict=True):
-        plain = isinstance(unit.neuron, BaseNode) and unit.pool is None and unit.op is not None
         dense = kept.pre is not None or (kept.signal is not None and kept.signal.bits is None)
-        if not plain or dense or not sample_wise(unit, kept.chance):
+        if dense or not sample_wise(unit, kept.chance):
             return False
         if unit.norm is not None:
-            norms.append((unit.norm, kept.stats))
-    return all(stats is not None and stats.of_batch for _, stats in norms)
+            found.append(kept.stats)
+    return all(stats is not None and stats.of_batch for stats in found)
 
 
 def cut_time(branch: Branch, x: Tensor, span_count: int) -> list[Span]:

@@ -15,14 +15,16 @@ from revedge.engine import (
     Repeat,
     Residual,
     Run,
+    SetsRuns,
     Unit,
     carry,
 )
+from revedge.engine.settings import one_per_run
 from revedge.errors import UsageError
 from revedge.neurons import StateSpec
 
 
-class SpikingNet(nn.Module):
+class SpikingNet(nn.Module, SetsRuns):
     """Stem -> body -> head over ``T`` time steps.
 
     Attributes:
@@ -60,6 +62,10 @@ class SpikingNet(nn.Module):
         """Stem, body and head in order."""
         return [self.stem, *(run for run in self.body if isinstance(run, Run)), self.head]
 
+    def run_settings(self) -> list[Run]:
+        """See `revedge.engine.SetsRuns`."""
+        return self.runs()
+
     def set_strategy(self, strategy: str | Sequence[str], *, check: str | None = None) -> None:
         """Choose what every run (one name) or each run in order (a list) keeps for the backward pass.
 
@@ -67,47 +73,8 @@ class SpikingNet(nn.Module):
             UsageError: an unknown name, or a list of another length than there are runs.
         """
         runs = self.runs()
-        names = [strategy] * len(runs) if isinstance(strategy, str) else list(strategy)
-        if len(names) != len(runs):
-            raise UsageError(
-                f"{len(names)} strategies were given for {len(runs)} runs; give one name, or one per run"
-            )
-        for run, name in zip(runs, names, strict=True):
+        for run, name in zip(runs, one_per_run(strategy, len(runs)), strict=True):
             run.set_strategy(name, check=check)
-
-    def set_slab_bytes(self, slab_bytes: int | None) -> None:
-        """Compute the tensors between units in slabs of channels of about so many bytes; None: whole.
-
-        Memory: what stands beside the kept tensors shrinks from two or three tensors of the widest unit to one or two.
-        Time: none to 15 %, where slabs have fewer than 64 channels. Gradients agree with those of other sizes to
-        rounding, and under one size to the last bit for all strategies.
-        """
-        for run in self.runs():
-            run.set_slab_bytes(slab_bytes)
-
-    def set_span_count(self, span_count: int | None, *, membranes: int | None = None) -> None:
-        """Go back through residual and coupling blocks in so many spans of time; None: over all time at once.
-
-        Memory: the gradient of a block's branch stands for a span only, not for all T; ``membranes`` says how many
-        steps of membranes of a neuron stand at most, None one per span. Gradients are the same bits.
-        Time: about 1.5 times that of a step, with two membranes about 2 times (`revedge.engine.few_membranes`).
-        """
-        for run in self.runs():
-            run.set_span_count(span_count, membranes=membranes)
-
-    def set_chunk_bytes(self, chunk_bytes: int | None) -> None:
-        """Let operators read about so many bytes of spikes at once, as float32; None: 2 MiB.
-
-        Memory: two or three chunks stand beside all else, and spans of time may be as short as a chunk is.
-        Gradients agree with those of other sizes to rounding, and under one size to the last bit for all strategies.
-        """
-        for run in self.runs():
-            run.set_chunk_bytes(chunk_bytes)
-
-    def set_check(self, check: str) -> None:
-        """Compare rebuilt block inputs with those of the forward pass ("checksum"), or do not ("none")."""
-        for run in self.runs():
-            run.set_strategy(run.strategy, check=check)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits ``[B, num_classes]``, the mean over time.

@@ -1,6 +1,7 @@
 """`apply`: give the spiking parts of a user's own model memory strategies, and take them back."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
@@ -9,8 +10,9 @@ from revedge.engine.adopt import parts, snntorch, spikingjelly
 from revedge.engine.adopt.forward import Forward, Settings, runs_of
 from revedge.engine.adopt.report import Report
 from revedge.engine.adopt.rest import forget
-from revedge.engine.adopt.telling import is_neuron, line_of, report_of
-from revedge.engine.run import CHECKS, Run
+from revedge.engine.adopt.telling import is_neuron, line_of, notes_of, report_of
+from revedge.engine.run import Run
+from revedge.engine.settings import RunSettings, SetsRuns, one_per_run
 from revedge.engine.strategy import check_strategy
 from revedge.errors import UsageError
 
@@ -26,55 +28,106 @@ class _OfRuns(Protocol):
     def set_strategy(self, strategy: str | Sequence[str], *, check: str | None = None) -> None: ...
 
 
-class Applied:
-    """A model under `apply`; prints as the report.
+class Applied(SetsRuns):
+    """A model under `apply`; prints as the report. Its setters reach programs that are traced later, too.
 
     Attributes:
         model: the user's model, whose forward now goes through runs.
     """
 
-    def __init__(self, model: nn.Module, forwards: list[Forward]) -> None:
+    def __init__(
+        self, model: nn.Module, forwards: list[Forward], settings: RunSettings, plan: Any = None
+    ) -> None:
         self.model = model
         self._forwards = forwards
+        self._settings, self._plan = settings, plan
+        self._undone = False
 
     @property
     def report(self) -> Report:
         """What is a run now, and what is left; follows the model's mode and later changes of it."""
-        return report_of(self.model, self._forwards)
+        found = report_of(self.model, self._forwards)
+        return replace(found, notes=(*found.notes, *notes_of(self.runs(), self._plan)))
 
     def __str__(self) -> str:
         """Return the report as text."""
         return str(self.report)
+
+    def runs(self) -> list[Run]:
+        """Return the runs that the model goes through now, in order."""
+        programs = [forward.current for forward in self._forwards]
+        return [run for program in programs if program for run in runs_of(program)]
+
+    def run_settings(self) -> list[RunSettings]:
+        """See `SetsRuns`: what runs to come are told, and all runs made so far."""
+        self._refuse_undone()
+        programs = [program for forward in self._forwards for program in forward.programs()]
+        return [self._settings, *(run for program in programs for run in runs_of(program))]
+
+    def set_strategy(self, strategy: str | Sequence[str], *, check: str | None = None) -> None:
+        """Choose what every run (one name) or each run in order (a list) keeps for the backward pass.
+
+        Raises:
+            UsageError: an unknown name, or a list of another length than there are runs; `undo` was called.
+        """
+        self._refuse_undone()
+        names = one_per_run(strategy, len(self.runs()))
+        if check is not None:
+            self.set_check(check)
+        _spread(self._forwards, [strategy] if isinstance(strategy, str) else names)
 
     def undo(self) -> None:
         """Let the model run as it was written."""
         for forward in self._forwards:
             forget(forward.neurons())
             forward.root.__dict__.pop("forward", None)
-        self._forwards = []
+        self._forwards, self._undone = [], True
+
+    def _refuse_undone(self) -> None:
+        if self._undone:
+            raise UsageError(
+                f"undo was called: this {type(self.model).__name__} has no runs to be set; call apply again"
+            )
 
 
 class AppliedNet(Applied):
-    """A net of the engine under `apply`: its runs got other strategies, and nothing else."""
+    """A net of the engine under `apply`: its runs got other settings, and nothing else."""
 
-    def __init__(self, model: nn.Module, before: list[str]) -> None:
-        super().__init__(model, [])
-        self._before: list[str] | None = before
+    def __init__(self, model: nn.Module, before: list[RunSettings], plan: Any) -> None:
+        super().__init__(model, [], RunSettings(), plan)
+        self._before = before
 
     @property
     def report(self) -> Report:
         """The runs of the net."""
-        assert isinstance(self.model, _OfRuns)
         names = {module: name for name, module in self.model.named_modules()}
-        lines = tuple(line_of(run, [names[run]]) for run in self.model.runs())
-        return Report(type(self.model).__name__, lines)
+        runs = self.runs()
+        lines = tuple(line_of(run, [names[run]]) for run in runs)
+        return Report(type(self.model).__name__, lines, notes=tuple(notes_of(runs, self._plan)))
+
+    def runs(self) -> list[Run]:
+        """Return the net's runs."""
+        assert isinstance(self.model, _OfRuns)
+        return self.model.runs()
+
+    def run_settings(self) -> list[RunSettings]:
+        """See `SetsRuns`."""
+        self._refuse_undone()
+        return [*self.runs()]
+
+    def set_strategy(self, strategy: str | Sequence[str], *, check: str | None = None) -> None:
+        """See `Applied`."""
+        self._refuse_undone()
+        assert isinstance(self.model, _OfRuns)
+        self.model.set_strategy(strategy, check=check)
 
     def undo(self) -> None:
-        """Give the runs the strategies that they had."""
-        assert isinstance(self.model, _OfRuns)
-        if self._before is not None:
-            self.model.set_strategy(self._before)
-        self._before = None
+        """Give the runs the strategies and sizes that they had."""
+        if not self._undone:
+            for run, before in zip(self.runs(), self._before, strict=True):
+                run.set_strategy(before.strategy, check=before.check)
+                run.take_sizes(before)
+        self._undone = True
 
 
 def apply(
@@ -100,7 +153,9 @@ def apply(
 
     Args:
         model: a module; or a `revedge.SpikingNet`, whose runs then get the strategies.
-        strategy: one name of `revedge.engine.STRATEGIES`, a list with one name per run, or a plan.
+        strategy: one name of `revedge.engine.STRATEGIES`, a list with one name per run, or a plan, whose sizes of
+            slabs, spans, membranes and chunks are set, too. Its precision and its update in backward are those of the
+            training loop: the report says what to call for them. The rest of a plan is of its network and data.
         grid: let residual and coupling blocks that end in a batch norm round their stream to multiples of 2**-14. Only
             then can ``reverse`` rebuild it. It changes the forward, by at most 2**-15 per addition.
         check: "checksum" compares rebuilt block inputs with those of the forward.
@@ -108,11 +163,12 @@ def apply(
         example: an input, or a tuple of inputs, that is looked at for its number of axes; some forwards need it.
 
     Returns:
-        What was done: print it; ``undo()`` takes it back.
+        What was done: print it; ``set_strategy``, ``set_slab_bytes``, ``set_span_count``, ``set_chunk_bytes`` and
+        ``set_check`` change it; ``undo()`` takes it back.
 
     Raises:
-        UsageError: an unknown strategy or name; a list of another length than there are runs; a forward that somebody
-            else has replaced already.
+        UsageError: an unknown strategy or name; a size that is none; a list of another length than there are runs; a
+            forward that somebody else has replaced already.
 
     Memory: see the table of strategies in README.md. Time: some milliseconds of tracing now, and again whenever mode,
     hooks, modules or plain attributes have changed; looking for such changes takes microseconds per module and call.
@@ -126,27 +182,38 @@ def apply(
           run  modules  what             strategy
           1    0 to 2   feed of 2 units  keep-spikes
     """
+    plan = strategy if hasattr(strategy, "strategy") else None
     names = _names(strategy)
-    if check not in CHECKS:
-        raise UsageError(f"check {check!r} is not known; choose one of {', '.join(CHECKS)}")
+    settings = RunSettings(check=check)
+    settings.take_sizes(plan)
     if isinstance(model, _OfRuns):
-        before = [run.strategy for run in model.runs()]
-        model.set_strategy(names[0] if len(names) == 1 else names, check=check)
-        return AppliedNet(model, before)
+        return _set_net(model, names, settings, plan)
     _clear(model)
-    settings = Settings(check, grid, tuple(_submodule(model, name) for name in leave))
+    wanted = Settings(settings, grid, tuple(_submodule(model, name) for name in leave))
     inputs = example if isinstance(example, tuple) else () if example is None else (example,)
     forwards: list[Forward] = []
-    _adopt(model, settings, names, inputs, forwards)
-    runs = [run for forward in forwards if forward.current for run in runs_of(forward.current)]
-    if len(names) not in (1, len(runs)):
-        for forward in forwards:
-            forward.root.__dict__.pop("forward", None)
-        raise UsageError(
-            f"{len(names)} strategies were given for {len(runs)} runs; give one name, or one per run"
-        )
-    _spread(forwards, names)
-    return Applied(model, forwards)
+    _adopt(model, wanted, names, inputs, forwards)
+    applied = Applied(model, forwards, settings, plan)
+    try:
+        applied.set_strategy(names[0] if len(names) == 1 else names)
+    except UsageError:
+        applied.undo()
+        raise
+    return applied
+
+
+def _set_net(model: nn.Module, names: list[str], settings: RunSettings, plan: Any) -> AppliedNet:
+    """Set the runs of a net of the engine."""
+    assert isinstance(model, _OfRuns)
+    before = []
+    for run in model.runs():
+        before.append(RunSettings(run.strategy, run.check))
+        before[-1].take_sizes(run)
+    model.set_strategy(names[0] if len(names) == 1 else names, check=settings.check)
+    if plan is not None:
+        for run in model.runs():
+            run.take_sizes(settings)
+    return AppliedNet(model, before, plan)
 
 
 def _names(strategy: Any) -> list[str]:
@@ -159,14 +226,14 @@ def _names(strategy: Any) -> list[str]:
 
 
 def _spread(forwards: list[Forward], names: list[str]) -> None:
-    """Give each forward its part of the names."""
-    names = list(names)
+    """Give each forward its part of the names: one for all, or one for each of its runs."""
+    rest = list(names)
     for forward in forwards:
-        if len(names) == 1 or forward.current is None:
-            continue
-        count = len(runs_of(forward.current))
-        forward.strategies, names = names[:count], names[count:] or names[-1:]
-        forward.dress(forward.current)
+        count = 0 if forward.current is None else len(runs_of(forward.current))
+        mine, rest = (names, rest) if len(names) == 1 else (rest[:count], rest[count:])
+        forward.strategies = mine or names[-1:]
+        for program in forward.programs():
+            forward.dress(program)
 
 
 def _clear(model: nn.Module) -> None:

@@ -13,6 +13,7 @@ from revedge.engine.adopt.program import Program
 from revedge.engine.adopt.rest import forget
 from revedge.engine.adopt.trace import UntraceableError, trace
 from revedge.engine.run import Run
+from revedge.engine.settings import RunSettings
 from revedge.engine.vjp import Update
 from revedge.errors import UsageError
 
@@ -136,7 +137,7 @@ class Forward:
         return program
 
     def dress(self, program: Program) -> None:
-        """Give the runs of ``program`` their strategies; the last one serves those that the list does not reach.
+        """Give the runs of ``program`` their settings; the last strategy serves those that the list does not reach.
 
         Raises:
             UsageError: parameters are to be updated in the backward pass, and one of them is used twice.
@@ -149,9 +150,9 @@ class Forward:
             )
         for index, run in enumerate(runs_of(program)):
             run.update = self.update
-            run.set_strategy(
-                self.strategies[min(index, len(self.strategies) - 1)], check=self.settings.check
-            )
+            run.take_sizes(self.settings.runs)
+            name = self.strategies[min(index, len(self.strategies) - 1)]
+            run.set_strategy(name, check=self.settings.runs.check)
 
     def set_update(self, update: Update | None) -> None:
         """Update parameters in the backward pass of the runs, of those to come too; None ends it.
@@ -177,12 +178,12 @@ class Settings:
     """What `revedge.engine.apply` was asked for.
 
     Attributes:
-        check: see `revedge.engine.Run`.
+        runs: what runs to come are told, but for their strategies.
         grid: see `revedge.engine.apply`.
         leave: modules to be called as they are.
     """
 
-    check: str
+    runs: RunSettings
     grid: bool
     leave: tuple[nn.Module, ...]
 

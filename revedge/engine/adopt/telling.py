@@ -10,10 +10,12 @@ from revedge.engine.adopt.program import Program
 from revedge.engine.adopt.report import Report, RunLine
 from revedge.engine.coupling import Coupling
 from revedge.engine.feed import Feed
+from revedge.engine.in_vain import why_not_in_spans
 from revedge.engine.residual import Residual
 from revedge.engine.run import Run
 from revedge.engine.unit import GRID_BITS, Branch, Unit
 from revedge.neurons import BaseNode, ReversibleNode
+from revedge.units import format_bytes
 
 _LIBRARIES = (
     "spikingjelly.activation_based.neuron",
@@ -105,6 +107,38 @@ def line_of(run: Run, names: list[str]) -> RunLine:
         neurons=sum(unit.neuron is not None for unit in units),
         strategy=run.strategy,
     )
+
+
+def notes_of(runs: list[Run], plan: Any) -> list[str]:
+    """Return in what sizes ``runs`` compute, and what ``plan``, if there is one, asks for that is not done here."""
+    notes = [f"the runs compute in {sizes}"] if runs and (sizes := _sizes(runs[0])) else []
+    if runs and runs[0].span_count is not None and (why := why_not_in_spans(runs)) is not None:
+        notes.append(f"spans change nothing: {why}")
+    if getattr(plan, "update_in_backward", False) and not any(run.update for run in runs):
+        notes.append(
+            "the plan updates in backward, which is not done yet: "
+            "call revedge.engine.update_in_backward(model, update)"
+        )
+    precision = getattr(plan, "precision", "float32")
+    if precision != "float32":
+        notes.append(
+            f"the plan computes in {precision}, which is not done here: "
+            f"call the model under torch.autocast(device, dtype=torch.{precision}, cache_enabled=False)"
+        )
+    return notes
+
+
+def _sizes(run: Run) -> str:
+    """Slabs, spans and chunks of ``run``, as far as it has them."""
+    parts = []
+    if run.slab_bytes is not None:
+        parts.append(f"slabs of {format_bytes(run.slab_bytes)}")
+    if run.span_count is not None:
+        few = "" if run.membrane_count is None else f" with {run.membrane_count} membranes"
+        parts.append(f"{run.span_count} spans of time{few}")
+    if run.chunk_bytes is not None:
+        parts.append(f"chunks of {format_bytes(run.chunk_bytes)}")
+    return ", ".join(parts)
 
 
 def _notes(program: Program, prefix: str) -> list[str]:
