@@ -6,20 +6,24 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from revedge.cli.search_options import add_data_options, add_search_options, wishes
+from revedge.cli import plan_target, search_options
 from revedge.errors import RevedgeError, UsageError
-from revedge.units import format_bytes, parse_bytes
+from revedge.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from revedge.devices.boards import Board
+    from revedge.planner.plan import Plan
     from revedge.planner.request import Request
+    from revedge.planner.step_time import StepTime
 
 _EPILOG = """examples:
   revedge plan --data digits --model revsresnet11 --budget 400MiB --verify --out plan.toml
   revedge plan --in-shape 3,32,32 --classes 10 --model ms-resnet18 --budget 1GiB --depth 8..64 --timesteps 4..16
-  revedge plan --data nmnist --data-dir DIR --model revsresnet --budget auto --device raspberry-pi-4-2gb
+  revedge plan --data nmnist --data-dir DIR --model revsresnet --budget auto --device raspberry-pi-4-2gb --out pi.toml
+  revedge plan --plan pi.toml --verify    (on the board)
 """
-_RESERVE_BYTES, _RESERVE_SHARE = 128 * 10**6, 0.05
+# What a plan file says already, and what has no sense beside it.
+_FIXED_BY_PLAN = ("budget", "data", "data_dir", "in_shape", "classes", "static", *search_options.NAMES, "device",
+                  "accelerator", "no_times", "out")  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,20 +32,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--budget",
-        required=True,
         metavar="SIZE",
         help="bytes for the whole training, as 400MiB, or auto",
     )
-    add_data_options(parser)
+    add("--plan", metavar="FILE", help="show this plan, made before; with --verify on the board")
+    search_options.add_data_options(parser)
     add("--in-shape", metavar="C,H,W", help="in place of --data: shape of a frame")
     add("--classes", type=int, metavar="K", help="with --in-shape: number of classes")
     add("--static", action="store_true", help="with --in-shape: images, not event frames")
-    add_search_options(parser)
+    search_options.add_search_options(parser)
     add("--device", metavar="BOARD", help="plan for this board (see revedge devices list)")
     add(
         "--accelerator",
         choices=("cpu", "cuda"),
-        default="cpu",
         help="train on the CPU (default), or on the GPU of the board or of this machine",
     )
     add(
@@ -52,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--verify",
         action="store_true",
-        help="run two real steps and refuse a plan that was too low",
+        help="run two real steps on this machine, and refuse a plan that was too low",
     )
     add(
         "--report",
@@ -68,7 +71,19 @@ def run(args: argparse.Namespace) -> int:
     from revedge.planner import explain
     from revedge.planner.choose import choose
 
+    if args.plan is not None:
+        return _given(args)
+    if args.budget is None:
+        raise UsageError(
+            "--budget is missing; give a size, as in --budget 400MiB, or auto, or show a plan with --plan FILE"
+        )
+    if args.verify and args.device is not None:
+        raise UsageError(
+            f"--verify runs real steps on this machine, not on {args.device}; write the plan with --out plan.toml, "
+            "and on the board: revedge plan --plan plan.toml --verify"
+        )
     notes: list[str] = []
+    args.accelerator = args.accelerator or "cpu"
     request = _request(args, notes)
     progress = _Progress()
     here = args.device is None and not args.no_times  # steps of another board cannot be timed
@@ -81,37 +96,46 @@ def run(args: argparse.Namespace) -> int:
     )
     progress.end()
     payload: dict[str, Any] = explain.payload(result, request.budget_bytes)
-    if args.report is not None:
-        _write_report(payload, args.report)
-        payload["report"] = args.report
-        del payload["timeline"]
     payload["notes"] = notes
     text = "\n".join([explain.text(result), *(f"note: {note}" for note in notes)]).strip()
     if args.device is not None:
-        text += "\ntime of a step: unknown; measure it on the board with revedge plan --verify"
+        text += "\ntime of a step: unknown; measure it on the board with revedge plan --plan FILE --verify"
     if result.plan is None:
+        _report(args, payload)
         emit(args, text, {**payload, "error": f"{result.reason}; {result.way_out}", "exit_code": 1})
         print(f"revedge: error: {result.reason}; {result.way_out}", file=sys.stderr)
         return 1
-    plan, problem = result.plan, None
-    if args.verify:
-        from revedge.planner.verify import verify
+    return _told(args, result.plan, text, payload, result.step_time)
 
-        found = verify(plan)
-        problem = found.problem
-        ratio = found.measured_peak_bytes / plan.predicted_peak_bytes
-        payload |= {"measured_peak_bytes": found.measured_peak_bytes, "step_s": found.step_s}
-        text += f"\nmeasured peak {format_bytes(found.measured_peak_bytes)} ({100 * ratio:.1f} % of the prediction)"
-        if found.step_s is not None and result.step_time is not None:
-            corrected = result.step_time.corrected([found.step_s])
-            payload["step_time"] = corrected.to_json()
-            text += f"\n{explain.time_text(corrected)}"
+
+def _given(args: argparse.Namespace) -> int:
+    """Show the plan of a file, and verify it here; return the exit code."""
+    from revedge.planner import explain
+    from revedge.planner.plan import Plan
+
+    search_options.refuse_beside_plan(args, _FIXED_BY_PLAN)
+    plan = Plan.load(args.plan)
+    return _told(args, plan, explain.text_of_plan(plan), explain.payload_of_plan(plan), None)
+
+
+def _told(
+    args: argparse.Namespace,
+    plan: "Plan",
+    text: str,
+    payload: dict[str, Any],
+    step_time: "StepTime | None",
+) -> int:
+    """Verify ``plan`` if that is wanted, write what is to be written, print, and return the exit code."""
+    from revedge.cli.output import emit
+
+    _report(args, payload)
+    problem = None
+    if args.verify:
+        more, found, problem = _verified(plan, step_time, from_file=args.plan is not None)
+        text, payload = f"{text}\n{more}".strip(), payload | found
     if problem is not None:
         emit(args, text, {**payload, "error": problem, "exit_code": 1})
-        print(
-            f"revedge: error: the plan does not hold: {problem}; give a larger --budget",
-            file=sys.stderr,
-        )
+        print(f"revedge: error: {problem}", file=sys.stderr)
         return 1
     if args.out is not None:
         _save(plan, args.out)
@@ -121,65 +145,48 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _verified(
+    plan: "Plan", step_time: "StepTime | None", *, from_file: bool
+) -> tuple[str, dict[str, Any], str | None]:
+    """Run two steps of ``plan`` here; return lines, what was measured, and what is wrong (None if it holds)."""
+    from revedge.planner import explain
+    from revedge.planner.verify import verify
+
+    found = verify(plan)
+    if found.problem is not None and not found.of_memory:
+        return "", {}, f"the plan could not be verified: {found.problem}"
+    ratio = found.measured_peak_bytes / plan.predicted_peak_bytes
+    text = f"measured peak {format_bytes(found.measured_peak_bytes)} ({100 * ratio:.1f} % of the prediction)"
+    payload: dict[str, Any] = {
+        "measured_peak_bytes": found.measured_peak_bytes,
+        "step_s": found.step_s,
+    }
+    if found.step_s is not None and step_time is not None:
+        corrected = step_time.corrected([found.step_s])
+        payload["step_time"] = corrected.to_json()
+        text += f"\n{explain.time_text(corrected)}"
+    elif found.step_s is not None:
+        text += f"\na step took {format_seconds(found.step_s)}"
+    if found.problem is None:
+        return text, payload, None
+    advice = (
+        "plan again on this machine, without --device" if from_file else "give a larger --budget"
+    )
+    return text, payload, f"the plan does not hold: {found.problem}; {advice}"
+
+
 def _request(args: argparse.Namespace, notes: list[str]) -> "Request":
     from revedge.planner.request import Request
 
-    wanted, data = wishes(args), _data(args)
-    _check_precision(args, notes)
+    wanted, data = search_options.wishes(args), _data(args)
+    plan_target.check_precision(args, notes)
     return Request.of(
         wanted,
         **data,
-        budget_bytes=_budget_bytes(args, notes),
+        budget_bytes=plan_target.budget_bytes(args, notes),
         device=args.accelerator,
-        context_bytes=_context_bytes(args, notes),
+        context_bytes=plan_target.context_bytes(args, notes),
     )
-
-
-def _check_precision(args: argparse.Namespace, notes: list[str]) -> None:
-    """Refuse a precision that the board, or the CPU of this machine, does not train in."""
-    from revedge.planner.precision import AUTO, require_here
-
-    if args.precision == AUTO and (args.device is not None or args.no_times):
-        notes.append("--precision auto: float32, because no step can be timed")
-    if args.device is None:
-        if args.accelerator == "cpu":
-            require_here(args.precision)
-        return
-    from revedge.devices import boards
-
-    if args.precision == "bfloat16":
-        board = boards.load(args.device)
-        where, known = _precisions(board, args.accelerator)
-        if known is None:
-            notes.append(f"whether the {where} of {board.title} computes in bfloat16 is not known")
-        elif "bfloat16" not in known:
-            raise UsageError(
-                f"--precision bfloat16: the {where} of {board.title} computes in {' and '.join(known)}; "
-                "take --precision float32"
-            )
-
-
-def _precisions(board: "Board", accelerator: str) -> tuple[str, tuple[str, ...] | None]:
-    if accelerator == "cuda":
-        return "GPU", board.gpu_precisions
-    return "CPU", board.cpu_precisions
-
-
-def _context_bytes(args: argparse.Namespace, notes: list[str]) -> int | None:
-    """What CUDA takes on a board that is not this machine; None where it is measured or not used."""
-    if args.device is None or args.accelerator == "cpu":
-        return None
-    from revedge.devices import boards
-    from revedge.planner.base import context_prior_bytes
-
-    board = boards.load(args.device)
-    if board.compute_capability in (None, "none"):
-        raise UsageError(f"board {board.name} has no GPU for CUDA; leave out --accelerator cuda")
-    found = context_prior_bytes(str(board.compute_capability))
-    notes.append(
-        f"{format_bytes(found)} are taken for driver and libraries of CUDA: an upper estimate, measured on no board"
-    )
-    return found
 
 
 def _data(args: argparse.Namespace) -> dict[str, Any]:
@@ -221,71 +228,21 @@ def _shape(text: str) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _budget_bytes(args: argparse.Namespace, notes: list[str]) -> int:
-    """The budget; of a board it is checked against its RAM."""
-    from revedge.devices import meter
-
-    auto = args.budget.strip().lower() == "auto"
-    budget = None if auto else parse_bytes(args.budget)
-    if args.device is not None:
-        return _budget_of_board(args.device, budget, notes)
-    ram, free = meter.total_bytes(), meter.available_bytes()
-    reserve = max(_RESERVE_BYTES, int(ram * _RESERVE_SHARE))
-    if budget is None:
-        if free - reserve <= 0:
-            raise RevedgeError(
-                f"--budget auto: {format_bytes(free)} are available, less than the {format_bytes(reserve)} "
-                "kept for the system; end other programs, or give --budget as a size"
-            )
-        return free - reserve
-    if budget > ram:
-        raise RevedgeError(
-            f"--budget {format_bytes(budget)} is more than the {format_bytes(ram)} of RAM; give less"
-        )
-    if budget > free - reserve:
-        notes.append(
-            f"the budget is more than is free now beside the system ({format_bytes(max(0, free - reserve))})"
-        )
-    return budget
-
-
-def _budget_of_board(name: str, budget: int | None, notes: list[str]) -> int:
-    """The budget, as given or of its own accord, held against the RAM of a board."""
-    from revedge.devices import board_room, boards
-
-    board = boards.load(name)
-    found = board_room.room(board)
-    size = "whose RAM is not known" if found is None else found.text()
-    notes.append(
-        f"planned for {board.title}: {size}; with the base of torch as measured on this machine, so verify on the "
-        "board with revedge plan --verify"
-    )
-    if budget is None:
-        if found is None:
-            raise UsageError(f"the RAM of board {board.name} is not known; give --budget as a size")
-        return board_room.automatic_budget(board, found)
-    most = board.largest_budget_bytes or budget
-    if budget > most:
-        raise RevedgeError(
-            f"--budget {format_bytes(budget)} is more than the {format_bytes(most)} of RAM; give less"
-        )
-    if found is not None and budget > found.free_bytes:
-        notes.append(
-            f"the budget is more than the system leaves to a training ({format_bytes(found.free_bytes)})"
-        )
-    return budget
-
-
-def _write_report(payload: dict[str, Any], path: str) -> None:
+def _report(args: argparse.Namespace, payload: dict[str, Any]) -> None:
+    """Write the page of ``--report``; its timeline is for nothing else."""
+    if args.report is None:
+        return
     from revedge.planner import report
 
     text = report.page(payload)
+    payload.pop("timeline", None)
+    payload["report"] = args.report
     try:
-        with open(path, "w", encoding="utf-8") as file:
+        with open(args.report, "w", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
         raise RevedgeError(
-            f"--report {path} cannot be written ({error.strerror}); choose a folder that you can write"
+            f"--report {args.report} cannot be written ({error.strerror}); choose a folder that you can write"
         ) from None
 
 

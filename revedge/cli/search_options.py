@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from revedge.errors import UsageError
@@ -99,6 +100,20 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
         help="finished trainings of these data, for --prefer accuracy-per-byte to choose among",
     )
     add("--threads", type=int, metavar="N", help="CPU threads of the training")
+
+
+def refuse_beside_plan(args: argparse.Namespace, names: Sequence[str]) -> None:
+    """Refuse what a plan file says already.
+
+    Raises:
+        UsageError: one of ``names`` was given.
+    """
+    given = [name for name in names if getattr(args, name) not in (None, False)]
+    if given:
+        option = "--" + given[0].replace("_", "-")
+        raise UsageError(
+            f"{option} does not go with --plan, which says it already; leave one of them out"
+        )
 
 
 def wishes(args: argparse.Namespace) -> dict[str, Any]:

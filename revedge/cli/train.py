@@ -135,7 +135,7 @@ def _given_plan(args: argparse.Namespace) -> "Plan":
     """Load --plan; --budget and --data-dir may stand beside it."""
     from revedge.planner.plan import Plan
 
-    _refuse_beside_plan(args)
+    search_options.refuse_beside_plan(args, _FIXED_BY_PLAN)
     plan = Plan.load(args.plan)
     if args.data_dir is not None:
         plan = dataclasses.replace(plan, data_dir=args.data_dir)
@@ -278,15 +278,6 @@ def _refuse_changes(args: argparse.Namespace) -> None:
         raise UsageError(
             f"{option} does not go with --resume, which continues {args.resume} as it was begun; leave it out, "
             "or begin another run with --out"
-        )
-
-
-def _refuse_beside_plan(args: argparse.Namespace) -> None:
-    given = [name for name in _FIXED_BY_PLAN if getattr(args, name) is not None]
-    if given:
-        option = "--" + given[0].replace("_", "-")
-        raise UsageError(
-            f"{option} does not go with --plan, which says it already; leave one of them out"
         )
 
 

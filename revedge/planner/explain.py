@@ -56,14 +56,7 @@ def text(result: SearchResult) -> str:
     lines: list[str] = []
     plan = result.plan
     if plan is not None:
-        free = plan.budget_bytes - plan.predicted_peak_bytes
-        lines += [
-            f"{describe(Setting.of(plan))}",
-            f"predicted peak {format_bytes(plan.predicted_peak_bytes)} of "
-            f"{format_bytes(plan.budget_bytes)}, {format_bytes(free)} free; least budget "
-            f"{format_bytes(result.floor_bytes)}",
-            "  " + "  ".join(f"{_label(k)} {format_bytes(v)}" for k, v in plan.parts.items()),
-        ]
+        lines = _lines(plan, f"; least budget {format_bytes(result.floor_bytes)}")
         if result.step_time is not None:
             lines.append(time_text(result.step_time))
         if plan.micro_batch_size < plan.batch_size:
@@ -75,6 +68,21 @@ def text(result: SearchResult) -> str:
         lines.append("not chosen:")
         lines += _rows(result.rejected)
     return "\n".join(lines)
+
+
+def text_of_plan(plan: Plan) -> str:
+    """Return lines for people of a plan whose search is not known."""
+    return "\n".join(_lines(plan, ""))
+
+
+def _lines(plan: Plan, more: str) -> list[str]:
+    free = plan.budget_bytes - plan.predicted_peak_bytes
+    return [
+        f"{describe(Setting.of(plan))}",
+        f"predicted peak {format_bytes(plan.predicted_peak_bytes)} of "
+        f"{format_bytes(plan.budget_bytes)}, {format_bytes(free)} free{more}",
+        "  " + "  ".join(f"{_label(k)} {format_bytes(v)}" for k, v in plan.parts.items()),
+    ]
 
 
 def time_text(found: StepTime) -> str:

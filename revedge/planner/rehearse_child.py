@@ -1,7 +1,8 @@
 """Trains a plan for some steps in the very trainer: as a child, one JSON object on stdin, one line out.
 
 ``{"plan": TOML, "steps": N}`` -> ``peak_bytes`` (largest resident bytes of the trainer), ``resting_bytes`` (after its
-warm-up, before the first step), ``step_s`` (the last step), and ``error`` where memory ran out or the trainer failed.
+warm-up, before the first step), ``step_s`` (the last step), and ``error`` where memory ran out (``out_of_memory``) or
+the trainer failed.
 After every step come an evaluation and a checkpoint. On random frames, and at learning rate 0: weights that random
 frames have trained may leave the range of the grid. Nothing else differs from `revedge train`: the process that is
 measured is that one, started as the supervisor starts it. This one stands in the supervisor's place.
@@ -77,6 +78,7 @@ def _train(run: Any) -> dict[str, Any]:
             f"signal {-code}, as happens where memory runs out" if code < 0 else f"exit code {code}"
         )
         found.setdefault("error", f"the trainer was ended by {how}")
+        found["out_of_memory"] = found.get("out_of_memory", code < 0)
     # The kernel counts what this process held when it started the trainer, too, which is less.
     found["peak_bytes"] = usage.ru_maxrss * 1024 + found.pop("device_bytes", 0)
     found.pop("until_s", None)
@@ -94,6 +96,7 @@ def _note(found: dict[str, Any], event: dict[str, Any], process: "subprocess.Pop
         found["step_s"] = event["steps_s"][-1]
     elif kind in ("error", "out_of_memory"):
         found["error"] = event["text"]
+        found["out_of_memory"] = kind == "out_of_memory"
     elif kind == "epoch" and event["step"] >= _LEAST_STEPS - 1 and now_s > found["until_s"]:
         process.send_signal(signal.SIGTERM)  # heard at the end of the next step
 

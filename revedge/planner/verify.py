@@ -17,6 +17,7 @@ class Verification:
     measured_peak_bytes: int
     step_s: float | None
     problem: str | None  # None: the plan holds
+    of_memory: bool = True  # the problem is one of memory; else nothing was measured
 
     @property
     def holds(self) -> bool:
@@ -53,6 +54,7 @@ def verify(plan: Plan, *, timeout_s: float = 3600.0) -> Verification:
         raise DeviceError(f"the plan could not be verified: {last}") from None
     measured = int(found["peak_bytes"]) + plan.parts.get("supervisor_bytes", 0)
     problem = found.get("error")
+    of_memory = problem is None or bool(found.get("out_of_memory"))
     if problem is None and measured > plan.predicted_peak_bytes:
         problem = (
             f"two real steps took {format_bytes(measured)}, "
@@ -67,4 +69,6 @@ def verify(plan: Plan, *, timeout_s: float = 3600.0) -> Verification:
     if step_s is not None:  # the rehearsal lets two micro-batches stand for any number
         rounds = plan.batch_size // plan.micro_batch_size
         step_s *= rounds / min(2, rounds)
-    return Verification(measured_peak_bytes=measured, step_s=step_s, problem=problem)
+    return Verification(
+        measured_peak_bytes=measured, step_s=step_s, problem=problem, of_memory=of_memory
+    )

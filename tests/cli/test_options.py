@@ -58,6 +58,7 @@ FROZEN: dict[str, set[str]] = {
         "--no-times",
         "--optimizer",
         "--out",
+        "--plan",
         "--precision",
         "--prefer",
         "--report",

@@ -1,0 +1,114 @@
+"""Where a plan is for: a board, or this machine, and what that means for budget, precision and CUDA."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from revedge.errors import RevedgeError, UsageError
+from revedge.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from revedge.devices.boards import Board
+
+_RESERVE_BYTES, _RESERVE_SHARE = 128 * 10**6, 0.05
+
+
+def budget_bytes(args: argparse.Namespace, notes: list[str]) -> int:
+    """Return the budget; of a board it is checked against its RAM."""
+    from revedge.devices import meter
+
+    auto = args.budget.strip().lower() == "auto"
+    budget = None if auto else parse_bytes(args.budget)
+    if args.device is not None:
+        return _budget_of_board(args.device, budget, notes)
+    ram, free = meter.total_bytes(), meter.available_bytes()
+    reserve = max(_RESERVE_BYTES, int(ram * _RESERVE_SHARE))
+    if budget is None:
+        if free - reserve <= 0:
+            raise RevedgeError(
+                f"--budget auto: {format_bytes(free)} are available, less than the {format_bytes(reserve)} "
+                "kept for the system; end other programs, or give --budget as a size"
+            )
+        return free - reserve
+    if budget > ram:
+        raise RevedgeError(
+            f"--budget {format_bytes(budget)} is more than the {format_bytes(ram)} of RAM; give less"
+        )
+    if budget > free - reserve:
+        notes.append(
+            f"the budget is more than is free now beside the system ({format_bytes(max(0, free - reserve))})"
+        )
+    return budget
+
+
+def _budget_of_board(name: str, budget: int | None, notes: list[str]) -> int:
+    """The budget, as given or of its own accord, held against the RAM of a board."""
+    from revedge.devices import board_room, boards
+
+    board = boards.load(name)
+    found = board_room.room(board)
+    size = "whose RAM is not known" if found is None else found.text()
+    notes.append(
+        f"planned for {board.title}: {size}; with the base of torch as measured on this machine, so verify on the "
+        "board with revedge plan --plan FILE --verify"
+    )
+    if budget is None:
+        if found is None:
+            raise UsageError(f"the RAM of board {board.name} is not known; give --budget as a size")
+        return board_room.automatic_budget(board, found)
+    most = board.largest_budget_bytes or budget
+    if budget > most:
+        raise RevedgeError(
+            f"--budget {format_bytes(budget)} is more than the {format_bytes(most)} of RAM; give less"
+        )
+    if found is not None and budget > found.free_bytes:
+        notes.append(
+            f"the budget is more than the system leaves to a training ({format_bytes(found.free_bytes)})"
+        )
+    return budget
+
+
+def check_precision(args: argparse.Namespace, notes: list[str]) -> None:
+    """Refuse a precision that the board, or the CPU of this machine, does not train in."""
+    from revedge.planner.precision import AUTO, require_here
+
+    if args.precision == AUTO and (args.device is not None or args.no_times):
+        notes.append("--precision auto: float32, because no step can be timed")
+    if args.device is None:
+        if args.accelerator == "cpu":
+            require_here(args.precision)
+        return
+    from revedge.devices import boards
+
+    if args.precision == "bfloat16":
+        board = boards.load(args.device)
+        where, known = _precisions(board, args.accelerator)
+        if known is None:
+            notes.append(f"whether the {where} of {board.title} computes in bfloat16 is not known")
+        elif "bfloat16" not in known:
+            raise UsageError(
+                f"--precision bfloat16: the {where} of {board.title} computes in {' and '.join(known)}; "
+                "take --precision float32"
+            )
+
+
+def _precisions(board: "Board", accelerator: str) -> tuple[str, tuple[str, ...] | None]:
+    if accelerator == "cuda":
+        return "GPU", board.gpu_precisions
+    return "CPU", board.cpu_precisions
+
+
+def context_bytes(args: argparse.Namespace, notes: list[str]) -> int | None:
+    """Return what CUDA takes on a board that is not this machine; None where it is measured or not used."""
+    if args.device is None or args.accelerator == "cpu":
+        return None
+    from revedge.devices import boards
+    from revedge.planner.base import context_prior_bytes
+
+    board = boards.load(args.device)
+    if board.compute_capability in (None, "none"):
+        raise UsageError(f"board {board.name} has no GPU for CUDA; leave out --accelerator cuda")
+    found = context_prior_bytes(str(board.compute_capability))
+    notes.append(
+        f"{format_bytes(found)} are taken for driver and libraries of CUDA: an upper estimate, measured on no board"
+    )
+    return found
