@@ -60,9 +60,10 @@ def text(result: SearchResult) -> str:
         if result.step_time is not None:
             lines.append(time_text(result.step_time))
         if plan.micro_batch_size < plan.batch_size:
+            why = "as asked" if result.micro_batch_fixed else "taken because nothing else fits"
             lines.append(
                 f"note: batch norm sees {plan.micro_batch_size} samples at a time; that is another "
-                "training than with the whole batch, taken because nothing else fits"
+                f"training than with the whole batch, {why}"
             )
     if result.rejected:
         lines.append("not chosen:")

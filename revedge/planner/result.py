@@ -48,6 +48,7 @@ class SearchResult:
     reason: str = ""
     way_out: str = ""
     floor_setting: Setting | None = None
+    micro_batch_fixed: bool = False  # by the user
     step_time: StepTime | None = None  # of the plan
 
     def require(self) -> Plan:

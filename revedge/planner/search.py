@@ -80,6 +80,7 @@ class _Search:
             alternatives=alternatives(self._tried, rung, way, micro, optimizer),
             tried=len(self._tried),
             space=self._space(),
+            micro_batch_fixed=self._request.micro_batch_size is not None,
         )
 
     def _possible(self, rungs: list[Rung]) -> list[Rung]:

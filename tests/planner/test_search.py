@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from toy_nets import FAMILIES, KEPT, predictor, request
 
 from revedge.errors import BudgetError, UsageError
-from revedge.planner import ladder
+from revedge.planner import explain, ladder
 from revedge.planner.cost import Prediction
 from revedge.planner.request import KnownRun, Request
 from revedge.planner.result import SearchResult
@@ -104,6 +104,18 @@ def test_bisection_tries_few() -> None:
     assert result.plan is not None
     assert result.space > 10_000
     assert result.tried <= 150
+
+
+def test_a_cut_batch_says_who_cut_it() -> None:
+    """A micro-batch that was asked for is not said to be taken for want of memory."""
+    predict = predictor((1, 1, 0))
+    floor = search(request(1), FAMILIES, predict).floor_bytes
+    assert "because nothing else fits" in explain.text(search(request(floor), FAMILIES, predict))
+    asked = explain.text(search(request(floor * 9, micro_batch_size=4), FAMILIES, predict))
+    assert (
+        "sees 4 samples at a time; that is another training than with the whole batch, as asked"
+        in asked
+    )
 
 
 def test_rejected_neighbors_say_why() -> None:
