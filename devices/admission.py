@@ -12,6 +12,7 @@ RESERVE_BYTES, RESERVE_SHARE = (
     20,
 )  # left to the system: so much, or a twentieth of its RAM
 _EASE_BYTES = 256 << 20
+_PLANNER_BYTES = 16 << 20
 
 
 def reserve_bytes() -> int:
@@ -81,5 +82,16 @@ def check_budget(budget_bytes: int) -> None:
 
 
 def automatic_budget() -> int:
-    """Return the budget of `--budget auto`: what may be taken now, less what the planner itself holds meanwhile."""
-    return max(1, room_bytes() - (16 << 20))
+    """Return the budget of `--budget auto`: what may be taken now, less what the planner itself holds meanwhile.
+
+    Raises:
+        BudgetError: nothing may be.
+    """
+    found = room_bytes() - _PLANNER_BYTES
+    if found <= 0:
+        raise BudgetError(
+            f"--budget auto: {format_bytes(meter.available_bytes())} are available, of which "
+            f"{format_bytes(reserve_bytes())} are left to the system and {format_bytes(_PLANNER_BYTES)} are for "
+            "planning; end other programs, lower REVEDGE_RESERVE, or give --budget as a size",
+        )
+    return found

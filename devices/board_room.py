@@ -66,7 +66,6 @@ def automatic_budget(board: Board, found: Room) -> int:
     if not found.free_bytes:
         raise BudgetError(
             f"--budget auto: {board.title} has {found.text()}; give --budget as a size",
-            floor_bytes=0,
         )
     return found.free_bytes
 

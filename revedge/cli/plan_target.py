@@ -9,33 +9,27 @@ from revedge.units import format_bytes, parse_bytes
 if TYPE_CHECKING:
     from revedge.devices.boards import Board
 
-_RESERVE_BYTES, _RESERVE_SHARE = 128 * 10**6, 0.05
-
 
 def budget_bytes(args: argparse.Namespace, notes: list[str]) -> int:
-    """Return the budget; of a board it is checked against its RAM."""
-    from revedge.devices import meter
+    """Return the budget: as given, or what this machine, or the board, may give to a training.
+
+    Raises:
+        UsageError: it is no size, or the RAM of the board is not known.
+        BudgetError: it is more than there is, or nothing is free.
+    """
+    from revedge.devices import admission
 
     auto = args.budget.strip().lower() == "auto"
     budget = None if auto else parse_bytes(args.budget)
     if args.device is not None:
         return _budget_of_board(args.device, budget, notes)
-    ram, free = meter.total_bytes(), meter.available_bytes()
-    reserve = max(_RESERVE_BYTES, int(ram * _RESERVE_SHARE))
     if budget is None:
-        if free - reserve <= 0:
-            raise RevedgeError(
-                f"--budget auto: {format_bytes(free)} are available, less than the {format_bytes(reserve)} "
-                "kept for the system; end other programs, or give --budget as a size"
-            )
-        return free - reserve
-    if budget > ram:
-        raise RevedgeError(
-            f"--budget {format_bytes(budget)} is more than the {format_bytes(ram)} of RAM; give less"
-        )
-    if budget > free - reserve:
+        return admission.automatic_budget()
+    admission.check_budget(budget)
+    room = admission.room_bytes()
+    if budget > room:
         notes.append(
-            f"the budget is more than is free now beside the system ({format_bytes(max(0, free - reserve))})"
+            f"the budget is more than is free now beside the system ({format_bytes(room)})"
         )
     return budget
 
