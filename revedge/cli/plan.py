@@ -180,10 +180,12 @@ def _request(args: argparse.Namespace, notes: list[str]) -> "Request":
 
     wanted, data = search_options.wishes(args), _data(args)
     plan_target.check_precision(args, notes)
+    budget_bytes = plan_target.budget_bytes(args, notes)
+    wanted |= plan_target.of_board(args, notes)
     return Request.of(
         wanted,
         **data,
-        budget_bytes=plan_target.budget_bytes(args, notes),
+        budget_bytes=budget_bytes,
         device=args.accelerator,
         context_bytes=plan_target.context_bytes(args, notes),
     )

@@ -61,6 +61,26 @@ def _budget_of_board(name: str, budget: int | None, notes: list[str]) -> int:
     return budget
 
 
+def of_board(args: argparse.Namespace, notes: list[str]) -> dict[str, int]:
+    """Return what a request takes from a board's file: the size of its memory pages, and its cores as threads."""
+    if args.device is None:
+        return {}
+    from revedge.devices import boards
+
+    board, found = boards.load(args.device), dict[str, int]()
+    if board.page_size_bytes is None:
+        notes.append(f"the page size of {board.title} is not known; that of this machine is taken")
+    else:
+        found["page_bytes"] = board.page_size_bytes
+    if args.threads is None and board.cpu_cores is not None:
+        found["threads"] = board.cpu_cores
+    if args.accelerator == "cpu" and board.compute_capability not in (None, "none"):
+        notes.append(
+            f"this plan is for the CPU of {board.title}; for its GPU give --accelerator cuda"
+        )
+    return found
+
+
 def check_precision(args: argparse.Namespace, notes: list[str]) -> None:
     """Refuse a precision that the board, or the CPU of this machine, does not train in."""
     from revedge.planner.precision import AUTO, require_here

@@ -51,7 +51,7 @@ def choose(
     """
     progress(0)
     measured = base.measure(request.threads, request.device, context_bytes=request.context_bytes)
-    with TraceClient() as tracer:
+    with TraceClient(request.page_bytes) as tracer:
         formulas = Formulas(tracer)
 
         def exact(setting: Setting) -> Prediction:

@@ -7,7 +7,6 @@ search asks them for everything that it rules out, and the tracer confirms what 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from revedge.allocator import page_bytes
 from revedge.planner.cost import ByRun
 from revedge.planner.form.shape import Net, NotCoveredError, net_of
 from revedge.planner.form.step import Evaluated, evaluate
@@ -74,7 +73,11 @@ class Formulas:
         if key != self._last[0]:
             net = self.net(setting)
             try:
-                found = None if net is None else evaluate(net, setting, page_bytes(), **options)
+                found = (
+                    None
+                    if net is None
+                    else evaluate(net, setting, self._tracer.page_bytes, **options)
+                )
             except NotCoveredError:
                 found = None
             self._last = (key, found)

@@ -66,6 +66,7 @@ class Request:
     learning_rate: float | None = None
     device: str = "cpu"
     context_bytes: int | None = None  # of CUDA on another board (base.py); None: as measured here
+    page_bytes: int | None = None  # of memory where the training will be; None: as here
     threads: int = 1
 
     def __post_init__(self) -> None:

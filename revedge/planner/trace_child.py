@@ -1,5 +1,7 @@
 """The tracing process: one JSON request per line on stdin, one JSON answer per line on stdout.
 
+A request has ``page_bytes``, the size of a memory page where the training will be; None or none: as here.
+
 ``{"do": "families"}`` -> ``{"families": {family: [model, ...]}}``
 ``{"do": "trace", "setting": {...}}`` -> the bytes of two training steps and an evaluation, see
 `trace`. ``{"do": "timeline", "setting": {...}}`` -> see `revedge.planner.timeline`, and ``kept_bytes``, the
@@ -23,8 +25,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from revedge import models
-from revedge.allocator import page_bytes
+from revedge import allocator, models
 from revedge.engine import tail
 from revedge.engine.signal import Signal, chunks
 from revedge.errors import RevedgeError
@@ -40,7 +41,9 @@ from revedge.planner.tracer import StorageTracker
 from revedge.planner.work import Work
 
 
-def trace(setting: Setting, *, thorough: bool = False) -> dict[str, int]:
+def trace(
+    setting: Setting, *, thorough: bool = False, page_bytes: int | None = None
+) -> dict[str, int]:
     """Return the peak live bytes of a training at ``setting``, by kind, without running it.
 
     A step of one micro-batch or of two, and one evaluation step, run on meta tensors; a second step only where the
@@ -53,7 +56,9 @@ def trace(setting: Setting, *, thorough: bool = False) -> dict[str, int]:
     for CUDA ``reserved_bytes``, what its caching allocator takes for this.
     """
     on_cuda = setting.device == "cuda"  # its pool has to see every allocation
-    rehearsal, tracker, work, left_out = _follow(setting, thorough=thorough or on_cuda)
+    rehearsal, tracker, work, left_out = _follow(
+        setting, thorough=thorough or on_cuda, page_bytes=page_bytes
+    )
     rounds = 1 if setting.micro_batch_size == setting.batch_size else 2
     parts = tracker.bytes_at_peak()
     kinds = ("weights", "gradients", "optimizer", "data", "activations")
@@ -94,12 +99,14 @@ def geometry(setting: Setting) -> dict[str, Any]:
         return {"not_covered": str(reason)}
 
 
-def _follow(setting: Setting, *, thorough: bool) -> tuple[Rehearsal, StorageTracker, Work, LeftOut]:
+def _follow(
+    setting: Setting, *, thorough: bool, page_bytes: int | None = None
+) -> tuple[Rehearsal, StorageTracker, Work, LeftOut]:
     """Rehearse on meta tensors; the work is that of the first step."""
     run, blocks = (setting, 0) if thorough else shallower(setting)
     rehearsal = Rehearsal(run, "meta")
     tracker = StorageTracker(
-        page_bytes=page_bytes(),
+        page_bytes=page_bytes or allocator.page_bytes(),
         native_kernels=bool(native_status()["loaded"]) and setting.device == "cpu",
         threads=setting.threads,
         short_cuts=not thorough,
@@ -177,10 +184,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         if request["do"] == "describe":
             return geometry(setting)
         if request["do"] == "timeline":
-            rehearsal, tracker, _, _ = _follow(setting, thorough=True)
+            rehearsal, tracker, _, _ = _follow(
+                setting, thorough=True, page_bytes=request.get("page_bytes")
+            )
             kept = tracker.kept_at_peak(len(rehearsal.net.runs()))
             return {**timeline(tracker.storages, tracker.operations), "kept_bytes": kept}
-        return dict(trace(setting))
+        return dict(trace(setting, page_bytes=request.get("page_bytes")))
     except RevedgeError as error:
         return {"error": str(error), "kind": type(error).__name__}
     except (TypeError, ValueError, RuntimeError, KeyError, ArithmeticError) as error:

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from typing import IO, Any
 
-from revedge import child
+from revedge import allocator, child
 from revedge.errors import DeviceError, UsageError
 from revedge.planner.process import Memory, fingerprint
 from revedge.planner.setting import Setting
@@ -20,10 +20,15 @@ class TraceError(DeviceError):
 
 
 class TraceClient:
-    """A tracing process, started at the first question that is not in the cache; close it, or use `with`."""
+    """A tracing process, started at the first question that is not in the cache; close it, or use `with`.
 
-    def __init__(self) -> None:
-        self._memory = Memory(f"traces-{fingerprint()}.json")
+    Args:
+        page_bytes: size of a memory page where the training will be; None: as here.
+    """
+
+    def __init__(self, page_bytes: int | None = None) -> None:
+        self.page_bytes = page_bytes or allocator.page_bytes()
+        self._memory = Memory(f"traces-{fingerprint(page_bytes=self.page_bytes)}.json")
         self._process: subprocess.Popen[str] | None = None
         self._log: IO[str] | None = None
         self.asked = 0  # questions that the process had to answer
@@ -117,7 +122,7 @@ class TraceClient:
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.write(json.dumps({**request, "page_bytes": self.page_bytes}) + "\n")
             process.stdin.flush()
             with selectors.DefaultSelector() as selector:
                 selector.register(process.stdout, selectors.EVENT_READ)

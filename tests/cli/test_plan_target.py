@@ -9,6 +9,12 @@ from revedge.devices import meter
 from revedge.errors import BudgetError
 
 
+def of_board(device: str, **words: object) -> tuple[dict[str, int], list[str]]:
+    notes: list[str] = []
+    args = {"device": device, "threads": None, "accelerator": "cpu", **words}
+    return plan_target.of_board(argparse.Namespace(**args), notes), notes
+
+
 def asked(budget: str, device: str | None = None) -> tuple[int, list[str]]:
     notes: list[str] = []
     found = plan_target.budget_bytes(argparse.Namespace(budget=budget, device=device), notes)
@@ -63,3 +69,19 @@ def test_a_board_has_its_own_ram() -> None:
     found, notes = asked("7GiB", "raspberry-pi-5-8gb")
     assert found == 7 << 30
     assert "more than the system leaves to a training" in notes[1]
+
+
+def test_a_board_has_its_own_pages_and_cores() -> None:
+    """They are taken from its file; threads that were asked for stay; what is not known is noted."""
+    assert of_board("raspberry-pi-5-8gb") == ({"page_bytes": 16384, "threads": 4}, [])
+    assert of_board("raspberry-pi-4-4gb", threads=2) == ({"page_bytes": 4096}, [])
+    found, notes = of_board("generic-cpu")
+    assert found == {}
+    assert "page size" in notes[0]
+
+
+def test_a_plan_for_the_cpu_of_a_gpu_board_says_so() -> None:
+    """The note names the option for the GPU; with it there is none."""
+    _, notes = of_board("jetson-orin-nano-8gb")
+    assert "give --accelerator cuda" in notes[0]
+    assert of_board("jetson-orin-nano-8gb", accelerator="cuda")[1] == []
