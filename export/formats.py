@@ -27,6 +27,7 @@ GRAPH_OF = {
     "onnx-blocks": "blocks",
     "onnx-unrolled": "unrolled",
 }
+UNROUNDED = frozenset(["nir"])  # cannot put a stream on the network's grid
 WEIGHTS = ("float32", "int8")
 _MOST_STEPS = (
     64  # unrolled; loading takes 3 s there already, and grows faster than the number of steps

@@ -21,6 +21,7 @@ from revedge.export.formats import (
     DEFAULT_FORMATS,
     FILES,
     GRAPH_OF,
+    UNROUNDED,
     Choices,
     check_format,
 )
@@ -143,6 +144,7 @@ def export_network(
         parity = ParityReport(
             steps=max(STEPS, net.timesteps),
             batches=BATCHES if manifest.batch is None else (manifest.batch,),
+            rounds=name not in UNROUNDED,
         )
         try:
             _write_and_compare(form, trained, frames, manifest, paths, parity, tell)

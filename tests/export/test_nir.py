@@ -12,6 +12,7 @@ from revedge.export.nir_graph import DT, nir_graph, write_nir
 from revedge.export.nir_import import NirNet, read_nir
 from revedge.export.nir_probe import NirProbe
 from revedge.export.parity import ParityReport, compare_steps
+from revedge.export.predictions import predictions
 from revedge.export.probes import TrainedProbe
 from revedge.export.writer import export_network
 
@@ -68,6 +69,32 @@ def test_export_writes_and_compares(tmp_path: Path) -> None:
     assert (file.parity.argmax_changed, file.parity.test_samples) == (0, 24)
     with pytest.raises(ExportError, match="NIR has no rounding"):
         export_network(net, FakeFrames(net), tmp_path, ["nir"], numerics="exact")
+
+
+def test_changed_predictions_are_told_and_not_judged(tmp_path: Path) -> None:
+    """A stream off the grid decides otherwise where two classes are that close; the bounds hold, the file stays.
+
+    The bias of one class is put between what network and file give for the sample in which they differ most.
+    """
+    net = KINDS["stream read by the head"]()
+    head = [part for part in net.modules() if isinstance(part, torch.nn.Linear)][-1]
+    with torch.no_grad():
+        head.weight[0], head.bias[:] = 0.0, torch.tensor([0.0, 0.0, -99.0, -99.0, -99.0])
+    frames = FakeFrames(net, 32)
+    manifest = export_network(net, frames, tmp_path, ["nir"])[0].manifest
+    answers = predictions(
+        tmp_path / "model.nir", manifest, TrainedProbe(net), frames, lambda _: None
+    )
+    _, ours, theirs = next(answers)
+    sample = int(np.argmax(np.abs(ours - theirs)[:, 1]))
+    assert abs(ours[sample, 1] - theirs[sample, 1]) > 1e-6  # some roundings of float32
+    with torch.no_grad():
+        head.bias[1] -= float(ours[sample, 1] + theirs[sample, 1]) / 2
+    file = export_network(net, frames, tmp_path, ["nir"])[0]
+    assert not file.parity.rounds
+    assert 1 <= file.parity.argmax_changed < 5
+    assert file.parity.largest_share_of_bound <= 1
+    assert file.paths[0].is_file()
 
 
 @pytest.mark.parametrize("kind", list(_REFUSED))
