@@ -62,6 +62,7 @@ def choices(
     batch: int | str | None = None,
     steps: int | None = None,
     weights: str = "float32",
+    numerics: str = "float",
 ) -> Choices:
     """Return the choices, defaults filled in by the target.
 
@@ -72,11 +73,13 @@ def choices(
         batch: a number, or "dynamic"; default: the target's.
         steps: of unrolled graphs, 1 to 64.
         weights: one of `WEIGHTS`.
+        numerics: of the files, "float" or "exact".
 
     Raises:
-        UsageError: a name that is not known, or something that the target does not run; says what it does.
+        UsageError: a name that is not known, or choices that do not go together; says what does.
     """
     preset = target_named(target)
+    check_numerics(formats, numerics)
     for name in formats:
         _check_graph(name, target, preset)
     opset = preset.opset if opset is None else opset
@@ -92,6 +95,11 @@ def choices(
         raise UsageError(f"{steps} unrolled steps; use 1 to {_MOST_STEPS}, or --format onnx-scan")
     if weights not in WEIGHTS:
         raise UsageError(f"weights {weights!r} are not known; choose from {', '.join(WEIGHTS)}")
+    if weights == "int8" and not preset.int8:
+        able = [name for name, one in TARGETS.items() if one.int8]
+        raise UsageError(
+            f"--weights int8 is not for {target} ({preset.title}); use --target {' or '.join(able)}, or float32"
+        )
     return Choices(
         target=target,
         opset=opset,
@@ -99,6 +107,15 @@ def choices(
         steps=steps,
         weights=weights,
     )
+
+
+def check_numerics(formats: Sequence[str], numerics: str) -> None:
+    """Raise UsageError if a format cannot hold ``numerics``."""
+    unable = [name for name in formats if name in UNROUNDED]
+    if numerics == "exact" and unable:
+        raise UsageError(
+            f"--format {unable[0]} has no rounding, so no exact numerics; leave it out, or use --numerics float"
+        )
 
 
 def check_format(name: str) -> None:

@@ -39,7 +39,7 @@ def write_onnx(form: InferenceNet, manifest: Manifest, path: Path) -> None:
     temporary = path.with_name(f".{path.name}.part")
     try:
         temporary.write_bytes(model.SerializeToString(deterministic=True))
-        check_onnx(temporary, manifest)
+        check_onnx(temporary, manifest, path.name)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -54,34 +54,35 @@ def check_opset(opset: int) -> None:
         )
 
 
-def check_onnx(path: Path, manifest: Manifest) -> "onnx.ModelProto":
-    """Read a file, compare it with what was asked for, and return it.
+def check_onnx(path: Path, manifest: Manifest, name: str = "") -> "onnx.ModelProto":
+    """Read a file, compare it with what was asked for, and return it; errors call it ``name``, or as it is called.
 
     Raises:
         ExportError: what differs.
     """
     import onnx
 
+    name = name or path.name
     try:
         model = onnx.load(str(path), load_external_data=False)
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # onnx's errors have no common base
         raise ExportError(
-            f"{path.name} does not pass the ONNX checker: {_first_line(error)}"
+            f"{name} does not pass the ONNX checker: {_first_line(error)}"
         ) from None
     found = {entry.domain: entry.version for entry in model.opset_import}
     own = {OWN_DOMAIN: 1} if model.functions else {}
     if found != {"": manifest.opset, **own}:
-        raise ExportError(f"opset {manifest.opset} was asked for, {path.name} has {found}")
+        raise ExportError(f"opset {manifest.opset} was asked for, {name} has {found}")
     for graph in graphs(model.graph):
         for one in graph.initializer:
             if one.data_location == onnx.TensorProto.EXTERNAL:
-                raise ExportError(f"{path.name} keeps {one.name} outside the file")
+                raise ExportError(f"{name} keeps {one.name} outside the file")
     allowed = TARGETS[manifest.target].operators
     odd = sorted(set(operators(model)) - allowed)
     if odd:
         raise ExportError(
-            f"{path.name} needs {', '.join(odd)}, which --target {manifest.target} does not run; use another --target "
+            f"{name} needs {', '.join(odd)}, which --target {manifest.target} does not run; use another --target "
             "or --format"
         )
     for what, values, expected in (
@@ -91,11 +92,11 @@ def check_onnx(path: Path, manifest: Manifest) -> "onnx.ModelProto":
         actual = [(value.name, _dims(value)) for value in values]
         if actual != expected:
             raise ExportError(
-                f"{path.name} has the {what}s {actual} where {expected} were asked for"
+                f"{name} has the {what}s {actual} where {expected} were asked for"
             )
     stored = {entry.key: entry.value for entry in model.metadata_props}
-    if Manifest.from_strings(stored, path.name) != manifest:
-        raise ExportError(f"{path.name} does not carry the metadata that were asked for")
+    if Manifest.from_strings(stored, name) != manifest:
+        raise ExportError(f"{name} does not carry the metadata that were asked for")
     return model
 
 

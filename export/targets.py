@@ -71,6 +71,11 @@ class Target:
     operators: frozenset[str]
     functions: bool = False
 
+    @property
+    def int8(self) -> bool:
+        """Whether it multiplies weights of 8 bits out."""
+        return _INT8 <= self.operators
+
 
 TARGETS = {
     "ort": Target(

@@ -24,6 +24,7 @@ from revedge.export.formats import (
     UNROUNDED,
     Choices,
     check_format,
+    check_numerics,
 )
 from revedge.export.golden import GOLDEN_FILE, network_sha256, write_golden
 from revedge.export.golden_check import GoldenReport, check_golden
@@ -74,6 +75,21 @@ class ExportedFile:
     measured: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
 
+class RejectedError(ExportError):
+    """Some of several formats came to nothing.
+
+    Attributes:
+        failures: why.
+        done: the others, which passed.
+    """
+
+    def __init__(self, failures: Sequence[ExportError], done: list[ExportedFile]) -> None:
+        more = f"; {len(failures) - 1} more failed, see {REPORT_FILE}" if failures[1:] else ""
+        super().__init__(f"{failures[0]}{more}")
+        self.failures = failures
+        self.done = done
+
+
 def export_network(
     net: SpikingNet,
     frames: Frames,
@@ -104,9 +120,11 @@ def export_network(
 
     Raises:
         UsageError: an unknown format, choices that do not fit the network, or a folder that cannot be made.
-        ExportError: a file differs from the network; it is left with the suffix ``.rejected``.
+        RejectedError: formats cannot be written, or a file differs from the network; it is left with the suffix
+            ``.rejected``. The other formats are done, and in the error.
     """
     chosen = choices or Choices()
+    check_numerics(formats, numerics)
     manifests = {name: manifest_of(net, frames, data_name, name, chosen) for name in formats}
     if "torchscript" in formats:
         check_python()
@@ -164,7 +182,7 @@ def export_network(
             failures.append(_reject(error, written))
     _write_report(out / REPORT_FILE, done, failures)
     if failures:
-        raise failures[0]
+        raise RejectedError(failures, done)
     return done
 
 
@@ -253,8 +271,6 @@ def _write_and_compare(
         write_pt2(form, manifest, paths[0])
         probe = Pt2Probe(paths[0], trained)
     elif paths[0].suffix == ".nir":
-        if isinstance(trained, ExactProbe):
-            raise ExportError("NIR has no rounding, so no exact numerics; use --numerics float")
         write_nir(trained.net, paths[0])
         probe = NirProbe(paths[0], trained)
     elif manifest.opset is None:

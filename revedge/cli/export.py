@@ -12,7 +12,7 @@ from revedge.units import format_bytes
 
 if TYPE_CHECKING:
     from revedge.data import FrameCache
-    from revedge.export.writer import ExportedFile
+    from revedge.export.writer import ExportedFile, RejectedError
     from revedge.models import SpikingNet
 
 _EPILOG = """examples:
@@ -27,7 +27,8 @@ targets: ort (onnxruntime); jetpack5 and jetpack6 (TensorRT); generic (basic ope
 Every file is compared with the trained network: step by step with the network's own states and spikes,
 free running at two batch sizes, and on the whole test split; a golden file for the check on the
 target is written (revedge verify-export); time and memory of one stream are measured. A file that
-differs is renamed to *.rejected (of nir, which cannot round, predictions are only counted) and the command ends with exit code 1."""
+differs is renamed to *.rejected and the command ends with exit code 1, after the table of those that
+passed. Of nir, which cannot round, changed predictions are counted and not judged."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,26 +98,47 @@ def run(args: argparse.Namespace) -> int:
         batch=args.batch,
         steps=args.steps,
         weights=args.weights,
+        numerics=args.numerics,
     )
     # Before torch is here: while it finishes, this process counts against the budget.
     args.run = _exact_run(args) if args.numerics == "exact" else args.run
-    from revedge.export.writer import export_network
+    from revedge.export.writer import RejectedError, export_network
 
     description = _read_description(args.run)
     net = _load_network(args.run, description)
     frames = _open_frames(args.run, description, args.data_dir)
-    files = export_network(
-        net,
-        frames,
-        args.out,
-        formats,
-        choices=chosen,
-        numerics=args.numerics,
-        data_name=description["data"]["name"],
-        measured=True,
-        tell=lambda line: print(f"revedge export: {line}", file=sys.stderr, flush=True),
-    )
+    rejected: RejectedError | None = None
+    try:
+        files = export_network(
+            net,
+            frames,
+            args.out,
+            formats,
+            choices=chosen,
+            numerics=args.numerics,
+            data_name=description["data"]["name"],
+            measured=True,
+            tell=lambda line: print(f"revedge export: {line}", file=sys.stderr, flush=True),
+        )
+    except RejectedError as error:
+        rejected, files = error, error.done
+    if files:
+        _tell(args, net, frames, files, rejected)
+    if rejected is not None:
+        raise rejected
+    return 0
+
+
+def _tell(
+    args: argparse.Namespace,
+    net: "SpikingNet",
+    frames: "FrameCache",
+    files: "list[ExportedFile]",
+    rejected: "RejectedError | None",
+) -> None:
+    """Print what passed, and what it costs."""
     text, payload = _report(files, args.numerics), _payload(files)
+    payload["errors"] = [str(error) for error in rejected.failures] if rejected else []
     if args.cost:
         from revedge.cli.cost import COST_FILE, cost_of
 
@@ -125,7 +147,6 @@ def run(args: argparse.Namespace) -> int:
         (args.out / COST_FILE).write_text(json.dumps(payload["cost"], indent=1) + "\n")
         text = f"{text}\n{lines}"
     emit(args, text, payload)
-    return 0
 
 
 def _require_folder(path: Path) -> None:

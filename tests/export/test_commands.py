@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -143,6 +144,40 @@ def _run_without_torch(
     done = run_python(str(script), REVEDGE_CACHE=str(cache))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["accuracy"] == pytest.approx(accuracy)
+
+
+def test_one_format_that_fails_leaves_the_table_of_the_others(
+    command: Command, run_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """Weights that are on no grid: TorchScript is done, told and costed all the same; the error names the file."""
+    words = ("--format", "onnx,torchscript", "--weights", "int8", "--cost", "--json")
+    done = command("export", str(run_folder), *words, "-o", "out", "--data-dir", str(data_dir))
+    assert "--numerics exact" in _error(done, 1)
+    *text, told, error = done.stdout.splitlines()
+    assert any(line.startswith("torchscript  model.step.pt") for line in text)
+    assert "error" in json.loads(error)
+    answer = json.loads(told)
+    assert list(answer["formats"]) == ["torchscript"]
+    assert "cost" in answer
+    assert len(answer["errors"]) == 1
+    assert (tmp_path / "out" / "model.cost.json").is_file()
+
+
+def test_combinations_are_refused_before_anything_is_done(
+    command: Command, run_folder: Path, tmp_path: Path
+) -> None:
+    """No finish is trained for a format that cannot hold it, or for a target that cannot run it."""
+    for words, said in (
+        (("--format", "nir,onnx", "--numerics", "exact"), "--format nir has no rounding"),
+        (
+            ("--format", "onnx", "--target", "generic", "--weights", "int8"),
+            "int8 is not for generic .*use --target ort or jetpack5 or jetpack6",
+        ),
+    ):
+        error = _error(command("export", str(run_folder), *words, "-o", "out"), 2)
+        assert re.search(said, error), error
+    assert not (tmp_path / "out").exists()
+    assert not (run_folder / "exact").exists()
 
 
 def test_what_is_not_there(command: Command, run_folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from zoo import KINDS, FakeFrames, events
 
-from revedge.errors import ExportError
+from revedge.errors import ExportError, UsageError
 from revedge.export.nir_graph import DT, nir_graph, write_nir
 from revedge.export.nir_import import NirNet, read_nir
 from revedge.export.nir_probe import NirProbe
@@ -67,7 +67,7 @@ def test_export_writes_and_compares(tmp_path: Path) -> None:
     file = export_network(net, FakeFrames(net), tmp_path, ["nir"])[0]
     assert [path.name for path in file.paths] == ["model.nir"]
     assert (file.parity.argmax_changed, file.parity.test_samples) == (0, 24)
-    with pytest.raises(ExportError, match="NIR has no rounding"):
+    with pytest.raises(UsageError, match="nir has no rounding"):
         export_network(net, FakeFrames(net), tmp_path, ["nir"], numerics="exact")
 
 
