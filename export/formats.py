@@ -57,29 +57,34 @@ class Choices:
 def choices(
     formats: Sequence[str],
     *,
-    target: str = "ort",
+    target: str | None = None,
     opset: int | None = None,
     batch: int | str | None = None,
     steps: int | None = None,
-    weights: str = "float32",
+    weights: str | None = None,
     numerics: str = "float",
 ) -> Choices:
     """Return the choices, defaults filled in by the target.
 
     Args:
         formats: that will be written with them.
-        target: name of a preset.
+        target: name of a preset; default: "ort".
         opset: 13 to 23; default: the target's.
         batch: a number, or "dynamic"; default: the target's.
         steps: of unrolled graphs, 1 to 64.
-        weights: one of `WEIGHTS`.
+        weights: one of `WEIGHTS`; default: "float32".
         numerics: of the files, "float" or "exact".
+
+    All but ``numerics`` are of ONNX files, ``steps`` of unrolled ones; given for others they are refused.
 
     Raises:
         UsageError: a name that is not known, or choices that do not go together; says what does.
     """
-    preset = target_named(target)
     check_numerics(formats, numerics)
+    given = {"--target": target, "--opset": opset, "--batch": batch, "--weights": weights}
+    _check_read(formats, {**given, "--steps": steps})
+    target, weights = target or "ort", weights or "float32"
+    preset = target_named(target)
     for name in formats:
         _check_graph(name, target, preset)
     opset = preset.opset if opset is None else opset
@@ -142,6 +147,17 @@ def parse_formats(text: str) -> tuple[str, ...]:
     if not names:
         raise UsageError(f"no format was named; choose from {', '.join(FORMATS)}")
     return names
+
+
+def _check_read(formats: Sequence[str], given: dict[str, object]) -> None:
+    """Raise UsageError for an option that no file of ``formats`` would show."""
+    for option, value in given.items():
+        readers = ["onnx-unrolled"] if option == "--steps" else list(GRAPH_OF)
+        if value is not None and not set(readers) & set(formats):
+            raise UsageError(
+                f"{option} {value} is for --format {', '.join(readers)}, and {', '.join(formats)} was asked for; "
+                "leave it out"
+            )
 
 
 def _check_graph(name: str, target: str, preset: Target) -> None:

@@ -67,9 +67,7 @@ def check_onnx(path: Path, manifest: Manifest, name: str = "") -> "onnx.ModelPro
         model = onnx.load(str(path), load_external_data=False)
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # onnx's errors have no common base
-        raise ExportError(
-            f"{name} does not pass the ONNX checker: {_first_line(error)}"
-        ) from None
+        raise ExportError(f"{name} does not pass the ONNX checker: {_first_line(error)}") from None
     found = {entry.domain: entry.version for entry in model.opset_import}
     own = {OWN_DOMAIN: 1} if model.functions else {}
     if found != {"": manifest.opset, **own}:
@@ -91,9 +89,7 @@ def check_onnx(path: Path, manifest: Manifest, name: str = "") -> "onnx.ModelPro
     ):
         actual = [(value.name, _dims(value)) for value in values]
         if actual != expected:
-            raise ExportError(
-                f"{name} has the {what}s {actual} where {expected} were asked for"
-            )
+            raise ExportError(f"{name} has the {what}s {actual} where {expected} were asked for")
     stored = {entry.key: entry.value for entry in model.metadata_props}
     if Manifest.from_strings(stored, name) != manifest:
         raise ExportError(f"{name} does not carry the metadata that were asked for")

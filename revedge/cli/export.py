@@ -46,8 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--target",
-        default="ort",
-        help="where ONNX files will run: ort, jetpack5, jetpack6 or generic (default: %(default)s)",
+        help="where ONNX files will run: ort, jetpack5, jetpack6 or generic (default: ort)",
     )
     parser.add_argument(
         "--opset", type=int, help="ONNX operator set, 13 to 23 (default: the target's, 17 or 18)"
@@ -61,9 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--weights",
-        default="float32",
         help="of ONNX files: float32, or int8 for weights that lie on a power-of-two grid already "
-        "(default: %(default)s)",
+        "(default: float32)",
     )
     parser.add_argument(
         "--numerics",
@@ -73,7 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "finishes the training for it inside its budget if that was not done (default: %(default)s)",
     )
     parser.add_argument(
-        "--finish-epochs", metavar="N", type=int, help="of that finish (default: a fifth)"
+        "--finish-epochs",
+        metavar="N",
+        type=int,
+        help="of that finish (default: a fifth of the training's, at least 3); one that was begun keeps its number",
     )
     parser.add_argument(
         "--cost",
@@ -90,6 +91,10 @@ def run(args: argparse.Namespace) -> int:
     _require_folder(args.run)
     from revedge.export.formats import choices, parse_formats
 
+    if args.finish_epochs is not None and args.numerics != "exact":
+        raise UsageError(
+            f"--finish-epochs {args.finish_epochs} goes with --numerics exact; leave it out"
+        )
     formats = parse_formats(args.format)
     chosen = choices(
         formats,

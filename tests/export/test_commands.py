@@ -173,6 +173,7 @@ def test_combinations_are_refused_before_anything_is_done(
             ("--format", "onnx", "--target", "generic", "--weights", "int8"),
             "int8 is not for generic .*use --target ort or jetpack5 or jetpack6",
         ),
+        (("--finish-epochs", "2"), "--finish-epochs 2 goes with --numerics exact"),
     ):
         error = _error(command("export", str(run_folder), *words, "-o", "out"), 2)
         assert re.search(said, error), error

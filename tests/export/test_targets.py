@@ -77,6 +77,25 @@ def test_choices_that_do_not_go_together(words: dict[str, object], found: str) -
         choices(["onnx"], **words)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("formats", "words"),
+    [
+        (["torchscript"], {"target": "jetpack6"}),
+        (["torchscript", "nir"], {"opset": 17}),
+        (["pt2"], {"weights": "int8"}),
+        (["torchscript"], {"batch": "2"}),
+        (["onnx", "onnx-scan"], {"steps": 4}),
+    ],
+)
+def test_an_option_that_no_file_reads_is_refused(
+    formats: list[str], words: dict[str, object]
+) -> None:
+    """Option and value are named, and what they are for."""
+    (name, value), *_ = words.items()
+    with pytest.raises(UsageError, match=f"--{name} {value} is for --format onnx.*leave it out"):
+        choices(formats, **words)  # type: ignore[arg-type]
+
+
 def test_graph_that_the_target_does_not_run() -> None:
     """The formats that it does run are named."""
     with pytest.raises(UsageError, match="use onnx, onnx-unrolled"):
