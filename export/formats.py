@@ -87,7 +87,8 @@ def choices(
     preset = target_named(target)
     for name in formats:
         _check_graph(name, target, preset)
-    opset = preset.opset if opset is None else opset
+    if opset is None:
+        opset = (preset.int8_opset if weights == "int8" else None) or preset.opset
     if opset not in OPSETS:
         raise UsageError(
             f"opset {opset} cannot be written; choose {OPSETS.start} to {OPSETS.stop - 1}"

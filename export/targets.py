@@ -54,6 +54,7 @@ class Target:
     Attributes:
         title: what it is.
         opset: default.
+        int8_opset: default with weights of 8 bits; None is the same.
         newest_opset: that its runtime reads.
         batch: default; None is a free batch.
         free_batch: whether a free batch works there.
@@ -70,6 +71,7 @@ class Target:
     graphs: tuple[str, ...]
     operators: frozenset[str]
     functions: bool = False
+    int8_opset: int | None = None
 
     @property
     def int8(self) -> bool:
@@ -87,6 +89,7 @@ TARGETS = {
         graphs=("step", "blocks", "scan", "unrolled"),
         operators=_STEP | _SEQUENCE | _DYNAMIC | _INT8 | _SCAN | _ONE_PASS | _INTEGERS,
         functions=True,
+        int8_opset=19,  # before, onnx's own evaluator cannot multiply out a scale per channel
     ),
     "jetpack5": Target(
         title="TensorRT 8.4 to 8.6",

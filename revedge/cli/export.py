@@ -49,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where ONNX files will run: ort, jetpack5, jetpack6 or generic (default: ort)",
     )
     parser.add_argument(
-        "--opset", type=int, help="ONNX operator set, 13 to 23 (default: the target's, 17 or 18)"
+        "--opset",
+        type=int,
+        help="ONNX operator set, 13 to 23 (default: the target's, 17 or 18; 19 for int8 on ort)",
     )
     parser.add_argument(
         "--batch",
