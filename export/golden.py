@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from revedge.export.golden_check import GOLDEN_VERSION
-from revedge.export.parity import repeat_frames
 from revedge.export.predictions import Frames, scaled
 from revedge.export.probes import Array, TrainedProbe
+from revedge.export.recordings import repeat_frames
 from revedge.export.rounding import step_bounds
 from revedge.models import SpikingNet, spiking_units
 

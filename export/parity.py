@@ -193,12 +193,6 @@ def check_forced_flips(report: ParityReport) -> None:
         )
 
 
-def repeat_frames(frames: Array, steps: int, static: bool) -> Array:
-    """``[T, B, ...]`` (or an image ``[B, ...]``) as ``[steps, B, ...]``: the recording again from its beginning."""
-    sequence = frames[None] if static else frames
-    return sequence[np.arange(steps) % len(sequence)]
-
-
 def compare_predictions(
     batches: Iterator[tuple[npt.NDArray[np.int64], Array, Array]], report: ParityReport
 ) -> None:

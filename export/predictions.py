@@ -11,9 +11,9 @@ import torch
 
 from revedge.export.manifest import Manifest
 from revedge.export.nir_probe import NirProbe
-from revedge.export.parity import repeat_frames
 from revedge.export.probes import Array, TrainedProbe
 from revedge.export.pt2 import Pt2Probe
+from revedge.export.recordings import fill_batch, repeat_frames
 from revedge.export.runner import StreamRunner
 from revedge.export.torchscript import read_torchscript
 
@@ -79,18 +79,11 @@ def predictions(
         x = scaled(raw, frames.scale)
         if manifest.steps is not None and not net.static:
             x = repeat_frames(x, manifest.steps, False)
-        yield labels, trained.answer(x), _filled(answer, x, len(labels), manifest)
+        found = answer(fill_batch(x, manifest.batch))[: len(labels)]
+        yield labels, trained.answer(x), found
         if time.monotonic() - told > _TELL_EVERY_S:
             told = time.monotonic()
             tell(f"{path.name}: {begin + len(labels)} of {total} test samples compared")
-
-
-def _filled(answer: _Answer, x: Array, count: int, manifest: Manifest) -> Array:
-    """A file of a fixed batch gets the last sample several times; only the first ``count`` answers are given back."""
-    if manifest.batch is None or manifest.batch == count:
-        return answer(x)
-    places = np.minimum(np.arange(manifest.batch), count - 1)
-    return answer(np.take(x, places, axis=x.ndim - 4))[:count]
 
 
 def _onnx_answer(path: Path) -> _Answer:

@@ -76,7 +76,7 @@ class Target:
     @property
     def int8(self) -> bool:
         """Whether it multiplies weights of 8 bits out."""
-        return _INT8 <= self.operators
+        return self.operators >= _INT8
 
 
 TARGETS = {

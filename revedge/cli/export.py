@@ -287,10 +287,10 @@ def _report(files: "list[ExportedFile]", numerics: str) -> str:
     for file in files:
         if not file.parity.rounds:
             lines.append(
-                f"{file.format}: its streams are off the network's grid by up to half a step, so spikes near thresholds "
-                f"flip, {file.parity.forced_flips} of {file.parity.compared_spikes} given the network's states and "
-                f"spikes; {file.parity.argmax_changed} of {file.parity.test_samples} predictions changed, which is "
-                "reported and not judged"
+                f"{file.format}: its streams are off the network's grid by up to half a step, so spikes near "
+                f"thresholds flip, {file.parity.forced_flips} of {file.parity.compared_spikes} given the network's "
+                f"states and spikes; {file.parity.argmax_changed} of {file.parity.test_samples} predictions "
+                "changed, which is reported and not judged"
             )
     for file in files:
         if file.golden is not None and not file.parity.sequence_identical:

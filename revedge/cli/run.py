@@ -25,7 +25,9 @@ _EPILOG = """examples:
 recordings: .npz with t [us], x, y, p; .bin of N-MNIST; .aedat4 (needs pip install 'revedge[aedat4]').
 --stream reads lines t x y p from standard input and prints one line per window with events:
 its begin in us, the predicted class, the events in it. A window is cut into the model's time steps,
-and every window begins at rest. A file exported with a fixed batch needs --batch 1."""
+and every window begins at rest. A file of a fixed batch runs at that batch, filled up with the last
+recording where there are fewer; one of a fixed number of steps is given as many frames of --data, the
+recording again from its beginning."""
 _TELL_EVERY_S = 5.0
 # At most what loading takes beside Python: onnxruntime, and of the file its bytes, weights as read, and in their layout
 _LIBRARIES_BYTES, _COPIES = 32 << 20, 4
@@ -49,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="length of a window: needed by --stream; cuts --input into windows (default: one, all of it)",
     )
     parser.add_argument(
-        "--batch", type=int, default=1, help="recordings of --data at a time (default: %(default)s)"
+        "--batch", type=int, help="recordings of --data at a time (default: that of the file, or 1)"
     )
     parser.add_argument(
         "--threads", type=int, default=1, help="of onnxruntime (default: %(default)s)"
@@ -67,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(
             f"MODEL {args.model} does not exist; write it with: revedge export RUN -o DIR"
         )
-    if args.batch < 1:
+    if args.batch is not None and args.batch < 1:
         raise UsageError(f"--batch {args.batch} is not a number of recordings; use 1 or more")
-    if args.data is None and (args.batch != 1 or args.data_dir is not None):
+    if args.data is None and (args.batch is not None or args.data_dir is not None):
         raise UsageError("--batch and --data-dir go with --data; leave them out")
     allocator.return_freed_memory()  # before the first large allocation: loading a file frees many
     from revedge.export.runner import StreamRunner
@@ -105,13 +107,14 @@ def _run_data(args: argparse.Namespace, runner: "StreamRunner") -> int:
 
     frames = FrameCache.open(prepare(args.data, args.data_dir, runner.manifest.timesteps))
     _check_fit(runner, frames, args)
-    correct, step_s = _run_test_split(runner, frames, args.batch)
+    batch = _batch(args, runner.manifest.batch)
+    correct, step_s = _run_test_split(runner, frames, batch)
     samples = len(frames.test_indices)
     accuracy, step_ms = correct / max(1, samples), 1e3 * step_s
     peak_bytes = peak_rss_bytes()
     emit(
         args,
-        f"accuracy {100 * accuracy:.2f} % ({correct} of {samples}), {step_ms:.2f} ms per step of {args.batch}, "
+        f"accuracy {100 * accuracy:.2f} % ({correct} of {samples}), {step_ms:.2f} ms per step of {batch}, "
         f"peak memory {format_bytes(peak_bytes)}",
         {
             "accuracy": accuracy,
@@ -120,26 +123,42 @@ def _run_data(args: argparse.Namespace, runner: "StreamRunner") -> int:
             "correct": correct,
             "test_samples": samples,
             "timesteps": runner.manifest.timesteps,
-            "batch": args.batch,
+            "batch": batch,
             "threads": args.threads,
         },
     )
     return 0
 
 
+def _batch(args: argparse.Namespace, fixed: int | None) -> int:
+    """How many recordings at a time."""
+    if fixed is not None and args.batch not in (None, fixed):
+        raise UsageError(
+            f"--batch {args.batch} does not fit {args.model}, which was exported for {fixed}; leave it out, or export "
+            "with --batch dynamic"
+        )
+    return args.batch or fixed or 1
+
+
 def _run_test_split(runner: "StreamRunner", frames: "FrameCache", batch: int) -> tuple[int, float]:
     """Return correct predictions and the median seconds per step."""
     import numpy as np
 
+    from revedge.export.recordings import fill_batch, repeat_frames
+
+    file = runner.manifest
     scale = np.float32(frames.scale)
     correct, per_step_s = 0, []
     total, told = len(frames.test_indices), time.monotonic()
     for begin in range(0, total, batch):
         raw, labels = frames.batch(frames.test_indices[begin : begin + batch])
         x = raw.astype(np.float32) * scale
-        runner.reset(len(labels))
+        if file.steps is not None and not file.static:
+            x = repeat_frames(x, file.steps, False)
+        x = fill_batch(x, file.batch)
+        runner.reset(x.shape[-4])
         start = time.perf_counter()
-        logits = runner.sequence(x)
+        logits = runner.sequence(x)[: len(labels)]
         per_step_s.append((time.perf_counter() - start) / runner.steps_done)
         correct += int(np.count_nonzero(logits.argmax(1) == labels))
         if time.monotonic() - told > _TELL_EVERY_S:

@@ -16,6 +16,7 @@ from revedge.data.event_frames import frames_of
 from revedge.data.event_text import Windows, read_lines
 from revedge.errors import UsageError
 from revedge.export.measure import peak_rss_bytes
+from revedge.export.recordings import fill_batch
 from revedge.export.runner import StreamRunner
 from revedge.units import format_bytes
 
@@ -80,7 +81,8 @@ class _Decider:
             events, (told.in_shape[0], told.in_shape[1], told.in_shape[2]), steps, span
         )
         x = frames[:, None].astype(np.float32) * np.float32(told.input_scale)
-        self.runner.reset(1)
+        x = fill_batch(x, told.batch)
+        self.runner.reset(x.shape[1])
         start = time.perf_counter()
         logits = self.runner.sequence(x)[0]
         self.step_s = [*self.step_s[-999:], (time.perf_counter() - start) / steps]
@@ -129,7 +131,3 @@ def _check_takes_events(args: argparse.Namespace, runner: StreamRunner) -> None:
     if told.static or told.in_shape[0] not in (1, 2):
         what = "images" if told.static else f"frames of {told.in_shape[0]} channels"
         raise UsageError(f"{args.model} was trained for {what}, not for events; use --data")
-    if told.batch not in (None, 1):
-        raise UsageError(
-            f"{args.model} was exported for a batch of {told.batch}; export it with --batch 1 or dynamic"
-        )

@@ -125,6 +125,32 @@ def test_export_then_run(
     assert "model.onnx is damaged" in text
 
 
+def test_files_of_fixed_batch_and_steps_run_on_what_they_were_compared_on(
+    command: Command, run_folder: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    """The batch is the file's, the last one is filled up, recordings are as long as it says; accuracies agree."""
+    data = ("--data-dir", str(data_dir))
+    words = ("--format", "onnx,onnx-unrolled", "--batch", "4", "--steps", "6", "-o", "fixed")
+    done = command("export", str(run_folder), *words, *data, "--json")
+    assert done.returncode == 0, done.stderr
+    formats = json.loads(done.stdout.splitlines()[-1])["formats"]
+    assert formats["onnx"]["test_samples"] % 4
+    for name, file in (("onnx", "model.onnx"), ("onnx-unrolled", "model.unrolled.onnx")):
+        ran = command("run", f"fixed/{file}", "--data", "npz", *data, "--json")
+        assert ran.returncode == 0, ran.stderr
+        found = json.loads(ran.stdout.splitlines()[-1])
+        assert (found["accuracy"], found["batch"]) == (formats[name]["accuracy"], 4)
+        assert found["test_samples"] == formats[name]["test_samples"]
+    ran = command("run", "fixed/model.onnx", "--data", "npz", *data, "--batch", "1")
+    assert "was exported for 4; leave it out" in _error(ran, 2)
+    t = np.arange(64)
+    np.savez(tmp_path / "one.npz", t=t, x=t % 12, y=t % 7, p=t % 2)
+    ran = command("run", "fixed/model.onnx", "--input", "one.npz", "--json")
+    assert ran.returncode == 0, ran.stderr
+    (window,) = json.loads(ran.stdout.splitlines()[-1])["windows"]
+    assert len(window["logits"]) == 3
+
+
 def _run_without_torch(
     run_python: Command, data_dir: Path, folder: Path, cache: Path, accuracy: float
 ) -> None:

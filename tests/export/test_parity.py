@@ -12,8 +12,9 @@ from zoo import KINDS, Export, events
 
 from revedge.errors import ExportError
 from revedge.export.onnx_probe import OnnxProbe
-from revedge.export.parity import ParityReport, compare_predictions, compare_steps, repeat_frames
+from revedge.export.parity import ParityReport, compare_predictions, compare_steps
 from revedge.export.probes import FileProbe, TorchScriptProbe, TrainedProbe
+from revedge.export.recordings import repeat_frames
 from revedge.export.rounding import step_bounds
 from revedge.export.writer import manifest_of
 
