@@ -1,5 +1,6 @@
 """Parameters and multiply-adds of the published nets, against what was printed or counted by others."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -69,63 +70,139 @@ def _meta(name: str, shape: tuple[int, int, int], classes: int) -> models.Spikin
         return models.create(name, in_shape=shape, num_classes=classes, timesteps=4)
 
 
-def _conv(c_in: int, c_out: int, kernel: int = 3) -> int:
-    """Weights of a convolution and of the batch norm behind it."""
-    return c_in * c_out * kernel**2 + 2 * c_out
+Layer = tuple[int, int]  # parameters, multiply-adds of a time step
 
 
-def _resnet19() -> int:
-    """STBP-tdBN: stem, stages of 3, 3 and 2 blocks, layers of 256 neurons and of the classes."""
-    first = _conv(3, 128) + 6 * _conv(128, 128)
-    second = _conv(128, 256) + 5 * _conv(256, 256) + _conv(128, 256, 1)
-    third = _conv(256, 512) + 3 * _conv(512, 512) + _conv(256, 512, 1)
-    return first + second + third + 513 * 256 + 257 * 10
+def _conv(c_in: int, c_out: int, side: int, kernel: int = 3, *, beside: int = 2) -> Layer:
+    """A convolution to side x side pixels; ``beside`` per channel: 2 of the batch norm behind it, 1 of a bias."""
+    weights = c_in * c_out * kernel**2
+    return weights + beside * c_out, weights * side**2
 
 
-def _preact18() -> int:
-    """DSR: a norm before, and a bias behind, every convolution but the first; one more norm before the classifier."""
-    total, c_in = 3 * 64 * 9, 64
-    for width in (64, 128, 256, 512):
-        for index in range(2):
-            total += 2 * c_in + c_in * width * 9 + width + 2 * width + width * width * 9 + width
-            total += (c_in * width + width) * (index == 0 and c_in != width)
-            c_in = width
-    return total + 2 * 512 + 513 * 10
+def _linear(c_in: int, c_out: int, *, bias: bool = True) -> Layer:
+    return c_in * c_out + bias * c_out, c_in * c_out
 
 
-def _plif(convolutions: int, side: int, classes: int) -> int:
-    """Convolutions of 128, linear layers without bias, and one time constant per layer of neurons."""
-    trunk = _conv(2, 128) + (convolutions - 1) * _conv(128, 128)
-    return trunk + 128 * side**2 * 512 + 512 * 10 * classes + convolutions + 2
-
-
-def _revsresnet109() -> int:
-    """Stem, 2 + 4 + 16 + 4 units of four convolutions, three transitions, classifier."""
-    widths, units = (64, 128, 256, 448), (2, 4, 16, 4)
-    blocks = sum(4 * n * _conv(w, w) for w, n in zip(widths, units, strict=True))
-    between = sum(_conv(2 * a, 2 * b, 1) for a, b in pairwise(widths))
-    return _conv(3, 128) + blocks + between + 897 * 10
-
-
-BY_HAND = {
-    "resnet19": (IMAGE, 10, _resnet19()),
-    "preact-resnet18": (IMAGE, 10, _preact18()),
-    "plif-net7": (EVENTS, 10, _plif(4, 8, 10)),
-    "plif-net8": (EVENTS, 11, _plif(5, 4, 11)),
-    "revsresnet109": (IMAGE, 10, _revsresnet109()),
-    "resnet18": (
-        IMAGE,
-        10,
-        11_173_962,
-    ),  # as ResNet-18 with a 3x3 stem is usually given for CIFAR-10
+# Simonyan and Zisserman's configurations A, B, D and E for 32x32 images: five times as many 3x3 convolutions of a width
+# and a pool, and one linear layer of the 512 channels that are left at one pixel.
+_VGG = {
+    "vgg11": ([64], [128], [256] * 2, [512] * 2, [512] * 2),
+    "vgg13": ([64] * 2, [128] * 2, [256] * 2, [512] * 2, [512] * 2),
+    "vgg16": ([64] * 2, [128] * 2, [256] * 3, [512] * 3, [512] * 3),
+    "vgg19": ([64] * 2, [128] * 2, [256] * 4, [512] * 4, [512] * 4),
+    "vgg5": ([32], [64], [128]),
+    "vgg-iso10": ([32] * 10,),
 }
 
 
+def _vgg(name: str) -> list[Layer]:
+    layers, c_in = [], 3
+    for index, widths in enumerate(_VGG[name]):
+        for width in widths:
+            layers.append(_conv(c_in, width, 32 >> index))
+            c_in = width
+    return [*layers, _linear(c_in, 10)]
+
+
+def _residual(widths: Sequence[int], blocks: Sequence[int], *readout: Layer) -> list[Layer]:
+    """Stem, stages at 32x32 and halves of it, blocks of two convolutions: He et al.'s for CIFAR, and MS-ResNet."""
+    layers, c_in = [_conv(3, widths[0], 32)], widths[0]
+    for index, (width, count) in enumerate(zip(widths, blocks, strict=True)):
+        side = 32 >> index
+        layers += [_conv(c_in, width, side), *[_conv(width, width, side)] * (2 * count - 1)]
+        layers += [_conv(c_in, width, side, 1)] * (c_in != width)  # the shortcut of the first block
+        c_in = width
+    return layers + list(readout or [_linear(c_in, 10)])
+
+
+def _preact18() -> list[Layer]:
+    """DSR: a norm before, and a bias behind, every convolution but the first; one more norm before the classifier."""
+    layers, c_in = [_conv(3, 64, 32, beside=0)], 64
+    for index, width in enumerate((64, 128, 256, 512)):
+        side = 32 >> index
+        for first in (True, False):
+            layers += [(2 * c_in, 0), _conv(c_in, width, side, beside=1)]
+            layers += [(2 * width, 0), _conv(width, width, side, beside=1)]
+            layers += [_conv(c_in, width, side, 1, beside=1)] * (first and c_in != width)
+            c_in = width
+    return [*layers, (2 * 512, 0), _linear(512, 10)]
+
+
+def _plif(convolutions: int, classes: int) -> list[Layer]:
+    """Convolutions of 128 with a pool behind each, linear layers without bias, a time constant per neuron layer."""
+    sides = [128 >> index for index in range(convolutions + 1)]
+    trunk = [_conv(128 if index else 2, 128, side) for index, side in enumerate(sides[:-1])]
+    hidden = _linear(128 * sides[-1] ** 2, 512, bias=False)
+    return [*trunk, hidden, _linear(512, 10 * classes, bias=False), (convolutions + 2, 0)]
+
+
+def _reversible(widths: Sequence[int], units: Sequence[int]) -> list[Layer]:
+    """Stem, units of four convolutions on half the channels, conv1x1 behind each pool between stages, classifier."""
+    layers = [_conv(3, 2 * widths[0], 32)]
+    for index, (width, count) in enumerate(zip(widths, units, strict=True)):
+        layers += [_conv(width, width, 32 >> index)] * (4 * count)
+    for index, (before, behind) in enumerate(pairwise(widths), 1):
+        layers.append(_conv(2 * before, 2 * behind, 32 >> index, 1))
+    return [*layers, _linear(2 * widths[-1], 10)]
+
+
+BY_HAND = {
+    **{name: (IMAGE, 10, _vgg(name)) for name in _VGG},
+    # STBP-tdBN: wide stages of 3, 3 and 2 blocks, a layer of 256 neurons before that of the classes.
+    "resnet19": (
+        IMAGE, 10, _residual((128, 256, 512), (3, 3, 2), _linear(512, 256), _linear(256, 10))
+    ),
+    "resnet18": (IMAGE, 10, _residual((64, 128, 256, 512), (2, 2, 2, 2))),
+    "resnet34": (IMAGE, 10, _residual((64, 128, 256, 512), (3, 4, 6, 3))),
+    "ms-resnet6": (IMAGE, 10, _residual((32, 64), (1, 1))),
+    "ms-resnet10": (IMAGE, 10, _residual((32, 64), (2, 2))),
+    "preact-resnet18": (IMAGE, 10, _preact18()),
+    "plif-net7": (EVENTS, 10, _plif(4, 10)),
+    "plif-net8": (EVENTS, 11, _plif(5, 11)),
+    "revsresnet109": (IMAGE, 10, _reversible((64, 128, 256, 448), (2, 4, 16, 4))),
+    "revsresnet16": (IMAGE, 10, _reversible((16, 32, 64), (1, 1, 1))),
+    **{
+        f"revsresnet{8 * units + 3}": (IMAGE, 10, _reversible((16, 32), (units, units)))
+        for units in (1, 2, 3, 4, 8)
+    },
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", BY_HAND)
-def test_parameters_by_hand(name):
-    """Layer by layer from the published tables, for nets whose totals were not printed."""
-    shape, classes, expected = BY_HAND[name]
-    assert sum(p.numel() for p in _meta(name, shape, classes).parameters()) == expected
+def test_counts_by_hand(name):
+    """Layer by layer from the published tables: parameters and multiply-adds to the last one."""
+    shape, classes, layers = BY_HAND[name]
+    net = _meta(name, shape, classes)
+    parameters, macs = (sum(column) for column in zip(*layers, strict=True))
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    assert models.macs(net) == 4 * macs
+
+
+# Parameters, of the usual nets with a bias in each convolution, and multiply-adds in 10**6, as they are given for
+# CIFAR-10: the formulas above are held against them. VGG-16: arXiv 1608.08710, table 1, 3.13e8.
+USUAL = [
+    ("vgg11", 9_231_114, None),
+    ("vgg13", 9_416_010, None),
+    ("vgg16", 14_728_266, 313),
+    ("vgg19", 20_040_522, None),
+    ("resnet18", 11_173_962, None),  # convolutions without bias
+    ("resnet34", 21_282_122, None),
+]
+
+
+@pytest.mark.parametrize(("name", "parameters", "mega"), USUAL)
+def test_formulas_give_the_usual_counts(name, parameters, mega):
+    """What others count for the same nets comes out of the formulas, but for the biases that ours are without."""
+    layers = BY_HAND[name][2]
+    biases = sum(width for widths in _VGG.get(name, ()) for width in widths)
+    assert sum(count for count, _ in layers) + biases == parameters
+    assert mega is None or round(sum(macs for _, macs in layers) / 1e6) == mega
+
+
+def test_every_net_is_counted():
+    """No member of the registry is without parameters and multiply-adds here."""
+    printed = {name for name, *_, giga in PUBLISHED if giga is not None}
+    assert {*models.names()} == printed | {name for name, _, _ in IMAGENET} | {*BY_HAND}
 
 
 def test_layers_in_the_names():
