@@ -69,7 +69,7 @@ def main() -> int:
             shape,
             "## Depth, T = 8",
             f"rest: activations at the peak without weights, gradients and kept bits; bar: within {DEPTH_LIMIT:.0%} "
-            "of the shallowest. tracked: all storages, gradients included. anon: growth of anonymous memory in the "
+            "of the shallowest. tracked: with gradients and kept bits, without weights. anon: growth of anonymous memory in the "
             "first two steps. beyond tensors: anon - tracked.",
             markdown_table(depth_header, depth_rows),
             "## Time steps, 8 blocks",
