@@ -30,6 +30,7 @@ _FACTS: Mapping[str, type | tuple[type, ...]] = {
     "sm_count": int,
     "cuda_cores": int,
     "compute_capability": str,
+    "cuda_context_bytes": int,
     "gpu_precisions": list,
     "cpu_precisions": list,
     "cpu": str,
@@ -39,7 +40,7 @@ _FACTS: Mapping[str, type | tuple[type, ...]] = {
 }
 
 # What a file may leave out, where nobody knows it.
-_SELDOM_KNOWN = ("mem_available_bytes",)
+_SELDOM_KNOWN = ("mem_available_bytes", "cuda_context_bytes")
 _UNKNOWN = {
     "value": "unknown",
     "source": "no report found; read it with: revedge devices probe",
@@ -78,6 +79,7 @@ class Board:
     sm_count: int | None
     cuda_cores: int | None
     compute_capability: str | None
+    cuda_context_bytes: int | None  # that driver and libraries take of the RAM
     gpu_precisions: tuple[str, ...] | None  # that it computes in by instructions of its own
     cpu_precisions: tuple[str, ...] | None
     cpu: str | None

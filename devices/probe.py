@@ -96,7 +96,7 @@ def probe(*, gpu: bool = False, bandwidth: bool = False, root: Path = Path("/"))
     available = memory.get("MemAvailable", memory.get("MemFree", 0))
     compatible = _text(root / "proc/device-tree/compatible") or ""
     l4t = _text(root / "etc/nv_tegra_release")
-    found, note = _ask_torch() if gpu else (None, "not asked")
+    found, note = ask_torch() if gpu else (None, "not asked")
     return Machine(
         board=_text(root / "proc/device-tree/model"),
         tegra="nvidia,tegra" in compatible or l4t is not None,
@@ -209,7 +209,8 @@ def _power_modes(root: Path) -> tuple[str, ...]:
     return tuple(re.findall(r"<\s*POWER_MODEL\s+ID=\d+\s+NAME=(\S+)\s*>", text))
 
 
-def _ask_torch() -> tuple[tuple[Gpu, ...] | None, str]:
+def ask_torch() -> tuple[tuple[Gpu, ...] | None, str]:
+    """Return the CUDA devices that torch sees, asked in a child process, and what there is to say if there are none."""
     if package_version("torch") is None:
         return None, "torch is not installed"
     words = [sys.executable, "-c", _ASK_TORCH]

@@ -113,16 +113,26 @@ def _precisions(board: "Board", accelerator: str) -> tuple[str, tuple[str, ...] 
 
 def context_bytes(args: argparse.Namespace, notes: list[str]) -> int | None:
     """Return what CUDA takes on a board that is not this machine; None where it is measured or not used."""
-    if args.device is None or args.accelerator == "cpu":
+    if args.accelerator == "cpu":
+        return None
+    if args.device is None:
+        from revedge.devices.accelerator import require_cuda
+
+        require_cuda("--accelerator cuda")
         return None
     from revedge.devices import boards
-    from revedge.planner.base import context_prior_bytes
 
     board = boards.load(args.device)
     if board.compute_capability in (None, "none"):
         raise UsageError(f"board {board.name} has no GPU for CUDA; leave out --accelerator cuda")
-    found = context_prior_bytes(str(board.compute_capability))
+    found = board.facts["cuda_context_bytes"]
+    if board.cuda_context_bytes is None:
+        raise UsageError(
+            f"what driver and libraries of CUDA take on {board.title} is not known; write cuda_context_bytes into its "
+            "file, or plan on the board"
+        )
     notes.append(
-        f"{format_bytes(found)} are taken for driver and libraries of CUDA: an upper estimate, measured on no board"
+        f"{format_bytes(board.cuda_context_bytes)} are taken for driver and libraries of CUDA"
+        + ("" if found.verified else f", which is not verified: {found.source}")
     )
-    return found
+    return board.cuda_context_bytes

@@ -104,6 +104,7 @@ def _new_folder(args: argparse.Namespace) -> tuple["RunFolder", int]:
 
 def _begin(args: argparse.Namespace, folder: "RunFolder") -> "Plan":
     """Prepare the data, plan, admit; write plan and settings."""
+    from revedge.devices.accelerator import require_cuda
     from revedge.devices.admission import admit, check_budget
     from revedge.devices.preparation import prepare, prepare_plan
     from revedge.devices.run_folder import RunSettings
@@ -113,10 +114,14 @@ def _begin(args: argparse.Namespace, folder: "RunFolder") -> "Plan":
         plan = _given_plan(args)
         if plan.device == "cpu":
             require_here(plan.precision)
+        else:
+            require_cuda(f"--plan {args.plan} is for CUDA")
         admit(plan)
         prepared = prepare_plan(plan)
     else:
-        if args.device != "cuda":
+        if args.device == "cuda":
+            require_cuda("--device cuda")
+        else:
             require_here(args.precision)
         budget_bytes = _budget(args.budget)
         check_budget(budget_bytes)

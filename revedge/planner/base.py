@@ -81,16 +81,6 @@ def family_of(model: str) -> str:
     return found[0] if found else model
 
 
-def context_prior_bytes(compute_capability: str) -> int:
-    """Return what driver and libraries of CUDA are taken to use on a board that cannot be measured from here.
-
-    No trustworthy figure has been found; these are upper ends of what owners report: JetPack 4 (capability below 7)
-    "about 2 GB used by CUDA" of a Nano's 4 (onnxruntime issue 4259); JetPack 6 and 7, 250 MB more for importing torch
-    and 900 MB for context, cuBLAS and cuDNN.
-    """
-    return 2_000_000_000 if float(compute_capability) < 7 else 1_150_000_000
-
-
 def probe(*arguments: str) -> int:
     """Measure resident bytes now, in a child: ``"supervisor"``, or ``"trainer"`` with threads, device, family, form
     and precision.

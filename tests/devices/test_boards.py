@@ -33,6 +33,8 @@ def test_numbers_fit_together(name: str) -> None:
         assert board.ram_bytes is not None
         assert 0.8 * board.ram_bytes < board.mem_total_bytes < board.ram_bytes
         assert board.largest_budget_bytes == board.mem_total_bytes
+    gpu = board.compute_capability not in (None, "none")
+    assert (board.cuda_context_bytes is not None) is gpu
     if board.sm_count:
         assert board.cuda_cores in (64 * board.sm_count, 128 * board.sm_count)
     if board.power_modes_w:

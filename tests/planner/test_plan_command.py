@@ -110,7 +110,7 @@ def test_a_gpu_of_a_board(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["config"]["device"] == "cuda"
     assert parts["pool_bytes"] > 0
     assert parts["base_bytes"] - cpu["config"]["parts"]["base_bytes"] == 1_150_000_000
-    assert any("estimate" in note for note in found["notes"])
+    assert any("upper estimate, measured on no board" in note for note in found["notes"])
     code, found, _ = plan(capsys, *words, "--device", "raspberry-pi-5-8gb", *cuda)
     assert code == 2
     assert "no GPU" in found["error"]
