@@ -14,6 +14,7 @@ Ends with 1 if a bar is missed; the last line is one JSON object.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -46,24 +47,25 @@ def memory(folder: Path) -> tuple[list[list[Any]], bool]:
     """Rows of the memory table, and whether the step meets the bar at its peak, which is that of loading, too."""
     net = lively("revsresnet21", in_shape=(2, 32, 32), width=32)
     rows, met = [], True
-    for kind in ("onnx", "onnx-scan"):
-        _, _, path = written(net, kind, folder)
-        for low in (False, True):
-            found = measure(path, 1, low_memory=low)
-            peak, running = found["measured_peak_bytes"], found["running_bytes"]
-            met = met and (kind != "onnx" or peak <= MEMORY_BAR_BYTES)
-            setting = "low memory" if low else "default"
-            rows.append(
-                [
-                    kind,
-                    setting,
-                    f"{found['file_bytes'] / 1e6:.1f}",
-                    f"{peak / 1e6:.1f}",
-                    f"{running / 1e6:.1f}",
-                    f"{found['step_ms']:.2f}",
-                ]
-            )
-            print("  ".join(map(str, rows[-1])), flush=True)
+    for kind, weights, low in itertools.product(
+        ("onnx", "onnx-scan"), ("float32", "int8"), (False, True)
+    ):
+        _, _, path = written(net, kind, folder, exact=weights == "int8", weights=weights)
+        found = measure(path, 1, low_memory=low)
+        peak, running = found["measured_peak_bytes"], found["running_bytes"]
+        met = met and (kind != "onnx" or peak <= MEMORY_BAR_BYTES)
+        rows.append(
+            [
+                kind,
+                "8-bit, exact" if weights == "int8" else weights,
+                "low memory" if low else "default",
+                f"{found['file_bytes'] / 1e6:.1f}",
+                f"{peak / 1e6:.1f}",
+                f"{running / 1e6:.1f}",
+                f"{found['step_ms']:.2f}",
+            ]
+        )
+        print("  ".join(map(str, rows[-1])), flush=True)
     return rows, met
 
 
@@ -155,7 +157,15 @@ HEADERS = {
             "bars met",
         ),
     ),
-    "memory": ("graph", "runner", "file MB", "peak MB", "MB after loading", "ms per step"),
+    "memory": (
+        "graph",
+        "weights",
+        "runner",
+        "file MB",
+        "peak MB",
+        "MB after loading",
+        "ms per step",
+    ),
     "matrix": (
         *("model", "input", "M parameters", "M spikes", "forced flips per M", "farthest flip"),
         *(

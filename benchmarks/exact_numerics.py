@@ -7,8 +7,8 @@
 RUN is a run folder that holds a finish (revedge train --finish exact). Every row is compared, step by step and each
 running on its own states, with eager PyTorch at one thread and batch 24: spikes that differ, and values of states and
 logits whose bits differ. Graphs of sequences (Scan, blocks, unrolled) run the whole recording at once; of their states
-the last are seen, in blocks. --sequences does these rows only. --float does the same with the float form, for
-comparison. --models takes members of the registry ("all": every one) at full width instead, or with --narrow with the
+the last are seen, in blocks. --sequences does these rows only, --without evaluator,blocks leaves out rows with one of
+these words in their name. --float does the same with the float form, for comparison. --models takes members of the registry ("all": every one) at full width instead, or with --narrow with the
 fewest channels there are, untrained and on random frames, with as large a batch as gives that many spikes. --report
 writes a table of the members done so far.
 
@@ -20,7 +20,7 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -265,13 +265,21 @@ def neurons(net: Any) -> int:
 
 
 def check(
-    net: Any, scale: float, recordings: list[Any], numerics: str, *, steps: bool = True
+    net: Any,
+    scale: float,
+    recordings: list[Any],
+    numerics: str,
+    *,
+    steps: bool = True,
+    without: Sequence[str] = (),
 ) -> dict[str, tuple[int, int, int]]:
-    """Print one line per row; return what `compare` found, way by way."""
+    """Print one line per row; return what `compare` found, way by way, but those with one of these words."""
     form = exact_form(net, scale, WATCH).net if numerics == "exact" else inference_form(net, WATCH)
     found = {}
     with tempfile.TemporaryDirectory() as where:
         for name, way in rows(net, scale, numerics, Path(where), steps=steps):
+            if any(word in name for word in without):
+                continue
             began = time.monotonic()
             compared, flips, bits = compare(by_steps(eager(form), net), way, recordings)
             found[name] = compared, flips, bits
@@ -304,17 +312,19 @@ def main() -> int:
     parser.add_argument("--narrow", action="store_true", help="smallest instead of full width")
     parser.add_argument("--spikes", type=float, default=20e6)
     parser.add_argument("--float", action="store_true")
+    parser.add_argument("--without", default="", help="words in names of ways, with commas")
     parser.add_argument("--sequences", action="store_true", help="graphs of sequences only")
     parser.add_argument("--report", type=Path, help="write a table of the members there")
     args = parser.parse_args()
     numerics = "float" if args.float else "exact"
     torch.set_num_threads(1)
+    without = tuple(filter(None, args.without.split(",")))
     lines, table, every = machine(("torch", "onnx", "onnxruntime")), [], []
     names = models.names() if args.models == "all" else args.models.split(",")
     for name in filter(None, names):
         print(name, flush=True)
         member = of_member(name, args.spikes, narrow=args.narrow)
-        every.append(check(*member, numerics, steps=not args.sequences))
+        every.append(check(*member, numerics, steps=not args.sequences, without=without))
         shape, batch = member[0].in_shape, member[2][0].shape[1]
         table.append([name, f"{shape[0]}x{shape[1]}x{shape[2]}", batch, *_sums([every[-1]])])
         table[-1].insert(3, f"{100 * fired(*member):.0f} %")
@@ -327,7 +337,7 @@ def main() -> int:
             write(args.report, title, command_line(), lines, text)
     if args.run is not None:
         member = of_run(args.run, args.spikes, numerics)
-        every.append(check(*member, numerics, steps=not args.sequences))
+        every.append(check(*member, numerics, steps=not args.sequences, without=without))
     equal = not any(flips or bits for one in every for _, flips, bits in one.values())
     return 0 if equal or args.float else 1
 
