@@ -8,9 +8,9 @@ RUN is a run folder that holds a finish (revedge train --finish exact). Every ro
 running on its own states, with eager PyTorch at one thread and batch 24: spikes that differ, and values of states and
 logits whose bits differ. Graphs of sequences (Scan, blocks, unrolled) run the whole recording at once; of their states
 the last are seen, in blocks. --sequences does these rows only, --without evaluator,blocks leaves out rows with one of
-these words in their name. --float does the same with the float form, for comparison. --models takes members of the registry ("all": every one) at full width instead, or with --narrow with the
-fewest channels there are, untrained and on random frames, with as large a batch as gives that many spikes. --report
-writes a table of the members done so far.
+these words in their name. --float does the same with the float form, for comparison. --models takes members of the
+registry ("all": every one) at full width instead, or with --narrow with the fewest channels there are, untrained and on
+random frames, with as large a batch as gives that many spikes. --report writes a table of the members done so far.
 
 Ends with 1 if an exact row differs.
 """
