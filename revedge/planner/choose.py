@@ -77,8 +77,13 @@ def choose(
                 found = in_less_precision(found, request, parts)
         if found.plan is not None and here:
             chosen = Setting.of(found.plan)
-            close = closely(found.plan, exact(chosen), tracer)
-            found = dataclasses.replace(found, plan=request.plan(chosen, close.parts))
+            computed = exact(chosen)
+            close = closely(found.plan, computed, tracer)
+            found = dataclasses.replace(
+                found,
+                plan=request.plan(chosen, close.parts),
+                computed_peak_bytes=None if close is computed else computed.predicted_peak_bytes,
+            )
         setting = found.floor_setting if found.plan is None else Setting.of(found.plan)
         if setting is not None:
             found = dataclasses.replace(found, sites=tuple(formulas.sites(setting)))

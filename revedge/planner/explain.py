@@ -32,6 +32,11 @@ def payload(result: SearchResult, budget_bytes: int) -> dict[str, Any]:
         **({} if result.step_time is None else {"step_time": result.step_time.to_json()}),
         **({} if result.timeline is None else {"timeline": result.timeline}),
         **({} if not result.sites else {"sites": [_site(*each) for each in result.sites]}),
+        **(
+            {}
+            if result.computed_peak_bytes is None
+            else {"computed_peak_bytes": result.computed_peak_bytes}
+        ),
         "tried": result.tried,
         "space": result.space,
         **({} if plan is not None else {"reason": result.reason, "way_out": result.way_out}),
@@ -66,7 +71,7 @@ def text(result: SearchResult) -> str:
                 f"training than with the whole batch, {why}"
             )
     if result.rejected:
-        lines.append("not chosen:")
+        lines.append(f"not chosen{like_with_like(result.computed_peak_bytes)}:")
         lines += _rows(result.rejected)
     return "\n".join(lines)
 
@@ -80,10 +85,21 @@ def _lines(plan: Plan, more: str) -> list[str]:
     free = plan.budget_bytes - plan.predicted_peak_bytes
     return [
         f"{describe(Setting.of(plan))}",
-        f"predicted peak {format_bytes(plan.predicted_peak_bytes)} of "
+        f"predicted peak {format_bytes(plan.predicted_peak_bytes)}{_how(plan)} of "
         f"{format_bytes(plan.budget_bytes)}, {format_bytes(free)} free{more}",
         "  " + "  ".join(f"{_label(k)} {format_bytes(v)}" for k, v in plan.parts.items()),
     ]
+
+
+def like_with_like(computed_peak_bytes: int | None) -> str:
+    """Return, for a rehearsed plan, what to compare computed bytes with; else nothing."""
+    if computed_peak_bytes is None:
+        return ""
+    return f" (computed; so computed, the choice takes {format_bytes(computed_peak_bytes)})"
+
+
+def _how(plan: Plan) -> str:
+    return " (rehearsed)" if "spread_bytes" in plan.parts else ""
 
 
 def time_text(found: StepTime) -> str:

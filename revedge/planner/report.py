@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from revedge.planner.explain import describe, time_text
+from revedge.planner.explain import describe, like_with_like, time_text
 from revedge.planner.report_parts import Cell, Tip, document, esc, figure, table
 from revedge.planner.setting import Setting
 from revedge.planner.step_time import StepTime
@@ -60,9 +60,11 @@ def page(found: Mapping[str, Any], run: Mapping[str, Any] | None = None) -> str:
     if found.get("sites"):
         parts += ["<h2>Live bytes, site by site</h2>", _sites(found["sites"])]
     if found["alternatives"]:
-        parts += ["<h2>Memory against time</h2>", _front(found), _alternatives(found)]
+        like = like_with_like(found.get("computed_peak_bytes"))
+        parts += [f"<h2>Memory against time{esc(like)}</h2>", _front(found), _alternatives(found)]
     if found["rejected"]:
-        parts += ["<h2>Why not</h2>", _rejected(found["rejected"])]
+        like = like_with_like(found.get("computed_peak_bytes"))
+        parts += [f"<h2>Why not{esc(like)}</h2>", _rejected(found["rejected"])]
     return document(title, parts)
 
 

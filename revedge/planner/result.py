@@ -49,6 +49,9 @@ class SearchResult:
     way_out: str = ""
     floor_setting: Setting | None = None
     micro_batch_fixed: bool = False  # by the user
+    computed_peak_bytes: int | None = (
+        None  # of the plan, where its prediction is not computed but rehearsed
+    )
     step_time: StepTime | None = None  # of the plan
 
     def require(self) -> Plan:

@@ -45,6 +45,9 @@ def test_feasible(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         for each in found["rejected"]
     )
     assert Plan.load(out).predicted_peak_bytes == found["predicted_peak_bytes"]
+    # It is small, so rehearsed; what was computed of it is among the alternatives.
+    peaks = {each["config"]["strategy"]: each for each in reversed(found["alternatives"])}
+    assert found["computed_peak_bytes"] == peaks["store"]["predicted_peak_bytes"]
     assert "configurations tried" in err
 
 
