@@ -99,6 +99,28 @@ def test_native_equals_reference(
             assert_same_bits(g_y, before)
 
 
+@pytest.mark.parametrize("shape", [(3, 2, 2, 199), (2, 1, 2, 263_000), (2, 1, 2, 1000)], ids=str)
+def test_any_vectors(shape: tuple[int, ...], vector_bits: int) -> None:
+    """By hand-chosen vectors or without, blocks of 64 and what is left over, short rows and long: the same bits."""
+    x, g_y = torch.randn(shape), torch.randn(shape)
+    for surrogate in kernels.SURROGATES:
+        rp = ReversibleParams(beta=0.9, v_reset=0.05, surrogate=surrogate)
+        y, _, m = reference.reversible_forward_stored(x, rp, 2)
+        assert_same_bits(
+            kernels.reversible_reconstruct(y, rp, 2), reference.reversible_reconstruct(y, rp, 2)
+        )
+        for kept in (None, m):
+            g, g_expected = g_y.clone(), g_y.clone()
+            x_expected = (
+                reference.reversible_backward_(y, g_expected, rp, 2)
+                if kept is None
+                else reference.reversible_stored_backward_(y, kept, g_expected, rp, 2)
+            )
+            assert_same_bits(kernels.reversible_backward(y, g_y, rp, 2, kept), g_expected)
+            assert_same_bits(kernels.reversible_backward_(y, g, rp, 2, kept), x_expected)
+            assert_same_bits(g, g_expected)
+
+
 @pytest.mark.usefixtures("native")
 def test_exactly_on_the_threshold() -> None:
     """Multiples of 1/4 meet the threshold exactly, which fires; C and reference agree on it."""

@@ -3,26 +3,7 @@
  * x, y, m, g: [T, P, G, L] with the G groups; v: [P, G, L]. Neuron l of sample p is one chain of G
  * coupled membranes; chains do not meet, so a block of them is one task.
  */
-#include "reversible_rows.h"
-
-/* Columns done between two fetches: what is fetched arrives while they are computed. */
-enum { PIECE = 128 };
-
-/* One block: rows of n neurons, `row` apart in time and `L` apart between groups. */
-typedef struct {
-    int64_t T, G, row, L, n;
-    const float *y, *g;
-    float *g_x;           /* may be g */
-    float *x;             /* rebuilt if given */
-    const float *ahead_y; /* y of the block that comes next, n_ahead neurons */
-    int64_t n_ahead;
-} block_t;
-
-/* The membranes before the spike: the caller's, or made again in scratch. */
-typedef struct {
-    const float *m;
-    int64_t row, L;
-} membranes_t;
+#include "reversible_wide.h"
 
 CLONES static void forward_block(const float *x, float *y, float *v, float *m, int64_t T,
                                  int64_t row, int64_t G, int64_t L, int64_t n,
@@ -40,19 +21,6 @@ CLONES static void forward_block(const float *x, float *y, float *v, float *m, i
         }
     }
 }
-
-/* Columns `from` to `to` of one row of every group of a step. */
-INLINE void fetch_step(const float *step, const block_t *b, int64_t from, int64_t to) {
-    for (int64_t k = 0; k < b->G && from < to; ++k) fetch_row(step + k * b->L + from, to - from);
-}
-
-/* Scratch of one block; rows are `stride` apart. */
-typedef struct {
-    float *v;     /* [G]: V, and on the way back dL/dV */
-    float *g_m;   /* [G] */
-    float *spare; /* one row */
-    int64_t stride;
-} scratch_t;
 
 /* Columns from i on, n of them, of one step: y to m, or to x, which is NULL if not wanted. */
 INLINE void rebuild_step(int keep_m, int by_product, const block_t *b, const float *y, float *x,
@@ -84,11 +52,9 @@ CLONES static void rebuild_block(const block_t *b, float *m, scratch_t own,
     for (int64_t t = 0; t < T; ++t) {
         const float *y = b->y + t * row;
         float *x = m ? NULL : b->x + t * row, *m_t = m ? m + t * b->G * own.stride : NULL;
-        /* y of the way back was fetched block by block, its g comes next, from the last step on */
-        const float *ahead = m ? b->g + (T - 1 - t) * row : t + 1 < T ? y + row : y;
         for (int64_t i = 0; i < b->n; i += PIECE) {
             const int64_t n = smaller(PIECE, b->n - i);
-            fetch_step(ahead, b, i, i + n);
+            fetch_for_rebuild(b, t, m != NULL, i, n);
             switch ((m ? 2 : 0) + q->by_product) {
             case 0: rebuild_step(0, 0, b, y, x, m_t, own, i, n, q); break;
             case 1: rebuild_step(0, 1, b, y, x, m_t, own, i, n, q); break;
@@ -160,7 +126,7 @@ static void back_block(const block_t *b, membranes_t kept, scratch_t own, const 
             const int64_t n = smaller(PIECE, b->n - i);
             const float *y = b->y + at + i, *g = b->g + at + i, *m = kept.m + t * kept.row + i;
             float *g_x = b->g_x + at + i, *g_v = own.v + i, *g_m = own.g_m;
-            fetch_step(b->ahead_y + (b->T - 1 - t) * b->row, b, i, smaller(i + n, b->n_ahead));
+            fetch_for_back(b, t, i, n);
             if (G == 2) {
                 back_two(m, kept.L, y, g, g_x, L, g_v, S, n, q);
             } else {
@@ -177,6 +143,24 @@ static void back_block(const block_t *b, membranes_t kept, scratch_t own, const 
     }
 }
 
+/* m [T, G, stride] of a whole block, or where that is NULL b->x alone. */
+static void rebuild(const block_t *b, float *m, scratch_t own, const reversible_t *q) {
+    const int64_t done = widely(b->G, b->n);
+    const block_t rest = behind(*b, done);
+    if (done) rebuild_wide(b, m, own, done, q);
+    if (done < b->n) rebuild_block(&rest, m ? m + done : NULL, own, q);
+}
+
+/* The way back of a whole block; `again`: rebuild has made the membranes. */
+static void back(const block_t *b, membranes_t kept, int again, scratch_t own,
+                 const reversible_t *q) {
+    const int64_t done = widely(b->G, b->n);
+    const block_t rest = behind(*b, done);
+    if (done) back_wide(b, kept, own, again, done, q);
+    kept.m += done;
+    if (done < b->n) back_block(&rest, kept, own, q);
+}
+
 enum { FORWARD, RECONSTRUCT, BACKWARD };
 
 /* What the three have in common. On the way back, m NULL makes the membranes again from y. */
@@ -184,11 +168,14 @@ static int run(int what, block_t all, const float *x, float *y, float *v, float 
                const float *p, int threads) {
     const reversible_t q = reversible_of(p);
     const int64_t T = all.T, G = all.G, L = all.L, row = P * G * L;
-    const int64_t size = smaller(smaller(block_for(T * G), 2048), (L + 15) / 16 * 16);
+    const int again = what == BACKWARD && !m;
+    const int64_t most = smaller(block_for(T * G), again ? SHORT_ROW : LONG_ROW);
+    const int64_t size = smaller(most, (L + 15) / 16 * 16);
     const int64_t pieces = size ? (L + size - 1) / size : 0, tasks = P * pieces;
-    const int64_t stride = size + 16; /* rows that lie 4096 bytes apart get into each other's way */
-    const int64_t again = what == BACKWARD && !m ? T * G * stride : 0;
-    const int64_t scratch = again + (2 * G + 1) * stride;
+    /* rows that lie 4096 bytes apart get into each other's way */
+    const int64_t stride = size > SHORT_ROW ? size + 16 : size;
+    const int64_t membranes = again ? T * G * stride : 0;
+    const int64_t scratch = membranes + (2 * G + 1) * stride;
     threads = threads_for(T * row, tasks, threads);
     void *memory = malloc((size_t)threads * (size_t)scratch * sizeof(float) + 64);
     if (!memory) return OUT_OF_MEMORY;
@@ -196,17 +183,18 @@ static int run(int what, block_t all, const float *x, float *y, float *v, float 
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
     for (int64_t task = 0; task < tasks; ++task) {
         const int64_t from = task % pieces * size, at = task / pieces * G * L + from;
-        float *space = lines + thread_index() * scratch, *rest = space + again;
+        float *space = lines + thread_index() * scratch, *rest = space + membranes;
         const scratch_t own = {rest, rest + G * stride, rest + 2 * G * stride, stride};
         block_t b = all;
         b.row = row, b.n = smaller(size, L - from);
+        b.fetch = !m && T * row > FAR_AWAY; /* stored ones come in rows that need none */
         if (what == FORWARD) {
             forward_block(x + at, y + at, v + at, m ? m + at : NULL, T, row, G, L, b.n, &q);
             continue;
         }
         b.y += at, b.x = all.x ? all.x + at : NULL;
         if (what == RECONSTRUCT) {
-            rebuild_block(&b, NULL, own, &q);
+            rebuild(&b, NULL, own, &q);
             continue;
         }
         b.g += at, b.g_x += at;
@@ -219,8 +207,8 @@ static int run(int what, block_t all, const float *x, float *y, float *v, float 
         if (m)
             kept = (membranes_t){m + at, row, L};
         else
-            rebuild_block(&b, space, own, &q);
-        back_block(&b, kept, own, &q);
+            rebuild(&b, space, own, &q);
+        back(&b, kept, again, own, &q);
     }
     free(memory);
     return 0;
@@ -229,13 +217,13 @@ static int run(int what, block_t all, const float *x, float *y, float *v, float 
 REVEDGE_API int revedge_reversible_forward(const float *x, float *y, float *v, float *m, int64_t T,
                                            int64_t P, int64_t G, int64_t L, const float *p,
                                            int threads) {
-    const block_t b = {T, G, 0, L, 0, NULL, NULL, NULL, NULL, NULL, 0};
+    const block_t b = {T, G, 0, L, 0, NULL, NULL, NULL, NULL, NULL, 0, 0};
     return run(FORWARD, b, x, y, v, m, P, p, threads);
 }
 
 REVEDGE_API int revedge_reversible_reconstruct(const float *y, float *x, int64_t T, int64_t P,
                                                int64_t G, int64_t L, const float *p, int threads) {
-    const block_t b = {T, G, 0, L, 0, y, NULL, NULL, x, y, 0};
+    const block_t b = {T, G, 0, L, 0, y, NULL, NULL, x, y, 0, 0};
     return run(RECONSTRUCT, b, NULL, NULL, NULL, NULL, P, p, threads);
 }
 
@@ -243,6 +231,6 @@ REVEDGE_API int revedge_reversible_reconstruct(const float *y, float *x, int64_t
 REVEDGE_API int revedge_reversible_backward(const float *y, float *m, const float *g, float *g_x,
                                             float *x, int64_t T, int64_t P, int64_t G, int64_t L,
                                             const float *p, int threads) {
-    const block_t b = {T, G, 0, L, 0, y, g, g_x, x, y, 0};
+    const block_t b = {T, G, 0, L, 0, y, g, g_x, x, y, 0, 0};
     return run(BACKWARD, b, NULL, NULL, NULL, m, P, p, threads);
 }

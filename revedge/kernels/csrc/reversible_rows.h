@@ -38,7 +38,15 @@ INLINE float membrane(float v, float drive, const reversible_t *q) {
     return v + (drive - v) * q->a;
 }
 
-INLINE float spike_of(float m, const reversible_t *q) { return m >= q->v_threshold ? 1.0f : 0.0f; }
+/* 1 or 0, by bits: a choice between sums is a jump to a compiler that must not compute both. */
+INLINE float spike_of(float m, const reversible_t *q) {
+    union {
+        uint32_t bits;
+        float value;
+    } spike;
+    spike.bits = (uint32_t)-(int32_t)(m >= q->v_threshold) & 0x3f800000u;
+    return spike.value;
+}
 
 INLINE float next_state(float v, float m, float y, const reversible_t *q) {
     return ((1.0f - y) * m + y * q->v_reset) + v * q->alpha;
