@@ -11,6 +11,8 @@ from revedge.planner.step_time import StepTime
 from revedge.planner.way import Way
 from revedge.units import format_bytes, format_seconds
 
+_MOST_POINTS = 6  # of the front of memory against time, in words
+
 
 def config(plan: Plan) -> dict[str, Any]:
     """Return the plan as plain values, without what stands elsewhere in the output."""
@@ -70,6 +72,7 @@ def text(result: SearchResult) -> str:
                 f"note: batch norm sees {plan.micro_batch_size} samples at a time; that is another "
                 f"training than with the whole batch, {why}"
             )
+        lines += _front(result)
     if result.rejected:
         lines.append(f"not chosen{like_with_like(result.computed_peak_bytes)}:")
         lines += _rows(result.rejected)
@@ -89,6 +92,41 @@ def _lines(plan: Plan, more: str) -> list[str]:
         f"{format_bytes(plan.budget_bytes)}, {format_bytes(free)} free{more}",
         "  " + "  ".join(f"{_label(k)} {format_bytes(v)}" for k, v in plan.parts.items()),
     ]
+
+
+def _front(result: SearchResult) -> list[str]:
+    """Return a line for each point of the front of memory against time, at most six, if there are two."""
+    points = [each for each in result.alternatives if each.on_front]
+    if result.plan is None or len(points) < 2:
+        return []
+    chosen = Setting.of(result.plan)
+    kept = points
+    if len(points) > _MOST_POINTS:  # evenly, with both ends and the choice
+        step = (len(points) - 1) / (_MOST_POINTS - 1)
+        kept = [points[round(step * n)] for n in range(_MOST_POINTS)]
+        own = next((each for each in points if each.setting == chosen), None)
+        if own is not None and own not in kept:
+            place = min(
+                range(1, _MOST_POINTS - 1),
+                key=lambda n: abs(points.index(kept[n]) - points.index(own)),
+            )
+            kept[place] = own
+    width = max(len(Way.of(each.setting).text()) for each in kept)
+    left_out = f", {len(kept)} of {len(points)} points" if len(kept) < len(points) else ""
+    return [
+        f"memory against time{left_out}{like_with_like(result.computed_peak_bytes)}:",
+        *(
+            f"  {Way.of(each.setting).text():{width}}  {format_bytes(each.predicted_peak_bytes):>10}  {_pace(each)}"
+            + ("  chosen" if each.setting == chosen else "")
+            for each in kept
+        ),
+    ]
+
+
+def _pace(each: Alternative) -> str:
+    if each.step_time is None:
+        return f"{each.time_factor:.2f} times the step of store"
+    return f"{format_seconds(each.step_time.least_s)} to {format_seconds(each.step_time.most_s)}"
 
 
 def like_with_like(computed_peak_bytes: int | None) -> str:

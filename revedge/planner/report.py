@@ -57,14 +57,17 @@ def page(found: Mapping[str, Any], run: Mapping[str, Any] | None = None) -> str:
             "<h2>Live bytes over one step and an evaluation</h2>",
             _timeline(found["timeline"]),
         ]
-    if found.get("sites"):
-        parts += ["<h2>Live bytes, site by site</h2>", _sites(found["sites"])]
     if found["alternatives"]:
         like = like_with_like(found.get("computed_peak_bytes"))
         parts += [f"<h2>Memory against time{esc(like)}</h2>", _front(found), _alternatives(found)]
     if found["rejected"]:
         like = like_with_like(found.get("computed_peak_bytes"))
         parts += [f"<h2>Why not{esc(like)}</h2>", _rejected(found["rejected"])]
+    if found.get("sites"):  # some hundred rows
+        parts.append(
+            "<details><summary>Live bytes, site by site</summary>"
+            f"{_sites(found['sites'])}</details>"
+        )
     return document(title, parts)
 
 

@@ -173,3 +173,9 @@ def test_sites_are_rows_and_the_peaks_is_marked() -> None:
     assert text.count('class="chosen"') == 2
     assert '<tr class="chosen"><td class=n data-value="2">2</td><td>backward run 1</td>' in text
     assert "evaluation &lt;1&gt;" in text
+    # A hundred rows of a deep network stand behind everything else, and folded up.
+    front, folded = text.split("<details>")
+    assert "Memory against time" in front
+    assert "Why not" in front
+    assert "Live bytes, site by site" in folded
+    assert "<h2>" not in folded
