@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from revedge.cli.step_child import PLAIN, spawn
 from revedge.errors import RevedgeError, UsageError
+from revedge.planner.way import SPAN_STRATEGIES
 from revedge.units import parse_bytes
 
 Row = dict[str, Any]
@@ -86,7 +87,7 @@ def strategy_options(word: str) -> Row:
     """Return strategy and options of a step of "reverse" or "reverse+slabs=1MiB+spans=8"; None where none is told.
 
     Raises:
-        UsageError: an unknown name, size or number.
+        UsageError: an unknown name, size or number; an option that changes nothing under this strategy.
     """
     name, *parts = word.split("+")
     found: Row = {"strategy": name, **dict.fromkeys(option for option, _ in _OPTIONS.values())}
@@ -105,6 +106,14 @@ def strategy_options(word: str) -> Row:
         raise UsageError(
             f"--strategy {word!r} is not known; choose among {', '.join(_KNOWN)}, maybe with {SPELLING}, "
             f"or one of smallest, fastest, all, all{SLABS}"
+        )
+    if name == PLAIN and parts:
+        raise UsageError(
+            f"--strategy {word!r}: {PLAIN} goes without the engine; leave +{parts[0]} out"
+        )
+    if (found["span_count"] or 1) > 1 and name not in SPAN_STRATEGIES:
+        raise UsageError(
+            f"--strategy {word!r}: {name} keeps what spans would make again; use {' or '.join(SPAN_STRATEGIES)}"
         )
     if found["membrane_count"] is not None and found["span_count"] is None:
         raise UsageError(f"--strategy {word!r}: membranes are those of spans; add +spans=16")

@@ -17,9 +17,12 @@ from revedge.allocator import preload, return_freed_memory, trim
 from revedge.cli.step_meter import anonymous_peak, cpu_seconds, tracked_peaks
 from revedge.devices.meter import status_bytes
 from revedge.errors import UsageError
+from revedge.units import format_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from revedge.engine import Run
 
 PLAIN = "plain"  # autograd over the reference operators, no engine
 _RATE = 1e-3  # of the gradient descent that stands for an update in the backward pass
@@ -46,6 +49,7 @@ def run_step(job: dict[str, Any]) -> dict[str, Any]:
     net = models.create(**config, strategy="store" if plain else job["strategy"])
     net.set_strategy("store" if plain else job["strategy"], check=job.get("check", "none"))
     net.train()
+    _refuse_in_vain(net.runs(), job)
     net.set_slab_bytes(job.get("slab_bytes"))
     net.set_span_count(job.get("span_count"), membranes=job.get("membrane_count"))
     net.set_chunk_bytes(job.get("chunk_bytes"))
@@ -72,6 +76,7 @@ def run_step(job: dict[str, Any]) -> dict[str, Any]:
     trim()
     with anonymous_peak(row):
         row["loss"] = step()
+        _refuse_uncut(net.runs(), job)
         if job["repeats"] > 1:
             step()
     if not start:
@@ -84,6 +89,35 @@ def run_step(job: dict[str, Any]) -> dict[str, Any]:
         _captured(net, start, step)
         row |= _digests(net, job)
     return row
+
+
+def _refuse_in_vain(runs: "list[Run]", job: dict[str, Any]) -> None:
+    """Raise where something is asked for that would change nothing in this net."""
+    from revedge.engine import in_vain
+
+    if job["strategy"] == "invert" and (why := in_vain.why_not_inverted(runs)) is not None:
+        raise UsageError(f"strategy {why}; give --neuron reversible, or leave it out")
+    count = job.get("span_count") or 1
+    if count > 1 and (why := in_vain.why_nothing_to_cut(runs)) is not None:
+        raise UsageError(f"spans={count}: {why}; leave spans out")
+
+
+def _refuse_uncut(runs: "list[Run]", job: dict[str, Any]) -> None:
+    """Raise where spans were asked for, and after a step nothing has gone backward in any."""
+    from revedge.engine.in_vain import SPAN_STRATEGIES
+    from revedge.engine.signal import CHUNK_BYTES
+
+    count = job.get("span_count") or 1
+    if (
+        count > 1
+        and job["strategy"] in SPAN_STRATEGIES
+        and all(run.most_spans == 1 for run in runs)
+    ):
+        chunk = format_bytes(job.get("chunk_bytes") or CHUNK_BYTES)
+        raise UsageError(
+            f"spans={count}: one chunk of a convolution, {chunk} of spikes, holds all {job['model']['timesteps']} time "
+            "steps, so nothing is cut; give smaller chunks, or leave spans out"
+        )
 
 
 def _descend(parameter: "nn.Parameter", gradient: "Tensor") -> None:

@@ -11,20 +11,26 @@ from revedge.neurons import ReversibleNode
 SPAN_STRATEGIES = ("keep-spikes", "reverse")  # the others keep what spans would make again
 
 
+def why_nothing_to_cut(runs: Iterable[Run]) -> str | None:
+    """Return why no block of ``runs`` can go backward in spans of time under any strategy; None if one can."""
+    if any(_has_cuttable_block(run) for run in runs):
+        return None
+    return (
+        "nothing in this net can be cut over time: it has no residual or coupling block of batch norms, "
+        "IF or LIF neurons and convolutions alone"
+    )
+
+
 def why_not_in_spans(runs: Iterable[Run]) -> str | None:
-    """Return why no block of ``runs`` goes backward in spans of time, in however many; None if one can."""
-    cut = [run for run in runs if _has_cuttable_block(run)]
-    if not cut:
-        return (
-            "nothing in this net can be cut over time: it has no residual or coupling block of batch norms, "
-            "IF or LIF neurons and convolutions alone"
-        )
-    if not any(run.strategy in SPAN_STRATEGIES for run in cut):
-        return (
-            f"{cut[0].strategy} keeps what spans of time would make again; "
-            f"they are of {' and '.join(SPAN_STRATEGIES)}"
-        )
-    return None
+    """Return why no block of ``runs`` goes backward in spans of time as they are set; None if one does."""
+    runs = list(runs)
+    names = {run.strategy: None for run in runs if _has_cuttable_block(run)}
+    if not names or not names.keys().isdisjoint(SPAN_STRATEGIES):
+        return why_nothing_to_cut(runs)
+    return (
+        f"{' and '.join(names)} keeps what spans of time would make again; "
+        f"they are of {' and '.join(SPAN_STRATEGIES)}"
+    )
 
 
 def why_not_inverted(runs: Iterable[Run]) -> str | None:

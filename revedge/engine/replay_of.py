@@ -17,6 +17,7 @@ class Wanted(Protocol):
     slab_bytes: int | None
     span_count: int | None
     membrane_count: int | None
+    most_spans: int
 
 
 def replay_of(
@@ -31,6 +32,7 @@ def replay_of(
     """
     if wanted.span_count is not None and can_be_cut(branch, tape):
         spans = cut_time(branch, stream, wanted.span_count)
+        wanted.most_spans = max(wanted.most_spans, len(spans))
         if len(spans) > 1:
             few = wanted.membrane_count
             if few is None:

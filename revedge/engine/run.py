@@ -96,6 +96,7 @@ class Run(nn.Module, RunSettings):
 
     Attributes, besides those of `RunSettings`:
         update: called with each parameter and its gradient in the backward pass, see `update_in_backward`.
+        most_spans: of time that one of its blocks has gone backward in so far; 1 where none was cut.
     """
 
     keeps_input = False
@@ -105,6 +106,7 @@ class Run(nn.Module, RunSettings):
         nn.Module.__init__(self)
         RunSettings.__init__(self, strategy, check)
         self.update: Update | None = None
+        self.most_spans = 1
 
     def saving(self, *, keep: bool) -> Saving:
         """How memory is saved; ``keep`` False leaves no tape."""

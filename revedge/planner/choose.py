@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+from revedge.errors import UsageError
 from revedge.planner import base, unit_time
 from revedge.planner.cost import Prediction, predict
 from revedge.planner.descent import descend
@@ -46,7 +47,8 @@ def choose(
     nothing where everything is remembered.
 
     Raises:
-        UsageError: the model is not known, or cannot exist for these frames.
+        UsageError: the model is not known, or cannot exist for these frames; spans of time were asked for that cut
+            nothing in it.
         DeviceError: a child process failed.
     """
     progress(0)
@@ -64,6 +66,8 @@ def choose(
         found = search(request, families, quick, progress)
         confirmed = _confirmed(found, request, quick, exact)
         found = confirmed or search(request, families, exact, progress)
+        if found.plan is not None:
+            _refuse_idle_spans(Setting.of(found.plan), formulas)
         if times:
 
             def parts(setting: Setting) -> Mapping[str, int]:
@@ -96,6 +100,16 @@ def choose(
 
             found = dataclasses.replace(found, rungs=tuple(descend(found.plan, below)))
         return found
+
+
+def _refuse_idle_spans(setting: Setting, formulas: Formulas) -> None:
+    """Raise where a plan says spans of time, and no block of its network would go backward in more than one."""
+    count = setting.span_count or 1
+    if count > 1 and formulas.most_spans(setting) == 1:
+        raise UsageError(
+            f"--spans {count}: nothing in {setting.model} with T={setting.timesteps} is cut: no block of it can be, "
+            "or one chunk of a convolution holds all time steps; give a smaller --chunk, or leave --spans out"
+        )
 
 
 def _confirmed(

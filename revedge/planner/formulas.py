@@ -67,6 +67,11 @@ class Formulas:
         found = self._evaluated(setting, with_sites=True)
         return () if found is None else found.sites
 
+    def most_spans(self, setting: Setting) -> int | None:
+        """Return the spans of time that a block goes backward in, at most; None where no formula covers it."""
+        found = self._evaluated(setting)
+        return None if found is None else found.most_spans
+
     def _evaluated(self, setting: Setting, **options: Any) -> Evaluated | None:
         """Evaluate, but for what was asked last."""
         key = (setting.key(), *options)

@@ -9,7 +9,7 @@ from revedge.planner.defaults import Defaults, for_data
 from revedge.planner.plan import OPTIMIZERS, STRATEGIES, Plan
 from revedge.planner.precision import AUTO, PRECISIONS, check_precision
 from revedge.planner.setting import Setting
-from revedge.planner.way import SLAB_TIME_FACTORS, SPANS, Way, ways
+from revedge.planner.way import SLAB_TIME_FACTORS, SPAN_STRATEGIES, SPANS, Way, ways
 
 PREFERENCES = ("depth", "timesteps", "speed", "accuracy-per-byte")
 ANY = "any"  # of the optimizers
@@ -87,6 +87,16 @@ class Request:
                 raise UsageError(f"--{name} is a number and a range; give one")
         if self.strategy is not None and self.strategy not in STRATEGIES:
             raise UsageError(f"strategy {self.strategy!r} is not known; choose one of {STRATEGIES}")
+        if self.strategy == "invert" and not self._reversible():
+            raise UsageError(
+                "--strategy invert is of reversible neurons; give --neuron reversible, or --strategy keep-conv, "
+                "which it would be without"
+            )
+        if self.span_count and self.strategy not in (None, *SPAN_STRATEGIES):
+            raise UsageError(
+                f"--spans {self.span_count}: --strategy {self.strategy} keeps what spans would make again; "
+                f"use {' or '.join(SPAN_STRATEGIES)}"
+            )
         check_precision(self.precision)
         if self.optimizer not in (None, ANY, *OPTIMIZERS):
             raise UsageError(
@@ -147,9 +157,14 @@ class Request:
         """Return the strategies that may be chosen."""
         if self.strategy is not None:
             return [self.strategy]
+        if self.span_count:
+            return list(SPAN_STRATEGIES)
+        return [name for name in STRATEGIES if name != "invert" or self._reversible()]
+
+    def _reversible(self) -> bool:
+        """Whether all networks that may be chosen have reversible neurons."""
         options = [self.model_options, *(each.model_options for each in self.runs)]
-        reversible = all(each.get("neuron") == "reversible" for each in options[1:] or options)
-        return [name for name in STRATEGIES if name != "invert" or reversible]
+        return all(each.get("neuron") == "reversible" for each in options[1:] or options)
 
     def ways(self, micro_batch: int) -> list[Way]:
         """Return the ways of saving memory that may be chosen, the fastest first."""

@@ -26,6 +26,7 @@ class Meter:
         self._sizes: dict[int, int] = {}
         self.live_bytes = self.peak_bytes = 0
         self.convolutions: set[Convolution] = set()  # those that oneDNN computes
+        self.most_spans = 1  # of time that a block goes backward in
         self.sites: list[tuple[str, int]] = []
         self._names: list[str] = []
 

@@ -16,6 +16,7 @@ def replay_of(c: Context, branch: Branch, tape: Tape, x: Output | None) -> Repla
     """What replays ``branch`` backward; see the engine's function of this name."""
     if c.span_count is not None and c.strategy in _STRATEGIES and _can_be_cut(c, branch):
         spans = _cut_time(c, tape.planes[:-1], c.span_count)
+        c.meter.most_spans = max(c.meter.most_spans, len(spans))
         if len(spans) > 1:
             if c.membrane_count is None:
                 return SpanReplay(c, branch, tape, x, spans)

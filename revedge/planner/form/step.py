@@ -54,6 +54,7 @@ class Evaluated:
     sites: Sequence[tuple[str, int]]
     start_bytes: int  # live before the first run of the last micro-batch
     runs: Sequence[RunBytes]
+    most_spans: int  # of time that a block goes backward in; 1 where none is cut
 
 
 def evaluate(net: Net, setting: Setting, page_bytes: int, *, with_sites: bool = False) -> Evaluated:
@@ -87,6 +88,7 @@ def evaluate(net: Net, setting: Setting, page_bytes: int, *, with_sites: bool = 
         sites=m.sites,
         start_bytes=step.starts[0],
         runs=step.runs(),
+        most_spans=m.most_spans,
     )
 
 
