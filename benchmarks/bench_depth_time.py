@@ -69,8 +69,8 @@ def main() -> int:
             shape,
             "## Depth, T = 8",
             f"rest: activations at the peak without weights, gradients and kept bits; bar: within {DEPTH_LIMIT:.0%} "
-            "of the shallowest. tracked: with gradients and kept bits, without weights. anon: growth of anonymous memory in the "
-            "first two steps. beyond tensors: anon - tracked.",
+            "of the shallowest. tracked: with gradients and kept bits, without weights. anon: growth of anonymous "
+            "memory in the first two steps. beyond tensors: anon - tracked.",
             markdown_table(depth_header, depth_rows),
             "## Time steps, 8 blocks",
             "per step: growth of the activations from the first T to the last, per time step; allowed: input, stream, "
