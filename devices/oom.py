@@ -18,7 +18,7 @@ _TEXTS = (
     r"could not create a memory object",
     r"std::bad_alloc",
     r"NVML_SUCCESS == r.{0,20}INTERNAL ASSERT",
-    r"CUDA error: out of memory",
+    r"(CUDA|HIP) error: out of memory",
     r"CUDA out of memory",
     r"CUDNN_STATUS_(ALLOC_FAILED|NOT_INITIALIZED|INTERNAL_ERROR)",
     r"CUBLAS_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)",  # its handle needs memory too
@@ -32,7 +32,7 @@ _TEXTS = (
     r"can't start new thread",
     r"libgomp: (Out of memory|Thread creation failed)",  # and then exit code 1
     r"(CUDA|HIP)(_ERROR| driver error:| runtime error:).{0,20}out[ _]of[ _]memory",
-    r"cudaErrorMemoryAllocation",
+    r"cudaErrorMemoryAllocation|hipErrorOutOfMemory",
     r"HIP out of memory",
     r"(CUSOLVER|CUSPARSE|NCCL)\w*ALLOC_FAILED|CUFFT_ALLOC_FAILED",
     r"NvMapReserveOp|NvRmMem\w+ .{0,40}(failed|error)",  # Tegra

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from revedge import allocator, child
 from revedge.cli.output import emit
+from revedge.folders import cache_folder
 from revedge.units import format_bytes
 
 _EPILOG = """example:
@@ -173,7 +174,7 @@ def _memory() -> Check:
 
 
 def _cache() -> Check:
-    folder = Path(os.environ.get("REVEDGE_CACHE") or "~/.cache/revedge").expanduser().absolute()
+    folder = cache_folder()
     there = next((one for one in (folder, *folder.parents) if one.exists()), Path("/"))
     ok = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
     advice = "name a folder that you can write in REVEDGE_CACHE"

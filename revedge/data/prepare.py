@@ -20,6 +20,7 @@ from revedge.data.cache import FORMAT_VERSION, FrameCache
 from revedge.data.child import run_child
 from revedge.data.sources import DatasetInfo, Source, find_source
 from revedge.errors import DataError, UsageError
+from revedge.folders import cache_folder
 
 _FULL_CHECK_BYTES = 256 * 2**20
 _PUBLISH_TRIES = 5
@@ -62,7 +63,7 @@ def prepare(
         name: digits, nmnist, dvsgesture, npz or folder.
         data_dir: where its files lie; digits needs none.
         timesteps: number of time bins T; static images have none, the value is ignored.
-        cache_dir: parent of the caches; default $REVEDGE_CACHE, else ~/.cache/revedge.
+        cache_dir: parent of the caches; default `revedge.folders.cache_folder`.
         downsample: nmnist and dvsgesture only: divide width and height by this.
 
     Raises:
@@ -159,8 +160,7 @@ def _key(source: Source, timesteps: int, downsample: int) -> dict[str, Any]:
 
 
 def _cache_root(cache_dir: PathLike | None) -> Path:
-    chosen = cache_dir or os.environ.get("REVEDGE_CACHE") or "~/.cache/revedge"
-    root = Path(os.path.expanduser(chosen)).absolute()
+    root = Path(os.path.expanduser(cache_dir)).absolute() if cache_dir else cache_folder()
     try:
         root.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):

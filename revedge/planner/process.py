@@ -17,18 +17,12 @@ from typing import Any
 import revedge
 from revedge import allocator, child
 from revedge.allocator import page_bytes
+from revedge.folders import cache_folder
 
 _PACKAGE = Path(revedge.__file__).resolve().parent
 _PATIENCE_S = 300.0  # for a child that measures
 _UNTIL = "remembered_until_s"  # in an entry; seconds of the epoch
 _MEASURED_ROOMS = ("kernels", "neurons", "engine", "models", "planner", "data", "devices")
-
-
-def cache_folder() -> Path:
-    """Return the folder for measurements: $REVEDGE_CACHE, or revedge in the user's cache folder."""
-    if os.environ.get("REVEDGE_CACHE"):
-        return Path(os.environ["REVEDGE_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "revedge"
 
 
 def fingerprint(**more: object) -> str:

@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from revedge.cli import doctor
 from revedge.data import FrameCache, describe, prepare
 from revedge.data.prepare import publish
 from revedge.errors import DataError, UsageError
+from revedge.folders import cache_folder
+from revedge.planner.process import Memory
 
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -139,12 +142,21 @@ def test_left_overs_of_killed_processes_are_removed(npz: Path, caches: Path) -> 
 def test_default_folder_follows_the_environment(
     npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """$REVEDGE_CACHE, else ~/.cache/revedge."""
+    """$REVEDGE_CACHE, else the user's cache folder, else ~/.cache; what doctor looks at, and what the planner uses."""
     monkeypatch.setenv("REVEDGE_CACHE", str(tmp_path / "here"))
     assert prepare("npz", npz).parent == tmp_path / "here"
     monkeypatch.delenv("REVEDGE_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert prepare("npz", npz).parent == tmp_path / "caches" / "revedge"
+    assert doctor._cache().found == str(tmp_path / "caches" / "revedge")
+    assert Memory("base.json")._path.parent == tmp_path / "caches" / "revedge"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_folder() == tmp_path / "home" / ".cache" / "revedge"
+    monkeypatch.delenv("XDG_CACHE_HOME")
     assert prepare("npz", npz).parent == tmp_path / "home" / ".cache" / "revedge"
+    monkeypatch.setenv("REVEDGE_CACHE", "~/mine")
+    assert cache_folder() == tmp_path / "home" / "mine"
 
 
 def test_cache_folder_that_cannot_be(npz: Path) -> None:

@@ -8,13 +8,14 @@ import pytest
 
 from revedge.cli.main import COMMANDS
 
-BASE = {"binomial", "errors", "units", "allocator", "child"}
+BASE = {"binomial", "errors", "units", "folders", "allocator", "child"}
 MODEL_SIDE = BASE | {"need_torch", "kernels", "neurons", "engine", "models"}
 # What each part may import, besides itself.
 ALLOWED: dict[str, set[str]] = {
     "binomial": set(),
     "errors": set(),
     "units": {"errors"},
+    "folders": set(),
     "allocator": set(),
     "child": {"errors", "units", "allocator"},
     "need_torch": {"errors"},
@@ -22,12 +23,12 @@ ALLOWED: dict[str, set[str]] = {
     "neurons": BASE | {"need_torch", "kernels"},
     "engine": BASE | {"need_torch", "kernels", "neurons"},
     "models": BASE | {"need_torch", "kernels", "neurons", "engine"},
-    "data": {"errors", "units", "child"},
+    "data": {"errors", "units", "folders", "child"},
     "planner": MODEL_SIDE,
     "export": MODEL_SIDE,
     "devices": MODEL_SIDE | {"planner", "data"},
 }
-WITHOUT_TORCH = {"binomial", "errors", "units", "allocator", "data"}
+WITHOUT_TORCH = {"binomial", "errors", "units", "folders", "allocator", "data"}
 
 
 def _modules(package: Path) -> Iterator[tuple[str, Path]]:
