@@ -78,6 +78,8 @@ class Cell(nn.Module):
     leak_down: Final[float]
     limited: Final[bool]
     limit: Final[float]
+    late: Final[bool]
+    lost: Final[float]
 
     def __init__(
         self,
@@ -95,6 +97,8 @@ class Cell(nn.Module):
         self.leak_down = 2.0**-bits
         self.limited = limit is not None
         self.limit = 0.0 if limit is None else float(limit)
+        self.late = params.late is not None
+        self.lost = 0.0 if params.late is None else float(params.late)
         self.takes = 2 if mode == FORCE else 1
         self.shows = mode != PLAIN
         self.forced = mode == FORCE
@@ -120,6 +124,8 @@ class Cell(nn.Module):
         h = h + x
         if self.biased:
             h = h + self.bias
+        if self.late:  # what the spike of the step before takes off
+            h = torch.where(carry[0] > self.lost, h - self.lost, h)
         if self.limited:
             h = torch.clamp(h, -self.limit, self.limit)
         fired = h >= self.v_threshold
@@ -130,6 +136,8 @@ class Cell(nn.Module):
             fired = out > 0.5
         v = h - self.v_threshold
         v = h.masked_fill(fired, self.v_reset) if self.hard else torch.where(fired, v, h)
+        if self.late:
+            v = h
         if self.shows:
             return out, [v, h, s]
         return out, [v]

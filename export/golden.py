@@ -7,7 +7,8 @@ An .npz archive; every array is float32 but ``about``, which is JSON as bytes:
     logits      [T, B, K] of every step
     state_i     [S, B, *shape] after each of the first S steps, which begin at rest
     bounds      [1 + number of states]: how far rounding may move a logit, then each state, in any of these steps
-    jumps       [number of states]: how far a spike moves a state, threshold minus reset
+    jumps       [number of states]: how far a spike moves a state, threshold minus reset; of a neuron with a
+                late reset, whose state is the membrane that fires, minus its threshold
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from revedge.export.probes import Array, TrainedProbe
 from revedge.export.recordings import repeat_frames
 from revedge.export.rounding import step_bounds
 from revedge.models import SpikingNet, spiking_units
+from revedge.neurons import LateResetNode
 
 GOLDEN_FILE = "golden.npz"
 _SAMPLES = 2  # unless the batch is fixed
@@ -121,6 +123,7 @@ def _jumps(net: SpikingNet) -> Array:
     jumps = []
     for _, unit in spiking_units(net):
         assert unit.neuron is not None
-        reset = unit.neuron.v_reset
-        jumps.append(unit.neuron.v_threshold - (reset or 0.0))
+        neuron = unit.neuron
+        late = isinstance(neuron, LateResetNode)  # its state does not jump: it is what fires
+        jumps.append(-neuron.v_threshold if late else neuron.v_threshold - (neuron.v_reset or 0.0))
     return np.array(jumps, np.float32)

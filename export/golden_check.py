@@ -104,7 +104,11 @@ def _judge_step(
         report.compared_values += away.size
         if not np.all(np.isfinite(away)):
             raise ExportError(f"step {step}: {name} is not finite on this machine")
-        flips += np.count_nonzero(away > jump / 2, axis=1)
+        if jump < 0:
+            crossed = (found >= np.float32(-jump)) != (expected >= np.float32(-jump))
+            flips += np.count_nonzero(crossed.reshape(batch, -1), axis=1)
+        else:
+            flips += np.count_nonzero(away > jump / 2, axis=1)
         for place, largest in enumerate(away.max(axis=1, initial=0.0) / max(float(bound), _TINY)):
             if largest > share[place]:
                 share[place], worst[place] = largest, name
@@ -177,7 +181,7 @@ class _Content:
                 s.name: _member(archive, s.name, (self.state_steps, self.batch, *s.shape))
                 for s in shown
             }
-        if not np.all(self.bounds >= 0) or not np.all(self.jumps > 0):
+        if not np.all(self.bounds >= 0) or not np.all(np.abs(self.jumps) > 0):
             raise ValueError("bounds")
 
     def frame(self, step: int) -> Array:

@@ -55,6 +55,7 @@ def _written(g: StepGraph, module: Cell, x: str, h: str, *, negative: bool) -> s
     if not negative:
         x = g.plain(x)
     times = g.times.get(x, 1.0)
+    before = h
     if module.rounded:
         h = g.op("Round", [g.op("Mul", [h, g.scalar(module.leak_up / times)], "leak")])
         h = g.op("Mul", [h, g.scalar(module.leak_down * times)], "leaked")
@@ -65,6 +66,10 @@ def _written(g: StepGraph, module: Cell, x: str, h: str, *, negative: bool) -> s
     h = g.op(charge, [h, x], "membrane")
     if module.biased:
         h = g.op(charge, [h, g.scalar(module.bias * times)], "membrane")
+    if module.late:  # Greater, because GreaterOrEqual is where a neuron fires
+        fired = g.op("Greater", [before, g.scalar(module.lost)], "fired before")
+        spent = g.op("Cast", [fired], "spikes before", to=_FLOAT)
+        h = g.op("Sub", [h, g.op("Mul", [spent, g.scalar(module.lost)], "lost")], "membrane")
     if module.limited:
         limit = module.limit * times
         h = g.op("Clip", [h, g.scalar(-limit), g.scalar(limit)], "limited")
@@ -75,6 +80,9 @@ def _written(g: StepGraph, module: Cell, x: str, h: str, *, negative: bool) -> s
         g.wider[s] = g.columns
         return s
     s = _fire(g, h, module.v_threshold)
+    if module.late:
+        g.give(h)
+        return s
     if module.hard:  # h - h s is exactly h or 0, in two passes; Where needs four in onnxruntime
         v = g.op("Sub", [h, g.op("Mul", [h, s], "lost")], "state")
         if module.v_reset != 0.0:

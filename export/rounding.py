@@ -143,6 +143,9 @@ class _Walk:
         v, s = self.given_states[index], self.given_spikes[index]
         h = v * p.decay + x * p.gain + p.bias
         e_h = abs(p.gain) * e + 4 * _U * (v.abs() + x.abs() + h.abs() + abs(p.bias))
+        if p.late is not None:  # by given states, alike on both sides; one subtraction more
+            h = torch.where(v >= p.v_threshold, h - p.late, h)
+            e_h = e_h + 2 * _U * (h.abs() + p.late)
         self.membranes.append(e_h)
         self.states.append(e_h + _U * (h.abs() + p.v_threshold))
         return s, torch.zeros_like(s)

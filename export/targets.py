@@ -22,6 +22,7 @@ _STEP = frozenset(
         "Gemm",
         "GlobalAveragePool",
         "GlobalMaxPool",
+        "Greater",
         "GreaterOrEqual",
         "MatMul",
         "MaxPool",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from revedge.kernels._native import LIBRARY
 from revedge.kernels._triton import triton_kernels
+from revedge.kernels.params import COMPILED_FLOATS
 
 # Kept alive: the operators live as long as this object.
 _OPERATORS = torch.library.Library("revedge", "DEF")
@@ -28,7 +29,9 @@ def repeats(x: Tensor) -> bool:
 def _fit(
     args: tuple[object, ...], dtypes: tuple[torch.dtype, ...], device: str, *, repeated: bool
 ) -> bool:
-    """Whether compiled code can read all tensors of ``args``; of the first one, ``repeated``."""
+    """Whether compiled code can read all tensors of ``args``; of the first one, ``repeated``; and knows the neuron."""
+    if any(isinstance(a, list) and len(a) > COMPILED_FLOATS for a in args):
+        return False
     listed = [each for a in args if isinstance(a, list) for each in a if isinstance(each, Tensor)]
     for index, argument in enumerate([*args, *listed]):
         if not isinstance(argument, Tensor):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 # The position in this tuple is the number that the C code switches on.
 SURROGATES = ("atan", "sigmoid", "rectangle", "triangle")
+# How many numbers of a neuron the C and Triton code takes.
+COMPILED_FLOATS = 12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,6 +17,11 @@ class NeuronParams:
     fire     s[t] = 1 if h[t] >= v_threshold else 0
     reset    v[t] = v_reset if s[t] else h[t]          (hard, ``v_reset`` a number)
              v[t] = h[t] - s[t] * v_threshold          (soft, ``v_reset`` None)
+
+    With ``late``, snnTorch's reset by subtraction, a spike takes that much off the next step's membrane instead, behind
+    the leak; ``v_reset`` is None and the reset is no part of the gradient:
+
+    charge   h[t] = decay * v[t-1] + gain * x[t] + bias - (late if v[t-1] >= v_threshold else 0);  v[t] = h[t]
     """
 
     decay: float
@@ -30,6 +37,7 @@ class NeuronParams:
     leak_x: float = 0.0
     leak_v: float = 0.0
     leak_1: float = 0.0
+    late: float | None = None
 
     @property
     def learns_leak(self) -> bool:
@@ -56,6 +64,8 @@ class NeuronParams:
             self.leak_x,
             self.leak_v,
             self.leak_1,
+            # One number more than compiled code knows: `_dispatch` gives it to the reference.
+            *(() if self.late is None else (self.late,)),
         ]
 
     @classmethod
@@ -73,6 +83,7 @@ class NeuronParams:
             leak_x=p[9],
             leak_v=p[10],
             leak_1=p[11],
+            late=p[12] if len(p) > COMPILED_FLOATS else None,
         )
 
 

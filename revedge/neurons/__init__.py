@@ -2,7 +2,7 @@
 
 import revedge.need_torch  # noqa: F401
 from revedge.neurons.base import BaseNode
-from revedge.neurons.integrate import IFNode, LIFNode, ParametricLIFNode
+from revedge.neurons.integrate import IFNode, LateResetNode, LIFNode, ParametricLIFNode
 from revedge.neurons.reversible import ReversibleNode
 from revedge.neurons.reversible_backward import BACKWARDS
 from revedge.neurons.state import StateSpec, detach_net, reset_net, set_step_mode
@@ -13,6 +13,7 @@ __all__ = [
     "BaseNode",
     "IFNode",
     "LIFNode",
+    "LateResetNode",
     "ParametricLIFNode",
     "ReversibleNode",
     "StateSpec",

@@ -1,4 +1,4 @@
-"""IF, LIF and parametric LIF."""
+"""IF, LIF, parametric LIF, and the LIF whose reset comes a step late."""
 
 import math
 
@@ -9,7 +9,7 @@ from revedge.errors import UsageError
 from revedge.kernels import NeuronParams
 from revedge.neurons import functional
 from revedge.neurons.base import BaseNode
-from revedge.neurons.surrogate import Surrogate
+from revedge.neurons.surrogate import Surrogate, spike
 
 
 class IFNode(BaseNode):
@@ -121,3 +121,51 @@ class ParametricLIFNode(BaseNode):
     def extra_repr(self) -> str:
         """Return what print shows."""
         return f"init_tau={self.init_tau}, decay_input={self.decay_input}, {super().extra_repr()}"
+
+
+class LateResetNode(BaseNode):
+    """Leaky integrate and fire with snnTorch's reset by subtraction, a step late and behind the leak.
+
+    h = beta v + x - v_threshold * (v > v_threshold), fires where h > v_threshold, v = h.
+
+    The state is the membrane as it fired. The reset is no part of the gradient. There is no compiled kernel: sequences
+    run in plain PyTorch, forward and backward.
+
+    Args:
+        beta: what a step leaves of the membrane, in (0, 1].
+        v_threshold: above which it fires, and what a spike takes off; >= 0. The attribute is the next float32.
+        surrogate, step_mode, store_v_seq: see BaseNode.
+
+    Source: snnTorch 1.0.0, ``Leaky(reset_mechanism="subtract")`` with its default ``reset_delay=True``.
+    """
+
+    def __init__(
+        self,
+        beta: float = 0.9,
+        v_threshold: float = 1.0,
+        surrogate: str | Surrogate = "atan",
+        step_mode: str = "m",
+        store_v_seq: bool = False,
+    ) -> None:
+        if not 0.0 < beta <= 1.0:
+            raise UsageError(f"beta {beta} is not in (0, 1]; 1 has no leak")
+        if not v_threshold >= 0.0:
+            raise UsageError(f"v_threshold {v_threshold} is below 0; use 1.0")
+        above = torch.nextafter(torch.tensor(float(v_threshold)), torch.tensor(math.inf))
+        super().__init__(float(above), None, True, surrogate, step_mode, store_v_seq)
+        self.beta = float(beta)
+        self.late = float(v_threshold)
+
+    def params(self) -> NeuronParams:
+        """Return the neuron as plain numbers."""
+        return self._params(decay=self.beta, gain=1.0, late=self.late)
+
+    def step(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """See `BaseNode`."""
+        h = self.charge(x, v)
+        h = torch.where(v >= self.v_threshold, h - self.late, h)
+        return spike(h, self.v_threshold, self.surrogate), h
+
+    def extra_repr(self) -> str:
+        """Return what print shows."""
+        return f"beta={self.beta}, late={self.late}, {super().extra_repr()}"

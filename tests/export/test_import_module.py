@@ -17,7 +17,7 @@ from revedge.errors import ExportError
 from revedge.export.modules import import_module
 from revedge.export.probes import TrainedProbe
 from revedge.export.writer import export_network
-from revedge.neurons import IFNode, LIFNode, ParametricLIFNode, reset_net
+from revedge.neurons import IFNode, LateResetNode, LIFNode, ParametricLIFNode, reset_net
 
 STEPS, BATCH, IN_SHAPE, CLASSES = 6, 3, (2, 8, 8), 5
 Make = Callable[[], nn.Module]
@@ -176,9 +176,16 @@ def test_import_leaves_the_module_as_it_is() -> None:
     assert torch.equal(next(net.parameters()), weight)
 
 
-def test_imported_module_is_written_to_every_format(tmp_path: Path) -> None:
-    """Every file passes its comparison with the imported network."""
-    layers = _layers(lambda: LIFNode(tau=2.0, decay_input=False, step_mode="s"))
+@pytest.mark.parametrize("late", [False, True])
+def test_imported_module_is_written_to_every_format(late: bool, tmp_path: Path) -> None:
+    """Every file passes its comparison with the imported network; NIR does not know the late reset."""
+    layers = _layers(
+        lambda: (
+            LateResetNode(0.8, step_mode="s")
+            if late
+            else LIFNode(tau=2.0, decay_input=False, step_mode="s")
+        )
+    )
     layers[3] = nn.AvgPool2d(2)  # NIR has no other
     module = nn.Sequential(*layers)
     net = import_module(module, in_shape=IN_SHAPE, timesteps=4)
@@ -188,7 +195,7 @@ def test_imported_module_is_written_to_every_format(tmp_path: Path) -> None:
     except ModuleNotFoundError:
         pass
     else:
-        formats.append("nir")
+        formats += [] if late else ["nir"]
     files = export_network(net, FakeFrames(net), tmp_path, formats)
     assert [file.format for file in files] == formats
     assert all(file.parity.argmax_changed == 0 for file in files)
@@ -326,13 +333,16 @@ _SNN: dict[str, dict[str, Any]] = {
     },
     "no leak": {"beta": 1.0, "reset_mechanism": "zero"},
     "soft": {"beta": 1.0, "reset_mechanism": "subtract", "threshold": 0.9},
+    "as it is by default": {"beta": 0.9},
+    "subtract, strong": {"beta": 0.7, "threshold": 0.3},  # often more than two thresholds
+    "subtract, learned": {"beta": 0.8, "learn_beta": True, "learn_threshold": True},
 }
 
 
 @pytest.mark.parametrize("hidden", [True, False])
 @pytest.mark.parametrize("name", list(_SNN))
 def test_spikes_are_those_of_snntorch(name: str, hidden: bool) -> None:
-    """`Leaky` with the reset to zero, and by subtraction without a leak; in a Sequential, and held by `OverTime`."""
+    """`Leaky` with the reset to zero, and by subtraction; in a Sequential, and held by `OverTime`."""
     leaky = _snntorch().Leaky
     if hidden:
         module: nn.Module = nn.Sequential(
@@ -354,16 +364,37 @@ def test_spikes_are_those_of_snntorch(name: str, hidden: bool) -> None:
 
 
 def test_what_snntorch_has_more_is_named() -> None:
-    """Its reset by subtraction takes the threshold off after the leak: another neuron than any here."""
+    """Its reset by subtraction without the delay, none at all, a second state: other neurons than any here."""
     snntorch = _snntorch()
     for neuron, reason in (
-        (snntorch.Leaky(beta=0.9, init_hidden=True), "reset .'subtract'"),
+        (snntorch.Leaky(beta=0.9, init_hidden=True, reset_delay=False), "reset_delay=False"),
         (snntorch.Leaky(beta=0.9, init_hidden=True, reset_mechanism="none"), "reset .'none'"),
         (snntorch.Synaptic(alpha=0.9, beta=0.8, init_hidden=True), "Synaptic"),
     ):
         module = nn.Sequential(nn.Flatten(), nn.Linear(128, 5), neuron)
         with pytest.raises(ExportError, match=f"2: .*{reason}"):
             import_module(module, in_shape=IN_SHAPE, timesteps=STEPS)
+
+
+def test_gradient_of_the_late_reset_is_that_of_snntorch() -> None:
+    """Input and weights, through time: autograd over snnTorch's own loop, and our sequence in the module's place."""
+    snntorch = _snntorch()
+    x, torch_rng = _recordings().flatten(2)[:, :, :24], torch.Generator().manual_seed(5)
+    weight = torch.randn(x.shape[1:], generator=torch_rng)
+    grads, spikes = [], []
+    for ours in (False, True):
+        leaf = (0.6 * x).requires_grad_()
+        if ours:
+            spikes.append(LateResetNode(0.9)(leaf))
+        else:
+            leaky = snntorch.Leaky(beta=0.9, init_hidden=True)
+            spikes.append(torch.stack([leaky(frame) for frame in leaf]))
+        (spikes[-1] * weight).sum().backward()
+        assert leaf.grad is not None
+        grads.append(leaf.grad)
+    assert torch.equal(*spikes)
+    assert 0.05 < float(spikes[0].detach().mean()) < 0.95
+    assert float((grads[0] - grads[1]).abs().max()) <= 1e-5 * float(grads[0].abs().max())
 
 
 def test_reset_after_import() -> None:

@@ -37,6 +37,7 @@ _SAID = [
 ]
 _REFUSED = {
     "if soft": "soft reset",
+    "late reset": "soft reset",
     "plif soft, input not decayed": "soft reset",
     "reversible": "reversible neuron",
     "max pool": "MaxPool2d",

@@ -25,7 +25,14 @@ from revedge.engine import (
 )
 from revedge.export.writer import ExportedFile
 from revedge.models import SpikingNet
-from revedge.neurons import BaseNode, IFNode, LIFNode, ParametricLIFNode, ReversibleNode
+from revedge.neurons import (
+    BaseNode,
+    IFNode,
+    LateResetNode,
+    LIFNode,
+    ParametricLIFNode,
+    ReversibleNode,
+)
 
 IN_SHAPE = (2, 8, 8)
 CLASSES = 5
@@ -168,6 +175,7 @@ KINDS: dict[str, Callable[[], SpikingNet]] = {
     "plif soft, input not decayed": lambda: network(
         chain(lambda: ParametricLIFNode(init_tau=2.2, decay_input=False, v_reset=None))
     ),
+    "late reset": lambda: network(chain(lambda: LateResetNode(0.8, 0.9))),
     "reversible": lambda: network(chain(_reversible(2))),
     "reversible, 4 groups": lambda: network(chain(_reversible(4))),
     "reversible over rows": lambda: network(chain(_reversible(2, dim=3))),

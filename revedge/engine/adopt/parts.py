@@ -11,7 +11,14 @@ from typing import Literal
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from revedge.neurons import BaseNode, IFNode, LIFNode, ParametricLIFNode, ReversibleNode
+from revedge.neurons import (
+    BaseNode,
+    IFNode,
+    LateResetNode,
+    LIFNode,
+    ParametricLIFNode,
+    ReversibleNode,
+)
 
 Layout = Literal["time", "planes"]
 
@@ -141,7 +148,7 @@ def flatten_part(module: nn.Flatten, takes: Layout | None) -> Part:
 def _of_ours(module: nn.Module, grid: bool) -> list[Part] | None:
     if not isinstance(module, BaseNode | ReversibleNode):
         return None
-    if type(module) not in (IFNode, LIFNode, ParametricLIFNode, ReversibleNode):
+    if type(module) not in (IFNode, LIFNode, LateResetNode, ParametricLIFNode, ReversibleNode):
         raise UnfitError(f"{type(module).__name__} is a neuron of the user's own")
     if module.step_mode != "m":
         raise UnfitError("it runs step by step (step_mode 's'); a run needs step_mode 'm'")

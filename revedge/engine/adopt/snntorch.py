@@ -2,7 +2,8 @@
 
 They are written for one step and are called in a loop, which no run can hold; `OverTime` holds the loop. With the reset
 to zero they are a LIF without input decay: ``h = beta v + x``, a spike where ``h > threshold``. With the reset by
-subtraction they are another neuron: the threshold is taken off after the leak, or while the membrane stays above it.
+subtraction the threshold is taken off after the leak, a step late (`LateResetNode`): exports take that, runs do not.
+Without the delay it is taken off, or given back, wherever the membrane has crossed the threshold: no neuron here.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 
 from revedge.engine.adopt.over_time import OverTime
 from revedge.engine.adopt.parts import Part, UnfitError, has_hooks
-from revedge.neurons import BaseNode, IFNode, LIFNode, Surrogate
+from revedge.neurons import BaseNode, IFNode, LateResetNode, LIFNode, Surrogate
 
 _RESET = "its reset ({!r}) is not one of the engine's; reset_mechanism='zero' is"
 _SURROGATES = {"atan.<locals>.inner": "atan", "sigmoid.<locals>.inner": "sigmoid"}
@@ -66,18 +67,26 @@ def neuron_of(leaky: Any, surrogate: Surrogate | None) -> BaseNode:
     beta = min(max(float(leaky.beta.detach()), 0.0), 1.0)
     threshold = float(leaky.threshold.detach())
     # Without a leak it is the same whether the threshold is taken off before or after it.
-    soft = leaky.reset_mechanism == "subtract" and beta == 1.0 and leaky.reset_delay
-    if leaky.reset_mechanism != "zero" and not soft:
+    late = leaky.reset_mechanism == "subtract" and leaky.reset_delay
+    soft = late and beta == 1.0
+    if leaky.reset_mechanism == "subtract" and not late:
+        raise UnfitError(
+            "its reset ('subtract') has no delay (reset_delay=False), which no neuron here does"
+        )
+    if leaky.reset_mechanism != "zero" and not late:
         raise UnfitError(_RESET.format(leaky.reset_mechanism))
     if beta == 0.0 or threshold < 0.0:
         raise UnfitError(f"beta {beta} and threshold {threshold} make another neuron of it")
+    chosen = _surrogate(leaky.spike_grad) if surrogate is None else surrogate
+    if late and not soft:
+        return LateResetNode(beta, threshold, chosen)
     # It fires above the threshold, ours fire at it: the next float32 is the same for every membrane.
     above = torch.nextafter(torch.tensor(threshold), torch.tensor(float("inf")))
     common: dict[str, Any] = {
         "v_threshold": float(above),
         "v_reset": None if soft else 0.0,
         "detach_reset": bool(leaky.reset_delay),  # without the delay the reset is differentiated
-        "surrogate": _surrogate(leaky.spike_grad) if surrogate is None else surrogate,
+        "surrogate": chosen,
     }
     return (
         IFNode(**common)

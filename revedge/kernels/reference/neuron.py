@@ -12,10 +12,17 @@ from revedge.kernels.reference.surrogates import surrogate_derivative
 def _charge(x: Tensor, v: Tensor, p: NeuronParams) -> Tensor:
     # The bias is always added, so that h is never -0.0.
     h = v * to_float32(p.decay) + x * to_float32(p.gain)
-    return h + to_float32(p.bias + 0.0)
+    h = h + to_float32(p.bias + 0.0)
+    return (
+        h
+        if p.late is None
+        else torch.where(v >= to_float32(p.v_threshold), h - to_float32(p.late), h)
+    )
 
 
 def _reset(h: Tensor, fired: Tensor, p: NeuronParams) -> Tensor:
+    if p.late is not None:
+        return h
     if p.v_reset is None:
         return torch.where(fired, h - to_float32(p.v_threshold), h)
     return torch.where(fired, to_float32(p.v_reset), h)
