@@ -23,7 +23,7 @@ SCRIPTS: dict[str, list[str]] = {
     "bench_depth_time": ["--depths", "8,32", "--times", "4,16", "--rounds", "1"],
     "bench_cuda": [],
     "bench_export": ["--only", "speed,memory"],
-    "bench_prediction": ["--count", "6", "--most-gmacs", "2"],
+    "bench_prediction": ["--widths", "narrow", "--count", "6", "--most-gmacs", "2"],
     "bench_precision": ["--seeds", "1", "--epochs", "1"],
     "bench_search": ["--count", "2"],
     "unit_time": ["--count", "2"],

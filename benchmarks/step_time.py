@@ -11,14 +11,14 @@ import argparse
 import dataclasses
 import json
 import math
-import random
 import statistics
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import report
-from bench_prediction import draw, words
+from bench_prediction import words
+from drawn import Drawn, Limits
 
 from revedge import allocator, child
 from revedge.planner import step_time
@@ -33,10 +33,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the list (0)")
     parser.add_argument("--report", type=Path, help="Markdown file")
     args = parser.parse_args()
-    rng, settings = random.Random(args.seed), list[Setting]()
+    limits, settings = Limits(multiplications=4e9, live_bytes=1 << 30), list[Setting]()
     with TraceClient() as client:
+        drawn = Drawn(args.seed, "narrow", limits, client)
         while len(settings) < args.count:
-            setting = draw(rng, client, 4e9, 1 << 30)
+            setting = drawn.next()
             if setting.timesteps * setting.micro_batch_size > step_time.MOST_FRAMES:
                 settings.append(setting)
     triples = [

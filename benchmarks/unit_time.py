@@ -13,7 +13,6 @@ import dataclasses
 import json
 import math
 import os
-import random
 import statistics
 import subprocess
 import tempfile
@@ -22,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import report
-from bench_prediction import draw, words
+from bench_prediction import words
+from drawn import Drawn, Limits
 
 from revedge import allocator, child
 from revedge.planner import step_time, unit_time
@@ -58,13 +58,14 @@ def main() -> int:
     parser.add_argument("--report", type=Path, help="Markdown file")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
-    rng, rows = random.Random(args.seed), list[list[str]]()
+    limits, rows = Limits(multiplications=4e9, live_bytes=1 << 30), list[list[str]]()
     ratios: dict[str, list[float]] = {"units": [], "steps": []}
     probing: dict[str, list[float]] = {"units": [], "steps": []}
     within = {"units": 0, "steps": 0}
     with TraceClient() as client:
+        drawn = Drawn(args.seed, "narrow", limits, client)
         while len(rows) < args.count:
-            setting = draw(rng, client, 4e9, 1 << 30)
+            setting = drawn.next()
             setting = dataclasses.replace(setting, batch_size=setting.micro_batch_size)
             found = client.geometry(setting)
             if setting.timesteps * setting.micro_batch_size <= 64 or "not_covered" in found:
