@@ -116,7 +116,7 @@ class Supervisor:
         words = ["--events", str(writer), "--orders", str(orders), "--parent", str(os.getpid())]
         command = child.command("revedge.devices.trainer", str(self.run.path.resolve()), *words)
         try:
-            with open(self.run.log, "wb") as log:
+            with open(self.run.log, "wb") as log, child.same_addresses():
                 self._process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,

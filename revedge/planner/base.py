@@ -88,14 +88,15 @@ def probe(*arguments: str) -> int:
     Raises:
         DeviceError: it failed.
     """
-    done = subprocess.run(
-        child.command("revedge.planner.base_probe", *arguments),
-        capture_output=True,
-        env=child.environment(**allocator.preload()),
-        text=True,
-        check=False,
-        timeout=_PATIENCE_S,
-    )
+    with child.same_addresses():  # as the trainer is started
+        done = subprocess.run(
+            child.command("revedge.planner.base_probe", *arguments),
+            capture_output=True,
+            env=child.environment(**allocator.preload()),
+            text=True,
+            check=False,
+            timeout=_PATIENCE_S,
+        )
     try:
         return int(json.loads(done.stdout.splitlines()[-1])["rss_bytes"])
     except (ValueError, IndexError, KeyError):

@@ -37,11 +37,11 @@ def choose(
     ``timeline`` adds the live bytes over a step of what was chosen (of the floor where nothing fits), for a report.
     ``rungs`` adds what lies below the plan, should its memory not be enough after all (`descend`).
 
-    ``times`` adds how long a step takes, measured on this machine in at most some 12 s more. Without them a request
+    ``times`` adds how long a step takes, measured on this machine in at most some 4 s more. Without them a request
     with precision "auto" is trained in float32.
 
     ``here`` is false for a plan of another board: its peak is computed alone. Of a small training here the peak is told
-    by a rehearsal (`closely`), which takes some 2 s once; what is searched, the floor and the rungs are computed.
+    by a rehearsal (`closely`), which takes some 4 s once; what is searched, the floor and the rungs are computed.
 
     The first call on a machine takes some 10 s (two measuring processes); later ones 1 to 10 s, or
     nothing where everything is remembered.
@@ -74,11 +74,12 @@ def choose(
                 return exact(setting).parts
 
             def units(settings: Sequence[Setting], seconds: float) -> list[StepTime | None]:
-                return unit_time.measure([(formulas.net(s), s) for s in settings], seconds=seconds)
+                nets = [(formulas.net(s), s) for s in settings]
+                return unit_time.measure(nets, seconds=seconds, ask=tracer.ask)
 
-            found = timed(found, request, parts, units=units)
+            found = timed(found, request, parts, units=units, ask=tracer.ask)
             if request.precision == AUTO:
-                found = in_less_precision(found, request, parts)
+                found = in_less_precision(found, request, parts, ask=tracer.ask)
         if found.plan is not None and here:
             chosen = Setting.of(found.plan)
             computed = exact(chosen)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from revedge import allocator, child
 from revedge.allocator import page_bytes
 from revedge.folders import cache_folder
 
+Ask = Callable[[str, Mapping[str, Any]], list[Any]]  # a measuring module, and what it is asked
 _PACKAGE = Path(revedge.__file__).resolve().parent
 _PATIENCE_S = 300.0  # for a child that measures
 _UNTIL = "remembered_until_s"  # in an entry; seconds of the epoch
@@ -47,6 +48,7 @@ def fingerprint(**more: object) -> str:
                 "LD_PRELOAD",
                 "OMP_NUM_THREADS",
                 "OMP_WAIT_POLICY",
+                "PYTHONHASHSEED",
             )
         },
         **more,

@@ -17,11 +17,13 @@ from revedge.planner.setting import Setting
 from revedge.planner.trace_client import TraceClient
 
 MOST_LIVE_BYTES = 96 << 20  # from here on the slack is less than 8 % of what the network takes
-MOST_MULTIPLICATIONS = 8e9  # of a step: a second on a core of a PC, some on one of a small board
-MOST_STEPS = 60  # in 6 s; the heap of a training grows for some 10, by 0.3 to 0.6 MiB
-# So much a training may lie above its rehearsal. Of 66 real ones, two to four epochs on digits, none lay more than 0.52
-# MiB above, 0.2 in the mean; the same one repeats its peak to 0.1 to 0.45 MiB. See README.md.
-SPREAD_BYTES = 3 << 18
+# Of a step: a second on a core of a PC, some on one of a small board. Above the first only one step is made.
+MANY_MULTIPLICATIONS, MOST_MULTIPLICATIONS = 2.4e10, 6e10
+MOST_STEPS = 40  # in 2 s; the heap of a training grows for some 10, by 0.3 to 0.6 MiB
+ENOUGH_STEPS, GROWTH_BYTES = 10, 5 << 17
+# So much a training may lie above its rehearsal, see README.md: seen were 0.19 MiB with one thread, 0.52 where kernels
+# count less exactly, because several threads run on several cores.
+SPREAD_BYTES, SPREAD_OF_THREADS_BYTES = 3 << 17, 3 << 18
 _TENSORS = tuple(
     f"{kind}_bytes" for kind in ("weights", "gradients", "optimizer", "activations", "data")
 )
@@ -42,7 +44,8 @@ def closely(plan: Plan, computed: Prediction, tracer: TraceClient) -> Prediction
     Raises:
         UsageError, TraceError: as `TraceClient.trace`.
     """
-    found = _measured(plan, computed) if _is_small(Setting.of(plan), tracer) else None
+    steps = _steps(Setting.of(plan), tracer)
+    found = _measured(plan, computed, steps) if steps else None
     if found is None:
         return computed
     tensors = {name: computed.parts[name] for name in _TENSORS if name in computed.parts}
@@ -54,21 +57,30 @@ def closely(plan: Plan, computed: Prediction, tracer: TraceClient) -> Prediction
         "supervisor_bytes": computed.parts["supervisor_bytes"],
         **tensors,
         "workspace_bytes": beside - base,
-        "spread_bytes": SPREAD_BYTES,
+        "spread_bytes": _spread_bytes(plan.threads, found["steps"]),
     }
     return dataclasses.replace(computed, parts=parts)
 
 
-def _is_small(setting: Setting, tracer: TraceClient) -> bool:
+def _spread_bytes(threads: int, steps: int) -> int:
+    """Return what a training may take more than its rehearsal of so many steps."""
+    spread_bytes = SPREAD_BYTES if threads == 1 else SPREAD_OF_THREADS_BYTES
+    return spread_bytes if steps >= ENOUGH_STEPS else spread_bytes + GROWTH_BYTES
+
+
+def _steps(setting: Setting, tracer: TraceClient) -> int:
+    """Return how many steps are made at most; 0 for what is not small."""
     if setting.device != "cpu":
-        return False
+        return 0
     traced = tracer.trace(setting)
     rounds = 1 if setting.micro_batch_size == setting.batch_size else 2  # as they are rehearsed
     work = traced["multiplications"] * rounds
-    return traced["peak_bytes"] <= MOST_LIVE_BYTES and work <= MOST_MULTIPLICATIONS
+    if traced["peak_bytes"] > MOST_LIVE_BYTES or work > MOST_MULTIPLICATIONS:
+        return 0
+    return MOST_STEPS if work <= MANY_MULTIPLICATIONS else 1
 
 
-def _measured(plan: Plan, computed: Prediction) -> Mapping[str, Any] | None:
+def _measured(plan: Plan, computed: Prediction, steps: int) -> Mapping[str, Any] | None:
     """Return what the child tells, now or remembered; None where it failed."""
     loss_and_data = [
         plan.label_smoothing > 0,
@@ -83,7 +95,7 @@ def _measured(plan: Plan, computed: Prediction) -> Mapping[str, Any] | None:
     roomy = dataclasses.replace(  # no fence is to be met
         plan, budget_bytes=2 * peak, predicted_peak_bytes=peak, parts=computed.parts
     )
-    told = answers("revedge.planner.rehearse_child", {"plan": roomy.to_toml(), "steps": MOST_STEPS})
+    told = answers("revedge.planner.rehearse_child", {"plan": roomy.to_toml(), "steps": steps})
     if not told or "error" in told[-1]:
         return None
     found: Mapping[str, Any] = told[-1]

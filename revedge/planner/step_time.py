@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from revedge.planner.process import Memory, answers, fingerprint
+from revedge.planner.process import Ask, Memory, answers, fingerprint
 from revedge.planner.setting import Setting
 
 MOST_FRAMES = 64
@@ -69,15 +69,17 @@ def probed(setting: Setting, most_frames: int) -> Setting:
     return replace(setting, timesteps=timesteps, batch_size=samples, micro_batch_size=samples)
 
 
-def measure(settings: Sequence[Setting], *, seconds: float = 10.0) -> list[StepTime | None]:
+def measure(
+    settings: Sequence[Setting], *, seconds: float = 10.0, ask: Ask | None = None
+) -> list[StepTime | None]:
     """Return the time of a step of each; None where its probe failed or there was no time left for it.
 
     Takes about ``seconds`` at most (a step that has begun is finished), nothing for what is remembered: for good, or
-    for ten minutes if the machine was busy.
+    for ten minutes if the machine was busy. ``ask``: a process that is at hand; None starts one.
     """
     memory = Memory(f"times-{fingerprint()}.json")
     unknown = [each for each in settings if memory.get(each.key()) is None]
-    for setting, points in zip(unknown, _points(unknown, seconds), strict=False):
+    for setting, points in zip(unknown, _points(unknown, seconds, ask), strict=False):
         if points:
             memory.set(setting.key(), {"points": points}, for_s=remembered_s(points))
     memory.save()
@@ -98,7 +100,9 @@ def remembered_s(points: Sequence[Sequence[float]]) -> float | None:
     return _BUSY_REMEMBERED_S if busy else None
 
 
-def _points(settings: Sequence[Setting], seconds: float) -> list[list[list[float]]]:
+def _points(
+    settings: Sequence[Setting], seconds: float, ask: Ask | None
+) -> list[list[list[float]]]:
     """Ask the child: for each setting [[frames, least seconds, most seconds], ...], empty where it failed."""
     if not settings:
         return []
@@ -106,7 +110,7 @@ def _points(settings: Sequence[Setting], seconds: float) -> list[list[list[float
         [probed(each, frames).to_json() for frames in (MOST_FRAMES // FEWEST_SHARE, MOST_FRAMES)]
         for each in settings
     ]
-    return answers("revedge.planner.time_probe", {"pairs": pairs, "seconds": seconds})
+    return (ask or answers)("revedge.planner.time_probe", {"pairs": pairs, "seconds": seconds})
 
 
 def followed(setting: Setting, points: Sequence[Sequence[float]]) -> StepTime:

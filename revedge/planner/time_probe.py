@@ -1,4 +1,4 @@
-"""Times training steps: run as a child. One JSON object on stdin, one JSON line for each pair on stdout.
+"""Times training steps: run as a child. One JSON object on stdin, one JSON line for each pair on stdout. Or by `lines`.
 
 ``{"pairs": [[small setting, large setting], ...], "seconds": S}`` -> for each pair ``[[frames, least_s, most_s],
 ...]``: of some steps after the first, the least seconds of its threads on a core, and the most on a clock, which is
@@ -9,6 +9,7 @@ is timed, then nothing any more (an empty list, as where a network cannot be mad
 import json
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from revedge import allocator
@@ -60,15 +61,20 @@ def points(pair: list[dict[str, Any]], end_s: float) -> list[list[float]]:
     return found
 
 
-def main() -> int:
-    """Time all pairs."""
-    allocator.return_freed_memory()
-    asked = json.loads(sys.stdin.readline())
+def lines(asked: Mapping[str, Any]) -> Iterator[list[list[float]]]:
+    """Time all pairs, one after another."""
     import torch  # noqa: F401 - not in the time that is given
 
     end_s = time.perf_counter() + asked["seconds"]
     for pair in asked["pairs"]:
-        print(json.dumps(points(pair, end_s)), flush=True)
+        yield points(pair, end_s)
+
+
+def main() -> int:
+    """Answer what is asked on stdin."""
+    allocator.return_freed_memory()
+    for line in lines(json.loads(sys.stdin.readline())):
+        print(json.dumps(line), flush=True)
     return 0
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from revedge.planner import step_time
 from revedge.planner.plan import Plan
 from revedge.planner.precision import cpu_lacks_bfloat16
+from revedge.planner.process import Ask
 from revedge.planner.request import Request
 from revedge.planner.result import Alternative, Rejected, SearchResult
 from revedge.planner.setting import Setting
@@ -15,6 +16,7 @@ from revedge.units import format_bytes
 Units = Callable[[Sequence[Setting], float], Sequence[StepTime | None]]
 
 MOST_PROBED = 6
+SECONDS = 3.0  # for all probes of a plan, which is to be there within ten
 FASTER_BY = 1.1  # so much bfloat16 has to save, or rounding is worth more
 
 
@@ -24,7 +26,8 @@ def timed(
     parts: Callable[[Setting], Mapping[str, int]],
     *,
     units: Units | None = None,
-    seconds: float = 10.0,
+    ask: Ask | None = None,
+    seconds: float = SECONDS,
 ) -> SearchResult:
     """Return ``found`` with the time of a step for the plan and each alternative.
 
@@ -38,6 +41,7 @@ def timed(
         request: what was asked.
         parts: predicted bytes of a setting, by kind.
         units: tells times from units, in so many seconds; None where it does not.
+        ask: a process that is at hand for probes.
         seconds: for all probes together.
     """
     if found.plan is None:
@@ -56,7 +60,7 @@ def timed(
     times = dict(
         zip(
             (each.key() for each in probed),
-            step_time.measure(probed, seconds=seconds / 2 if told else seconds),
+            step_time.measure(probed, seconds=seconds / 2 if told else seconds, ask=ask),
             strict=True,
         )
     )
@@ -105,7 +109,8 @@ def in_less_precision(
     request: Request,
     parts: Callable[[Setting], Mapping[str, int]],
     *,
-    seconds: float = 10.0,
+    ask: Ask | None = None,
+    seconds: float = SECONDS,
 ) -> SearchResult:
     """Return ``found`` in bfloat16 where that fits and a step is measured to be faster; else with the reason why not.
 
@@ -116,7 +121,8 @@ def in_less_precision(
         found: of a search of ``request``, with times.
         request: what was asked.
         parts: predicted bytes of a setting, by kind.
-        seconds: for the probe.
+        ask: a process that is at hand for the probe.
+        seconds: for it.
     """
     own = found.step_time
     if found.plan is None or own is None:
@@ -129,7 +135,7 @@ def in_less_precision(
     if missing:
         why = f"{format_bytes(missing)} over the budget"
     if why is None:
-        time = step_time.measure([setting], seconds=seconds)[0]
+        time = step_time.measure([setting], seconds=seconds, ask=ask)[0]
     if time is None or time.least_s * FASTER_BY > own.least_s:
         rejected = Rejected(
             setting=setting,

@@ -6,8 +6,9 @@ A request has ``page_bytes``, the size of a memory page where the training will 
 ``{"do": "trace", "setting": {...}}`` -> the bytes of two training steps and an evaluation, see
 `trace`. ``{"do": "timeline", "setting": {...}}`` -> see `revedge.planner.timeline`, and ``kept_bytes``, the
 activations at the peak that each run's forward pass has made. ``{"do": "describe", "setting": {...}}`` -> the
-network's geometry for the closed form (`revedge.planner.form`), or ``{"not_covered": reason}``. A mistake in a
-request -> ``{"error": text, "kind": class name}``. Ends when stdin does.
+network's geometry for the closed form (`revedge.planner.form`), or ``{"not_covered": reason}``.
+``{"do": "time", "module": NAME, "asked": {...}}`` -> ``{"lines": [...]}`` of `time_probe` or `unit_probe`: torch is
+loaded here. A mistake in a request -> ``{"error": text, "kind": class name}``. Ends when stdin does.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ from revedge.engine import tail
 from revedge.engine.signal import Signal, chunks
 from revedge.errors import RevedgeError
 from revedge.kernels import native_status
+from revedge.planner import time_probe, unit_probe
 from revedge.planner.cuda_pool import reserved_bytes
 from revedge.planner.form.describe import describe
 from revedge.planner.form.shape import NotCoveredError
@@ -180,6 +182,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             return {
                 "families": {family: list(members) for family, members in models.families().items()}
             }
+        if request["do"] == "time":
+            probe = {each.__name__: each for each in (time_probe, unit_probe)}[request["module"]]
+            return {"lines": list(probe.lines(request["asked"]))}
         setting = Setting.from_json(request["setting"])
         if request["do"] == "describe":
             return geometry(setting)
@@ -198,6 +203,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> int:
     """Answer requests until stdin ends."""
+    allocator.return_freed_memory()  # as where steps are timed in a process of their own
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; its end closes stdin
     gc.freeze()  # the collector need not look through torch's own objects at every trace
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out, contextlib.redirect_stdout(sys.stderr):

@@ -5,6 +5,7 @@ import json
 import selectors
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from typing import IO, Any
 
 from revedge import allocator, child
@@ -76,9 +77,29 @@ class TraceClient:
             raise kind(found["error"])
         return found
 
+    def ask(self, module: str, asked: Mapping[str, Any]) -> list[Any]:
+        """Answer as `revedge.planner.process.answers` does, for modules that time: without another start of torch.
+
+        Nothing, where the process ended over it; the next question starts another.
+        """
+        try:
+            found = self._exchange({"do": "time", "module": module, "asked": asked})
+        except DeviceError:
+            self._end()
+            return []
+        return list(found.get("lines", ()))
+
+    @property
+    def process_id(self) -> int | None:
+        """Of the tracing process; None where none runs."""
+        return None if self._process is None else self._process.pid
+
     def close(self) -> None:
         """End the process and write the cache."""
         self._memory.save()
+        self._end()
+
+    def _end(self) -> None:
         if self._process is not None:
             assert self._process.stdin is not None
             assert self._process.stdout is not None
@@ -142,7 +163,7 @@ class TraceClient:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=child.environment(),
+            env=child.environment(**allocator.preload()),
             text=True,
         )
 

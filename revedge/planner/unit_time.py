@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from revedge.planner.form.shape import Net, Plane
-from revedge.planner.process import Memory, answers, fingerprint
+from revedge.planner.process import Ask, Memory, answers, fingerprint
 from revedge.planner.setting import Setting
 from revedge.planner.step_time import (
     FEWEST_SHARE,
@@ -62,11 +62,12 @@ def _part(setting: Setting, facts: object, count: int, run: int, fork: int, stra
 
 
 def measure(
-    nets: Sequence[tuple[Net | None, Setting]], *, seconds: float = 10.0
+    nets: Sequence[tuple[Net | None, Setting]], *, seconds: float = 10.0, ask: Ask | None = None
 ) -> list[StepTime | None]:
     """Return the time of a step of each; None where it has no geometry, or for a part of it no time was left.
 
-    Parts are probed in the order of ``nets``, for about ``seconds`` at most, and remembered.
+    Parts are probed in the order of ``nets``, for about ``seconds`` at most, and remembered; by ``ask`` where a
+    process is at hand, else by one of their own.
     """
     memory = Memory(f"units-{fingerprint()}.json")
     every = [[] if net is None else list(parts_of(net, setting)) for net, setting in nets]
@@ -77,7 +78,7 @@ def measure(
             "seconds": seconds,
             "threads": nets[0][1].threads,
         }
-        for key, found in zip(wanted, _points(asked), strict=False):
+        for key, found in zip(wanted, _points(asked, ask), strict=False):
             if found:
                 memory.set(key, {"points": found}, for_s=remembered_s(found))
         memory.save()
@@ -108,5 +109,5 @@ def _summed(
     return StepTime(least_s=least, most_s=most, source="units")
 
 
-def _points(asked: Mapping[str, Any]) -> list[list[list[float]]]:
-    return answers("revedge.planner.unit_probe", asked)
+def _points(asked: Mapping[str, Any], ask: Ask | None) -> list[list[list[float]]]:
+    return (ask or answers)("revedge.planner.unit_probe", asked)

@@ -1,19 +1,32 @@
 """Small trainings are rehearsed: their peak is measured beforehand, and told closely."""
 
 import dataclasses
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from planner_settings import SETTINGS, THREADS, plan_for
 
+from revedge import child
 from revedge.planner import base, rehearse_child, rehearsed
 from revedge.planner.choose import choose
 from revedge.planner.cost import Prediction, predict
 from revedge.planner.plan import Plan
 from revedge.planner.process import answers
-from revedge.planner.rehearsed import MOST_LIVE_BYTES, SPREAD_BYTES, closely
+from revedge.planner.rehearsed import (
+    GROWTH_BYTES,
+    MANY_MULTIPLICATIONS,
+    MOST_LIVE_BYTES,
+    MOST_MULTIPLICATIONS,
+    MOST_STEPS,
+    SPREAD_BYTES,
+    SPREAD_OF_THREADS_BYTES,
+    closely,
+)
 from revedge.planner.request import Request
 from revedge.planner.setting import Setting
 from revedge.planner.trace_client import TraceClient
@@ -42,7 +55,6 @@ def test_close_and_never_under(setting: Setting, client: TraceClient) -> None:
     told = computed(setting, client)
     plan = plan_for(setting, client)
     close = closely(plan, told, client)
-    assert close.parts["spread_bytes"] == SPREAD_BYTES
     assert "slack_bytes" not in close.parts
     assert all(size >= 0 for size in close.parts.values())
     for name in ("weights_bytes", "optimizer_bytes", "gradients_bytes", "activations_bytes"):
@@ -51,7 +63,7 @@ def test_close_and_never_under(setting: Setting, client: TraceClient) -> None:
     plan = dataclasses.replace(plan, parts=dict(close.parts), predicted_peak_bytes=peak)
     found = verify(plan)
     assert found.holds, found.problem
-    assert peak - found.measured_peak_bytes <= 2 * SPREAD_BYTES
+    assert peak - found.measured_peak_bytes <= SPREAD_OF_THREADS_BYTES + close.parts["spread_bytes"]
 
 
 def test_it_is_run_once(client: TraceClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +89,8 @@ def test_the_trainer_itself_is_run(client: TraceClient) -> None:
     """A step, an evaluation and a checkpoint, again and again; the budget is the trainer's, with its fence."""
     plan = plan_for(SMALL, client)
     found = measured(plan, 3)
-    assert found.keys() == {"peak_bytes", "resting_bytes", "step_s"}
+    assert found.keys() == {"peak_bytes", "resting_bytes", "steps", "step_s"}
+    assert found["steps"] == 3
     assert 0 < found["step_s"] < 5
     weights = plan.parts["weights_bytes"] + plan.parts["optimizer_bytes"]
     assert weights < found["resting_bytes"] < found["peak_bytes"] < plan.predicted_peak_bytes
@@ -86,7 +99,7 @@ def test_the_trainer_itself_is_run(client: TraceClient) -> None:
 
 
 def test_what_is_slow_ends_early(client: TraceClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """When the time is up, and four steps are made, no other is begun, and that is no error."""
+    """When the time is up, and two steps are made, no other is begun, and that is no error."""
     monkeypatch.setattr(rehearse_child, "PATIENCE_S", 0.0)
     began_s = time.monotonic()
     found = rehearse_child.measure(plan_for(SMALL, client), 100_000)
@@ -97,7 +110,11 @@ def test_what_is_slow_ends_early(client: TraceClient, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("peak", "work", "device"),
-    [(MOST_LIVE_BYTES + 1, 1, "cpu"), (1, 5_000_000_000, "cpu"), (1, 1, "cuda")],
+    [
+        (MOST_LIVE_BYTES + 1, 1, "cpu"),
+        (1, int(MOST_MULTIPLICATIONS) // 2 + 1, "cpu"),
+        (1, 1, "cuda"),
+    ],
     ids=["memory", "work of two micro-batches", "cuda"],
 )
 def test_what_is_not_small_stays_computed(
@@ -146,3 +163,72 @@ def test_the_plan_is_told_closely_and_the_floor_is_computed() -> None:
     assert "slack_bytes" in safe.require().parts
     assert Setting.of(close.require()) == Setting.of(safe.require())
     assert close.rungs[0].plan.parts == safe.require().parts
+
+
+def test_children_lie_at_the_same_addresses_each_time() -> None:
+    """Heap, library and hashes of two children are where they were; this process stays as it is."""
+    if not Path("/proc/self/personality").exists():
+        pytest.skip("not Linux")
+    before = Path("/proc/self/personality").read_text()
+    look = "import ctypes; print(id(object()), ctypes.addressof(ctypes.pythonapi.Py_IsInitialized), hash('a'))"
+    with child.same_addresses():
+        told = [
+            subprocess.run(
+                [sys.executable, "-c", look],
+                env=child.environment(),
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+            for _ in range(2)
+        ]
+        if Path("/proc/self/personality").read_text() == before:
+            pytest.skip("a filter of system calls does not allow it")
+    assert told[0] == told[1]
+    assert Path("/proc/self/personality").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("threads", "steps", "spread"),
+    [
+        (1, 10, SPREAD_BYTES),
+        (2, 40, SPREAD_OF_THREADS_BYTES),
+        (1, 9, SPREAD_BYTES + GROWTH_BYTES),
+    ],
+)
+def test_the_spread_has_what_a_short_rehearsal_cannot_see(
+    client: TraceClient, monkeypatch: pytest.MonkeyPatch, threads: int, steps: int, spread: int
+) -> None:
+    """With several threads peaks are counted less exactly, and within few steps the heap has not grown yet."""
+    peak = 400 << 20
+    answer = [{"peak_bytes": peak, "resting_bytes": 300 << 20, "steps": steps, "step_s": 0.1}]
+    monkeypatch.setattr(rehearsed, "answers", lambda module, asked: answer)
+    setting = dataclasses.replace(SMALL, timesteps=4 + threads + steps, threads=1)
+    told = computed(setting, client)
+    plan = dataclasses.replace(plan_for(setting, client), threads=threads)
+    close = closely(plan, told, client)
+    supervisor = told.parts["supervisor_bytes"]
+    assert close.predicted_peak_bytes == peak + supervisor + spread
+
+
+@pytest.mark.parametrize(
+    ("work", "steps"),
+    [(MANY_MULTIPLICATIONS, MOST_STEPS), (MANY_MULTIPLICATIONS + 1, 1), (MOST_MULTIPLICATIONS, 1)],
+)
+def test_long_steps_are_made_once(
+    client: TraceClient, monkeypatch: pytest.MonkeyPatch, work: float, steps: int
+) -> None:
+    """Of a step that takes seconds one is made."""
+    asked: list[int] = []
+
+    def answers(module: str, request: Any) -> list[Any]:
+        asked.append(request["steps"])
+        return []
+
+    monkeypatch.setattr(rehearsed, "answers", answers)
+    setting = dataclasses.replace(SMALL, timesteps=5)
+    told, plan = computed(setting, client), plan_for(setting, client)
+    traced = {"peak_bytes": 1, "multiplications": work}
+    monkeypatch.setattr(client, "trace", lambda setting: traced)
+    assert closely(plan, told, client) is told
+    assert asked == [steps]

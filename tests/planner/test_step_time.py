@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+import os
+import signal
 import time
 from typing import Any
 from unittest import mock
@@ -15,6 +17,7 @@ from revedge.planner.result import SearchResult
 from revedge.planner.search import search
 from revedge.planner.setting import Setting
 from revedge.planner.step_time import StepTime, measure, probed
+from revedge.planner.trace_client import TraceClient
 
 SETTING = Setting(
     model="revsresnet11",
@@ -228,3 +231,25 @@ def test_a_busy_machine_is_remembered_for_minutes_only(
     now_s += 2
     assert step_time.measure(both) == first
     assert asked == [2, 1]  # the busy one
+
+
+def test_steps_are_timed_where_torch_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """The tracing process times them; where it ends over that nothing is told, and another answers what comes next."""
+    monkeypatch.setenv("REVEDGE_CACHE", str(tmp_path))
+    small = dataclasses.replace(SETTING, batch_size=2, micro_batch_size=2)
+    with TraceClient() as client:
+        before = client.trace(small)
+        process_id = client.process_id
+        (found,) = measure([small], seconds=60, ask=client.ask)
+        assert found is not None
+        assert 0 < found.least_s < found.most_s < 60
+        assert client.process_id == process_id
+        other = dataclasses.replace(small, timesteps=3)
+        assert client.trace(other)["peak_bytes"] < before["peak_bytes"]
+        assert process_id is not None
+        os.kill(process_id, signal.SIGKILL)
+        assert measure([other], seconds=60, ask=client.ask) == [None]
+        assert client.process_id is None
+        assert client.trace(dataclasses.replace(small, timesteps=2))["peak_bytes"] > 0

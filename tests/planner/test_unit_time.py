@@ -57,7 +57,7 @@ def test_parts_add_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     line = [[frames, 0.001 + 1e-5 * frames, 0.001 + 1e-5 * frames] for frames in (16, 64)]
     update = [[1000, 1e-6, 1e-6]]
 
-    def points(asked: dict[str, Any]) -> list[list[list[float]]]:
+    def points(asked: dict[str, Any], ask: object) -> list[list[list[float]]]:
         return [update if part["run"] < 0 else line for part in asked["parts"]]
 
     with mock.patch.object(unit_time, "_points", points):
@@ -102,7 +102,7 @@ def test_ways_are_ranked_by_their_units() -> None:
     seconds = {"store": 1.0, "keep-conv": 2.0, "keep-spikes": 3.0, "reverse": 1.5}
 
     def units(settings: Sequence[Setting], limit: float) -> list[StepTime | None]:
-        assert limit == 5.0
+        assert limit == timing.SECONDS / 2
         told = [seconds[str(each.strategy)] for each in settings]
         return [StepTime(least_s=t, most_s=t, source="units") for t in told]
 
