@@ -12,6 +12,11 @@ from pathlib import Path
 
 import pytest
 
+# Before torch is imported, here and in child processes. The nets of these tests are small: a second thread only waits
+# for the first, and beside other jobs for its turn on a core as well. Tests about threads ask for them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 ROOT = Path(__file__).resolve().parents[1]
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
 
