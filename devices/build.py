@@ -20,10 +20,12 @@ from revedge.devices.loop_settings import Event, LoopSettings
 from revedge.devices.optimizer import Optimizer
 from revedge.devices.run_folder import RunFolder
 from revedge.devices.tensor_file import check_file, read_tensors, write_tensors
-from revedge.errors import DeviceError, RevedgeError
+from revedge.errors import DeviceError, RevedgeError, UsageError
 from revedge.models import SpikingNet
+from revedge.models.user_net import UserNet
 from revedge.planner.plan import Plan
 from revedge.planner.precision import LEAST_CAPABILITY, require_here
+from revedge.user_code import require_unchanged
 
 CHECKED_STEPS, CHECK_EVERY = 3, 500
 
@@ -35,7 +37,7 @@ def make_loop(
 
     Raises:
         DeviceError: the plan is for a GPU, and there is none.
-        DataError, UsageError: as `FrameCache.open` and `models.create`.
+        DataError, UsageError: as `FrameCache.open` and `models.create`; or code of the user's has changed.
     """
     settings = run.settings()
     torch.set_num_threads(plan.threads)
@@ -44,6 +46,7 @@ def make_loop(
     else:
         require_here(plan.precision)
     frames = FrameCache.open(settings.cache)
+    require_unchanged(plan.model, plan.model_sha256)
     torch.manual_seed(augment.derive_seed(settings.seed, augment.WEIGHTS, 0))
     model = models.create(
         plan.model,
@@ -110,6 +113,11 @@ def _begin_finish(model: SpikingNet, trained: RunFolder) -> tuple[SpikingNet, di
     """Return the folded network of the run ``trained``, and what its identity adds to that of the finish."""
     from revedge.models.folded import fold_network
 
+    if isinstance(model, UserNet):
+        raise UsageError(
+            f"model {model.config['name']!r} is a module of its own, whose norms only its code knows; it has no exact "
+            "form: return a revedge.SpikingNet from it, or export it with --numerics float"
+        )
     description = json.loads(trained.model_config.read_text())
     check_file(trained.model, description["size_bytes"], description["sha256"])
     read_tensors(trained.model, model.state_dict())
@@ -153,6 +161,8 @@ def write_model(run: RunFolder, plan: Plan, loop: TrainingLoop) -> None:
         "config": model.config,
         "data": {"name": plan.data, "timesteps": plan.timesteps, "scale": loop.frames.scale},
     }
+    if plan.model_sha256 is not None:
+        description["code_sha256"] = plan.model_sha256  # of the user's code that makes the network
     if run.settings().start:
         description["numerics"] = "exact"  # folded, and on the grid
     try:

@@ -17,6 +17,7 @@ from revedge.devices.parent import die_with_parent
 from revedge.errors import BudgetError, RevedgeError
 from revedge.planner.descent import Rung, descend, dump
 from revedge.planner.plan import Plan
+from revedge.user_code import ForeignError, traceback_text
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def run_child(request: dict[str, Any]) -> dict[str, Any]:
         raise ModuleNotFoundError(answer["error"], name=answer["name"])
     if answer["kind"] == "BudgetError":
         raise BudgetError(answer["error"], floor_bytes=answer["floor_bytes"])
-    raise getattr(errors, answer["kind"], RevedgeError)(answer["error"])
+    there = ForeignError(f"\n{answer['traceback']}")
+    raise getattr(errors, answer["kind"], RevedgeError)(answer["error"]) from there
 
 
 def main() -> int:
@@ -96,6 +98,7 @@ def main() -> int:
             "kind": kinds[0] if kinds else type(error).__name__,
             "name": getattr(error, "name", None),
             "floor_bytes": getattr(error, "floor_bytes", None),
+            "traceback": traceback_text(error),
         }
     print(json.dumps(answer), flush=True)
     return 0

@@ -1,6 +1,8 @@
 """A model that knows nothing of revedge's engine gets memory strategies with one call.
 
     python examples/04_your_own_model.py --steps 40
+    revedge plan --data digits --model examples/04_your_own_model.py:Net --depth 1..16 --budget 320MiB
+    revedge train --data digits --model examples/04_your_own_model.py:Net --depth 8 --budget 400MiB --out runs/own
 
 `apply` finds what it can carry, leaves the rest on ordinary autograd, and prints which is which. The model keeps its
 modules, parameters and state_dict; gradients are the same bits under every strategy. Models of SpikingJelly's neurons
@@ -18,6 +20,7 @@ from revedge.engine import apply
 from revedge.neurons import LIFNode, reset_net
 
 TIMESTEPS = 6
+Size = tuple[int, int, int]  # channels, height, width
 
 
 class Block(nn.Module):
@@ -41,12 +44,12 @@ class Block(nn.Module):
 class Net(nn.Module):
     """Stem, blocks, head; the logits are scaled by a module that the engine does not know."""
 
-    def __init__(self, channels_in: int, classes: int, width: int, depth: int) -> None:
+    def __init__(
+        self, in_shape: Size, classes: int, _timesteps: int, width: int = 32, depth: int = 4
+    ) -> None:
         super().__init__()
-        self.stem, self.bn = (
-            nn.Conv2d(channels_in, width, 3, 2, 1, bias=False),
-            nn.BatchNorm2d(width),
-        )
+        self.stem = nn.Conv2d(in_shape[0], width, 3, 2, 1, bias=False)
+        self.bn = nn.BatchNorm2d(width)
         self.blocks = nn.Sequential(*[Block(width) for _ in range(depth)])
         self.lif, self.fc = LIFNode(detach_reset=True), nn.Linear(width, classes)
         self.soft_cap = nn.Softsign()
@@ -66,7 +69,7 @@ def main() -> None:
     torch.manual_seed(0)
     shuffle = np.random.default_rng(0)
     cache = FrameCache.open(prepare("digits", timesteps=TIMESTEPS))
-    net = Net(cache.in_shape[0], cache.num_classes, width=32, depth=4)
+    net = Net(cache.in_shape, cache.num_classes, TIMESTEPS)
 
     def loss_of_a_batch(size: int = 64) -> Tensor:
         frames, labels = cache.batch(shuffle.choice(cache.train_indices, size))
@@ -76,14 +79,11 @@ def main() -> None:
 
     shuffle = np.random.default_rng(1)
     (plain,) = torch.autograd.grad(loss_of_a_batch(), [net.stem.weight])
-    print(
-        apply(net, "keep-spikes")
-    )  # grid=True, "reverse" would rebuild the stream of the blocks as well
+    print(apply(net, "keep-spikes"))  # grid=True, "reverse" would rebuild the blocks' stream, too
     shuffle = np.random.default_rng(1)
     (ours,) = torch.autograd.grad(loss_of_a_batch(), [net.stem.weight])
-    print(
-        f"gradient of the stem, against ordinary autograd: {float((ours - plain).norm() / plain.norm()):.1e}"
-    )
+    error = float((ours - plain).norm() / plain.norm())
+    print(f"gradient of the stem, against ordinary autograd: {error:.1e}")
 
     optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
     for step in range(1, args.steps + 1):

@@ -17,7 +17,7 @@ from revedge.engine.adopt.chains import units_of
 from revedge.engine.adopt.parts import Layout, Part, UnfitError, parts_of
 from revedge.engine.adopt.piece import Piece
 from revedge.engine.adopt.program import Program
-from revedge.engine.adopt.sizes import is_size, refold
+from revedge.engine.adopt.sizes import is_size, refold, spell_out
 from revedge.engine.adopt.trace import UntraceableError, trace
 from revedge.errors import ExportError
 from revedge.models import SpikingNet
@@ -131,7 +131,9 @@ def _runs(whole: nn.Module, stepwise: bool) -> list[Run]:
 
 def _graph(whole: nn.Module) -> fx.Graph:
     try:
-        return trace(whole, set(), {}, {})
+        graph = trace(whole, set(), {}, {})
+        spell_out(graph)
+        return graph
     except UntraceableError as failure:
         names = {module: name for name, module in whole.named_modules()}
         name = names.get(failure.module, "") or type(failure.module).__name__

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from revedge.cli.output import emit, table
-from revedge.errors import CheckpointError, UsageError
+from revedge.errors import CheckpointError, ExportError, UsageError
 from revedge.units import format_bytes
+from revedge.user_code import require_unchanged
 
 if TYPE_CHECKING:
     from revedge.data import FrameCache
     from revedge.export.writer import ExportedFile, RejectedError
     from revedge.models import SpikingNet
+    from revedge.models.user_net import UserNet
 
 _EPILOG = """examples:
   revedge export runs/first --format torchscript,onnx -o out
@@ -216,8 +218,10 @@ def _is_complete(value: dict[str, Any]) -> bool:
 def _load_network(folder: Path, description: dict[str, Any]) -> "SpikingNet":
     from revedge import models
     from revedge.devices.tensor_file import check_file, read_tensors
+    from revedge.models.user_net import UserNet
 
     path = folder / "model.safetensors"
+    require_unchanged(description["config"]["name"], description.get("code_sha256"))
     check_file(path, description["size_bytes"], description["sha256"])
     try:
         net = models.create(**description["config"])
@@ -230,7 +234,24 @@ def _load_network(folder: Path, description: dict[str, Any]) -> "SpikingNet":
 
         net = fold_network(net)
     read_tensors(path, net.state_dict())
-    return net.eval()
+    return _as_runs(net).eval() if isinstance(net, UserNet) else net.eval()
+
+
+def _as_runs(net: "UserNet") -> "SpikingNet":
+    """Return a module of the user's as a network that can be taken step by step.
+
+    Raises:
+        ExportError: something in it has no counterpart; names the layer.
+    """
+    from revedge.export import import_module
+
+    sizes: Any = {"in_shape": net.in_shape, "timesteps": net.timesteps, "static": net.static}
+    try:
+        made = import_module(net.plain(), **sizes)
+    except ExportError as reason:
+        raise ExportError(f"model {net.config['name']!r} cannot be exported: {reason}") from None
+    made.config = net.config
+    return made
 
 
 def _open_frames(folder: Path, description: dict[str, Any], data_dir: Path | None) -> "FrameCache":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from revedge.cli import plan_target, search_options
 from revedge.errors import RevedgeError, UsageError
 from revedge.units import format_bytes, format_seconds
+from revedge.user_code import require_unchanged
 
 if TYPE_CHECKING:
     from revedge.planner.plan import Plan
@@ -115,6 +116,7 @@ def _given(args: argparse.Namespace) -> int:
 
     search_options.refuse_beside_plan(args, _FIXED_BY_PLAN)
     plan = Plan.load(args.plan)
+    require_unchanged(plan.model, plan.model_sha256)
     return _told(args, plan, explain.text_of_plan(plan), explain.payload_of_plan(plan), None)
 
 

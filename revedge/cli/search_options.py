@@ -7,10 +7,11 @@ from typing import Any
 
 from revedge.errors import UsageError
 from revedge.units import parse_bytes
+from revedge.user_code import absolute, is_user_model
 
 # As attributes of the parsed arguments. What is not given is None.
 NAMES = (
-    "model", "depth", "width", "neuron", "timesteps", "batch", "micro_batch", "strategy", "slab", "spans",
+    "model", "depth", "width", "neuron", "option", "timesteps", "batch", "micro_batch", "strategy", "slab", "spans",
     "membranes", "chunk", "update_in_backward", "precision", "optimizer", "prefer", "runs", "threads",
 )  # fmt: skip
 _RANGES = ("depth", "timesteps", "width")
@@ -31,11 +32,18 @@ def add_search_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         metavar="NAME",
-        help="a model, or a family to choose from; default: one for the data",
+        help="a model, a family to choose from, or a function of your own as net.py:build or module:function (its "
+        "code is run); default: one for the data",
     )
     add("--depth", metavar="N", help="blocks of the model, or a range, 8..64")
     add("--width", metavar="N", help="channels of the model's first stage, or a range, 16..64")
     add("--neuron", metavar="NAME", help="if, lif, plif, or for VGG and ResNets reversible")
+    add(
+        "--option",
+        action="append",
+        metavar="NAME=VALUE",
+        help="a further argument of a function of your own; may be repeated",
+    )
     add(
         "--timesteps",
         metavar="T",
@@ -134,12 +142,17 @@ def wishes(args: argparse.Namespace) -> dict[str, Any]:
         if value is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} {value} is not possible; give 1 or more")
     options = {name: fixed.get(name) for name in ("width", "depth")} | {"neuron": args.neuron}
+    if args.option and not is_user_model(args.model or ""):
+        raise UsageError(
+            f"--option {args.option[0]} is for a --model of your own, as net.py:build; leave it out"
+        )
+    options |= dict(map(_option, args.option or []))
     slab = args.slab
     if slab is not None:
         slab = 0 if slab.strip().lower() == "none" else parse_bytes(slab)
     update = args.update_in_backward
     return {
-        "model": args.model,
+        "model": None if args.model is None else absolute(args.model),
         "model_options": {name: value for name, value in options.items() if value is not None},
         "timesteps": fixed.get("timesteps"),
         "ranges": ranges,
@@ -157,6 +170,21 @@ def wishes(args: argparse.Namespace) -> dict[str, Any]:
         "prefer": args.prefer,
         "threads": args.threads or len(os.sched_getaffinity(0)),
     }
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """Return name and value of NAME=VALUE: a number, true, false, or words."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier() or not value:
+        raise UsageError(f"--option {text!r} is not understood; give NAME=VALUE, as in blocks=3")
+    if value in ("true", "false"):
+        return name, value == "true"
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, value
 
 
 def _spans(text: str | None) -> int | None:

@@ -18,6 +18,7 @@ from revedge.cli.step_meter import anonymous_peak, cpu_seconds, tracked_peaks
 from revedge.devices.meter import status_bytes
 from revedge.errors import UsageError
 from revedge.units import format_bytes
+from revedge.user_code import ForeignError, traceback_text
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -41,6 +42,7 @@ def run_step(job: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from revedge import engine, models
+    from revedge.models.user_net import UserNet
 
     torch.set_num_threads(job["threads"])
     torch.manual_seed(0)
@@ -59,12 +61,13 @@ def run_step(job: dict[str, Any]) -> dict[str, Any]:
         start = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     x, label = _batch(net.in_shape, config, job["batch"])
 
-    if plain:
+    forward: Callable[[Tensor], Tensor] = net
+    if plain and isinstance(net, UserNet):
+        net.plain()
+    elif plain:
         from revedge.models.plain import plain_forward
 
-        forward: Callable[[Tensor], Tensor] = functools.partial(plain_forward, net)
-    else:
-        forward = net
+        forward = functools.partial(plain_forward, net)
 
     def step() -> float:
         net.zero_grad(set_to_none=True)
@@ -200,7 +203,7 @@ def spawn(job: dict[str, Any]) -> dict[str, Any]:
     if done.returncode == 0 and lines:
         row: dict[str, Any] = json.loads(lines[-1])
         if "usage_error" in row:
-            raise UsageError(row["usage_error"])
+            raise UsageError(row["usage_error"]) from ForeignError(f"\n{row['traceback']}")
         return row
     reason = next(
         (line for line in reversed(done.stderr.splitlines()) if line.strip()), "no message"
@@ -213,5 +216,5 @@ if __name__ == "__main__":
     try:
         answer = run_step(json.loads(sys.argv[1]))
     except UsageError as error:
-        answer = {"usage_error": str(error)}
+        answer = {"usage_error": str(error), "traceback": traceback_text(error)}
     print(json.dumps(answer))

@@ -15,7 +15,9 @@ STRATEGIES = ("store", "keep-conv", "keep-spikes", "reverse")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--model", required=True, help="name of a model, e.g. revsresnet21")
+    parser.add_argument(
+        "--model", required=True, help="name of a model, e.g. revsresnet21, or net.py:build"
+    )
     parser.add_argument("--timesteps", type=int, default=4, help="time steps (default 4)")
     parser.add_argument("--batch", type=int, default=8, help="samples per step (default 8)")
     parser.add_argument("--in-shape", default="3,32,32", help="C,H,W of a frame (default 3,32,32)")

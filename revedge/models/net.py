@@ -15,6 +15,7 @@ from revedge.engine import (
     Repeat,
     Residual,
     Run,
+    RunSettings,
     SetsRuns,
     Unit,
     carry,
@@ -62,7 +63,7 @@ class SpikingNet(nn.Module, SetsRuns):
         """Stem, body and head in order."""
         return [self.stem, *(run for run in self.body if isinstance(run, Run)), self.head]
 
-    def run_settings(self) -> list[Run]:
+    def run_settings(self) -> Sequence[RunSettings]:
         """See `revedge.engine.SetsRuns`."""
         return self.runs()
 

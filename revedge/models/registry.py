@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from revedge.errors import UsageError
 from revedge.models import (
@@ -18,6 +19,8 @@ from revedge.models.member import Member, Size
 from revedge.models.net import SpikingNet
 from revedge.models.parts import neuron_maker
 from revedge.models.task import MakeNeuron, Task
+from revedge.models.user_model import build_user_model
+from revedge.user_code import is_user_model
 
 # Members of each family; published nets and, where small frames need them, smaller ones.
 _FAMILIES: dict[str, Mapping[str, Member]] = {
@@ -57,11 +60,16 @@ def create(
     depth: int | None = None,
     heads: int | None = None,
     strategy: str | Sequence[str] = "reverse",
+    **options: Any,
 ) -> SpikingNet:
     """Build a model by name.
 
+    A name of the form ``module:function`` or ``path/to/file.py:function`` is code of the user's: the function is called
+    with in_shape, num_classes, timesteps and those of the arguments below, from ``neuron`` to ``options``, that are
+    given; see `revedge.models.user_model`. Naming it runs its code.
+
     Args:
-        name: one of `names`.
+        name: one of `names`, or where a function of one's own lies.
         in_shape: (C, H, W) of a frame or image.
         num_classes: number of classes, at least 2.
         timesteps: T, at least 1.
@@ -73,17 +81,24 @@ def create(
         depth: number of blocks over all stages, where there are blocks.
         heads: attention heads, where there is attention; default: as many of the published ones as divide the width.
         strategy: memory strategy of all runs, or a list with one per run.
+        options: further arguments of a function of one's own: plain values.
 
     Raises:
         UsageError: something of this is not known or not possible.
     """
     config = {
-        key: value for key, value in locals().items() if value is not None and key != "strategy"
-    }
-    member = _member(name)
+        key: value
+        for key, value in locals().items()
+        if value is not None and key not in ("strategy", "options")
+    } | options
     shape = _checked_shape(in_shape)
     _check_counts(num_classes, timesteps)
     config["in_shape"] = list(shape)
+    if is_user_model(name):
+        return build_user_model(config, strategy)
+    if options:
+        raise TypeError(f"create() got an unexpected keyword argument {next(iter(options))!r}")
+    member = _member(name)
     task = Task(
         in_shape=shape,
         num_classes=num_classes,

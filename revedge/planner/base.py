@@ -16,6 +16,7 @@ from typing import Any
 from revedge import allocator, child
 from revedge.errors import DeviceError
 from revedge.planner.process import Memory, fingerprint
+from revedge.user_code import is_user_model
 
 _PATIENCE_S = 300.0
 
@@ -42,24 +43,33 @@ class Base:
         """
         return self._known("supervisor")
 
-    def trainer_bytes(self, model: str, form: str = "blocked", precision: str = "float32") -> int:
+    def trainer_bytes(
+        self,
+        model: str,
+        form: str = "blocked",
+        precision: str = "float32",
+        code_sha256: str | None = None,
+    ) -> int:
         """Of the trainer that has loaded torch and trained the smallest network of the family of ``model``.
 
         Args:
             model: name of a network.
             form: of its convolutions: "none", "blocked" or "narrow".
             precision: of the plan; code for another one than float32 takes some MiB more.
+            code_sha256: of code of the user's, whose imports belong to the base.
 
         Raises:
             DeviceError: as `supervisor_bytes`.
         """
         family = family_of(model)
-        known = self._known("trainer", str(self._threads), self._device, family, form, precision)
+        arguments = ("trainer", str(self._threads), self._device, family, form, precision)
+        known = self._known(*arguments, code_sha256=code_sha256)
         return known + self._context_bytes
 
-    def _known(self, *arguments: str) -> int:
+    def _known(self, *arguments: str, code_sha256: str | None = None) -> int:
         if arguments not in self._asked:
-            key = fingerprint(arguments=arguments)
+            code = {} if code_sha256 is None else {"code": code_sha256}
+            key = fingerprint(arguments=arguments, **code)
             known: dict[str, Any] | None = self._memory.get(key)
             if known is None:
                 # One run: they differ by 100 KiB, which is in the slack.
@@ -76,7 +86,9 @@ def measure(threads: int, device: str = "cpu", *, context_bytes: int | None = No
 
 
 def family_of(model: str) -> str:
-    """Return the family that ``model`` names: what it begins with, up to its numbers."""
+    """Return the family that ``model`` names: what it begins with, up to its numbers; code of the user's is its own."""
+    if is_user_model(model):
+        return model
     found = re.match(r"[a-z]+(-[a-z]+)*", model)
     return found[0] if found else model
 

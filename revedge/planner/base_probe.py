@@ -6,6 +6,7 @@ their threads, and reports resident bytes. The form is how its convolutions are 
 ``python -m revedge.planner.base_probe supervisor``: the same for the supervisor, which has no torch.
 """
 
+import contextlib
 import gc
 import importlib
 import json
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from revedge import allocator
+from revedge.user_code import is_user_model
 
 # What the trainer and the supervisor import; devices and cli are above the planner, so they are named, not imported.
 TRAINER_MODULES = (
@@ -92,6 +94,8 @@ def warm_up(threads: int, device: str, family: str, form: str, precision: str) -
         rehearsal.train_step()
         rehearsal.evaluate()
         del rehearsal
+    if is_user_model(family):
+        _import_code(family)
     strange_bytes = 0
     if precision != "float32":
         before = _anonymous_bytes()
@@ -102,6 +106,27 @@ def warm_up(threads: int, device: str, family: str, form: str, precision: str) -
         torch.conv2d(x, weight, padding=1).sum().backward()
     gc.collect()
     return strange_bytes
+
+
+def _import_code(name: str) -> None:
+    """Import the user's code, let it make its network once, and train one under `apply`."""
+    import torch
+    from torch import nn
+
+    from revedge import models, user_code
+    from revedge.engine import apply
+    from revedge.errors import RevedgeError
+    from revedge.neurons import LIFNode, reset_net
+
+    user_code.digest(name)  # as the trainer compares it
+    # Whatever it imports late comes with it; other frames than its own it need not take.
+    with contextlib.suppress(RevedgeError, RuntimeError), torch.device("meta"):
+        models.create(name, in_shape=(2, 32, 32), num_classes=4, timesteps=2)
+    net = nn.Sequential(nn.Flatten(2), nn.Linear(8, 4), LIFNode(), nn.Linear(4, 4))
+    apply(net, "keep-spikes")
+    for _ in range(2):
+        net(torch.ones(2, 2, 8, 1)).sum().backward()
+        reset_net(net)
 
 
 def _anonymous_bytes() -> int:

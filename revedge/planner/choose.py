@@ -10,7 +10,7 @@ from revedge.planner.descent import descend
 from revedge.planner.formulas import Formulas
 from revedge.planner.precision import AUTO
 from revedge.planner.rehearsed import closely
-from revedge.planner.request import Request
+from revedge.planner.request import Request, code_sha256
 from revedge.planner.result import SearchResult
 from revedge.planner.search import search
 from revedge.planner.setting import Setting
@@ -18,6 +18,8 @@ from revedge.planner.step_time import StepTime
 from revedge.planner.timing import in_less_precision, timed
 from revedge.planner.trace_client import TraceClient
 from revedge.planner.tried import Progress
+from revedge.planner.users import fitted
+from revedge.user_code import is_user_model
 
 
 def choose(
@@ -63,6 +65,8 @@ def choose(
             return predict(setting, measured, formulas)
 
         families = tracer.families()
+        code_sha256.cache_clear()
+        request = fitted(request, families, tracer)
         found = search(request, families, quick, progress)
         confirmed = _confirmed(found, request, quick, exact)
         found = confirmed or search(request, families, exact, progress)
@@ -92,6 +96,8 @@ def choose(
         setting = found.floor_setting if found.plan is None else Setting.of(found.plan)
         if setting is not None:
             found = dataclasses.replace(found, sites=tuple(formulas.sites(setting)))
+            if is_user_model(setting.model):
+                found = dataclasses.replace(found, applied=tracer.about(setting)["report"])
         if timeline and setting is not None:
             found = dataclasses.replace(found, timeline=tracer.timeline(setting))
         if rungs and found.plan is not None:

@@ -99,7 +99,9 @@ def predict(setting: Setting, base: Base, tracer: Tracer) -> Prediction:
         parts["pool_bytes"] = max(0, traced["reserved_bytes"] - dynamic)
     return Prediction(
         parts={
-            "base_bytes": base.trainer_bytes(setting.model, form_of(traced), setting.precision),
+            "base_bytes": base.trainer_bytes(
+                setting.model, form_of(traced), setting.precision, setting.model_sha256
+            ),
             "supervisor_bytes": base.supervisor_bytes,
             **parts,
             "slack_bytes": slack,

@@ -33,6 +33,7 @@ def payload(result: SearchResult, budget_bytes: int) -> dict[str, Any]:
         "alternatives": [_alternative(each) for each in result.alternatives],
         **({} if result.step_time is None else {"step_time": result.step_time.to_json()}),
         **({} if result.timeline is None else {"timeline": result.timeline}),
+        **({} if result.applied is None else {"applied": result.applied}),
         **({} if not result.sites else {"sites": [_site(*each) for each in result.sites]}),
         **(
             {}
@@ -66,6 +67,8 @@ def text(result: SearchResult) -> str:
         lines = _lines(plan, f"; least budget {format_bytes(result.floor_bytes)}")
         if result.step_time is not None:
             lines.append(time_text(result.step_time))
+        if result.applied is not None:
+            lines += [f"  {line}" for line in result.applied.splitlines()]
         if plan.micro_batch_size < plan.batch_size:
             why = "as asked" if result.micro_batch_fixed else "taken because nothing else fits"
             lines.append(

@@ -12,6 +12,7 @@ from revedge.planner.form.shape import Net, NotCoveredError, net_of
 from revedge.planner.form.step import Evaluated, evaluate
 from revedge.planner.setting import Setting
 from revedge.planner.trace_client import TraceClient
+from revedge.user_code import is_user_model
 
 
 class Formulas:
@@ -90,7 +91,7 @@ class Formulas:
 
     def net(self, setting: Setting) -> Net | None:
         """Return the geometry of a network; None where formulas do not cover it."""
-        if setting.device != "cpu":
+        if setting.device != "cpu" or is_user_model(setting.model):
             return None
         options = sorted(setting.model_options.items())
         key = repr((setting.model, options, setting.in_shape, setting.num_classes))

@@ -13,9 +13,11 @@ from typing import Any
 
 from revedge.errors import UsageError
 from revedge.planner.request import Request
+from revedge.user_code import is_user_model
 
 MOST_TIMESTEPS = 256
 MOST_BLOCKS = 512
+MOST_USER_BLOCKS = 64  # of a model of the user's, which is traced whole at each depth
 _WIDTH_STEP = 8
 _MOST_WIDTHS = 16
 
@@ -110,7 +112,7 @@ def build(request: Request, families: Mapping[str, list[str]]) -> Ladder:
         return Ladder(least=runs[0], dimensions=(Dimension(name="run", values=runs, rising=False),))
     wanted = request.model or request.defaults.model
     known = {name for members in families.values() for name in members}
-    if wanted not in families and wanted not in known:
+    if wanted not in families and wanted not in known and not is_user_model(wanted):
         raise UsageError(
             f"model {wanted!r} is not known; {_hint(wanted, [*families, *sorted(known)])}"
         )
@@ -125,7 +127,8 @@ def build(request: Request, families: Mapping[str, list[str]]) -> Ladder:
         ranges.setdefault("timesteps", (1, MOST_TIMESTEPS))
         members = members[:1]
     if request.prefer == "depth" and len(members) == 1 and "depth" not in request.model_options:
-        ranges.setdefault("depth", (1, MOST_BLOCKS))
+        most = MOST_USER_BLOCKS if is_user_model(wanted) else MOST_BLOCKS
+        ranges.setdefault("depth", (1, most))
     free = [
         Dimension(name=name, values=_values(name, *ranges[name]), rising=name != "width")
         for name in ("depth", "timesteps", "width")

@@ -42,7 +42,9 @@ class Plan:
         PlanFormatError: a value is out of its range.
     """
 
-    model: str  # name in revedge.models
+    model: (
+        str  # name in revedge.models, or where a function of the user's lies (revedge/user_code.py)
+    )
     model_options: Mapping[str, Any] = field(
         default_factory=dict
     )  # further arguments of revedge.models.create
@@ -78,6 +80,7 @@ class Plan:
     epochs: int | None = None  # None: the command line says
     device: str = "cpu"
     threads: int = 1
+    model_sha256: str | None = None  # of the user's code that was planned for, where it can be read
     budget_bytes: int
     predicted_peak_bytes: int
     parts: Mapping[str, int] = field(
@@ -242,7 +245,10 @@ class Plan:
 # Keys that are absent from the file where they have these values.
 _ABSENT = {
     **dict.fromkeys(
-        ("data_dir", "epochs", "slab_bytes", "span_count", "membrane_count", "chunk_bytes")
+        (
+            *("data_dir", "epochs", "slab_bytes", "span_count", "membrane_count", "chunk_bytes"),
+            "model_sha256",
+        )
     ),
     "update_in_backward": False,
     "precision": "float32",
@@ -256,7 +262,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     ),
     **dict.fromkeys(("augment_shift", "threads", "budget_bytes", "predicted_peak_bytes"), (int,)),
     **dict.fromkeys(_FLOATS, (float, int)),
-    "data_dir": (str, _NONE),
+    **dict.fromkeys(("data_dir", "model_sha256"), (str, _NONE)),
     "strategy": (str, tuple),
     **dict.fromkeys(
         ("epochs", "slab_bytes", "span_count", "membrane_count", "chunk_bytes"), (int, _NONE)

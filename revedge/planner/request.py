@@ -1,5 +1,6 @@
 """What is asked of the planner: what is given, what is free, and what to make large."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,11 +11,13 @@ from revedge.planner.plan import OPTIMIZERS, STRATEGIES, Plan
 from revedge.planner.precision import AUTO, PRECISIONS, check_precision
 from revedge.planner.setting import Setting
 from revedge.planner.way import SLAB_TIME_FACTORS, SPAN_STRATEGIES, SPANS, Way, ways
+from revedge.user_code import digest, is_user_model
 
 PREFERENCES = ("depth", "timesteps", "speed", "accuracy-per-byte")
 ANY = "any"  # of the optimizers
 # SGD takes this many times the learning rate that is set for AdamW.
 SGD_RATE_FACTOR = 25.0
+code_sha256 = functools.lru_cache(digest)  # cleared where a search begins
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,7 +44,7 @@ class Request:
     in_shape: tuple[int, int, int]
     num_classes: int
     static: bool = False
-    model: str | None = None  # a model, or a family of models
+    model: str | None = None  # a model, a family of models, or where a function of the user's lies
     model_options: Mapping[str, Any] = field(default_factory=dict)
     timesteps: int | None = None
     ranges: Mapping[str, tuple[int, int]] = field(
@@ -182,7 +185,12 @@ class Request:
         """Return the numbers of spans that may be chosen: where a trace would be needed, it takes too long for that."""
         if self.span_count is not None:
             return [self.span_count or None]
-        by_formula = self.device == "cpu" and self.precision in (None, PRECISIONS[0])
+        models = [self.model or "", *(each.model for each in self.runs)]
+        by_formula = (
+            self.device == "cpu"
+            and self.precision in (None, PRECISIONS[0])
+            and not any(map(is_user_model, models))
+        )
         return list(SPANS) if by_formula else [None]
 
     def optimizers(self) -> list[str]:
@@ -231,6 +239,7 @@ class Request:
             optimizer=optimizer,
             device=self.device,
             threads=self.threads,
+            model_sha256=code_sha256(model),
         )
 
     def plan(self, setting: Setting, parts: Mapping[str, int]) -> Plan:
@@ -263,6 +272,7 @@ class Request:
             augment_shift=defaults.augment_shift,
             device=self.device,
             threads=self.threads,
+            model_sha256=setting.model_sha256,
             budget_bytes=self.budget_bytes,
             predicted_peak_bytes=sum(parts.values()),
             parts=dict(parts),

@@ -53,6 +53,9 @@ class SearchResult:
         None  # of the plan, where its prediction is not computed but rehearsed
     )
     step_time: StepTime | None = None  # of the plan
+    applied: str | None = (
+        None  # of a module of the user's: what is a run, and what stays on autograd
+    )
 
     def require(self) -> Plan:
         """Return the plan.

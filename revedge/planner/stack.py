@@ -30,6 +30,7 @@ from revedge.models.net import SpikingNet
 from revedge.planner.setting import Setting
 from revedge.planner.tracer import StorageTracker
 from revedge.planner.work import Work
+from revedge.user_code import is_user_model
 
 _LEAST_BLOCKS = 5  # of a stage that is run: the first, the last, and three between, the entry to a stage taken off
 
@@ -37,7 +38,7 @@ _LEAST_BLOCKS = 5  # of a stage that is run: the first, the last, and three betw
 def shallower(setting: Setting) -> tuple[Setting, int]:
     """Return ``setting`` with less depth, and how many blocks every stack then lacks (0: nothing was left out)."""
     depth = setting.model_options.get("depth")
-    if depth is None:
+    if depth is None or is_user_model(setting.model):  # whose blocks need not be equal
         return setting, 0
     stages = _stages(setting.model, setting.in_shape)
     if stages == 0 or depth // stages <= _LEAST_BLOCKS:

@@ -3,12 +3,14 @@
 A request has ``page_bytes``, the size of a memory page where the training will be; None or none: as here.
 
 ``{"do": "families"}`` -> ``{"families": {family: [model, ...]}}``
+``{"do": "about", "setting": {...}}`` -> of a model of the user's, see `about`.
 ``{"do": "trace", "setting": {...}}`` -> the bytes of two training steps and an evaluation, see
 `trace`. ``{"do": "timeline", "setting": {...}}`` -> see `revedge.planner.timeline`, and ``kept_bytes``, the
 activations at the peak that each run's forward pass has made. ``{"do": "describe", "setting": {...}}`` -> the
 network's geometry for the closed form (`revedge.planner.form`), or ``{"not_covered": reason}``.
 ``{"do": "time", "module": NAME, "asked": {...}}`` -> ``{"lines": [...]}`` of `time_probe` or `unit_probe`: torch is
-loaded here. A mistake in a request -> ``{"error": text, "kind": class name}``. Ends when stdin does.
+loaded here. A mistake in a request -> ``{"error": text, "kind": class name}``, in code of the user's with its
+``traceback``; what such code prints goes to stderr. Ends when stdin does.
 """
 
 import contextlib
@@ -27,10 +29,11 @@ import torch
 from torch import Tensor
 
 from revedge import allocator, models
-from revedge.engine import tail
+from revedge.engine import tail, update_in_backward
 from revedge.engine.signal import Signal, chunks
-from revedge.errors import RevedgeError
+from revedge.errors import RevedgeError, UsageError
 from revedge.kernels import native_status
+from revedge.models.user_net import UserNet
 from revedge.planner import time_probe, unit_probe
 from revedge.planner.cuda_pool import reserved_bytes
 from revedge.planner.form.describe import describe
@@ -41,6 +44,7 @@ from revedge.planner.step import Rehearsal
 from revedge.planner.timeline import timeline
 from revedge.planner.tracer import StorageTracker
 from revedge.planner.work import Work
+from revedge.user_code import is_user_model, raised, traceback_text
 
 
 def trace(
@@ -99,6 +103,23 @@ def geometry(setting: Setting) -> dict[str, Any]:
         return describe(net, left_out)
     except NotCoveredError as reason:
         return {"not_covered": str(reason)}
+
+
+def about(setting: Setting) -> dict[str, Any]:
+    """Return what `revedge.engine.apply` makes of a model of the user's.
+
+    Keys: ``runs``, their number; ``updates``, whether parameters can be updated in the backward pass; ``report``, the
+    text of `apply` under the strategies of ``setting``, None of a net of the engine.
+    """
+    net = Rehearsal(setting, "meta").net
+    try:
+        update_in_backward(net, lambda parameter, gradient: None)
+    except UsageError:
+        updates = False
+    else:
+        updates = True
+    report = str(net.report) if isinstance(net, UserNet) else None
+    return {"runs": len(net.runs()), "updates": updates, "report": report}
 
 
 def _follow(
@@ -177,6 +198,7 @@ def _few_chunks(
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Return the answer to one request."""
+    users = is_user_model(request.get("setting", {}).get("model", ""))
     try:
         if request["do"] == "families":
             return {
@@ -188,6 +210,8 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         setting = Setting.from_json(request["setting"])
         if request["do"] == "describe":
             return geometry(setting)
+        if request["do"] == "about":
+            return about(setting)
         if request["do"] == "timeline":
             rehearsal, tracker, _, _ = _follow(
                 setting, thorough=True, page_bytes=request.get("page_bytes")
@@ -196,8 +220,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             return {**timeline(tracker.storages, tracker.operations), "kept_bytes": kept}
         return dict(trace(setting, page_bytes=request.get("page_bytes")))
     except RevedgeError as error:
-        return {"error": str(error), "kind": type(error).__name__}
-    except (TypeError, ValueError, RuntimeError, KeyError, ArithmeticError) as error:
+        there = {"traceback": traceback_text(error)} if users else {}
+        return {"error": str(error), "kind": type(error).__name__, **there}
+    except Exception as error:
+        if users:
+            text = str(raised(request["setting"]["model"], "a training step, traced,", error))
+            return {"error": text, "kind": "UsageError", "traceback": traceback_text(error)}
         return {"error": f"{type(error).__name__}: {error}", "kind": "failure"}
 
 

@@ -12,6 +12,7 @@ from revedge import allocator, child
 from revedge.errors import DeviceError, UsageError
 from revedge.planner.process import Memory, fingerprint
 from revedge.planner.setting import Setting
+from revedge.user_code import ForeignError
 
 _PATIENCE_S = 300.0
 
@@ -71,10 +72,21 @@ class TraceClient:
         Raises:
             UsageError, TraceError: as `trace`.
         """
-        found = self._exchange({"do": "timeline", "setting": setting.to_json()})
+        return self._now({"do": "timeline", "setting": setting.to_json()})
+
+    def about(self, setting: Setting) -> dict[str, Any]:
+        """Return what `revedge.planner.trace_child.about` does, of a model of the user's; not remembered.
+
+        Raises:
+            UsageError, TraceError: as `trace`.
+        """
+        return self._now({"do": "about", "setting": setting.to_json()})
+
+    def _now(self, request: dict[str, Any]) -> dict[str, Any]:
+        found = self._exchange(request)
         if "error" in found:
             kind = TraceError if found["kind"] == "failure" else UsageError
-            raise kind(found["error"])
+            raise kind(found["error"]) from _there(found)
         return found
 
     def ask(self, module: str, asked: Mapping[str, Any]) -> list[Any]:
@@ -129,10 +141,13 @@ class TraceClient:
             self.asked += 1
             known = self._exchange(request)
             if known.get("kind") == "failure":
-                raise TraceError(f"this configuration cannot be traced: {known['error']}")
-            self._memory.set(key, known)
+                raise TraceError(
+                    f"this configuration cannot be traced: {known['error']}"
+                ) from _there(known)
+            if "traceback" not in known:  # of the user's code, which may need something that comes
+                self._memory.set(key, known)
         if "error" in known:
-            raise UsageError(known["error"])
+            raise UsageError(known["error"]) from _there(known)
         return dict(known)
 
     def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -174,3 +189,8 @@ class TraceClient:
         self._log.seek(0)
         lines = self._log.read().strip().splitlines()
         return lines[-1] if lines else f"exit status {self._process.returncode}"
+
+
+def _there(answer: dict[str, Any]) -> ForeignError | None:
+    """Return what an error in the tracing process was raised from."""
+    return ForeignError(f"\n{answer['traceback']}") if "traceback" in answer else None

@@ -8,7 +8,7 @@ import pytest
 
 from revedge.cli.main import COMMANDS
 
-BASE = {"binomial", "errors", "units", "folders", "allocator", "child"}
+BASE = {"binomial", "errors", "units", "folders", "allocator", "child", "user_code"}
 MODEL_SIDE = BASE | {"need_torch", "kernels", "neurons", "engine", "models"}
 # What each part may import, besides itself.
 ALLOWED: dict[str, set[str]] = {
@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "allocator": set(),
     "child": {"errors", "units", "allocator"},
     "need_torch": {"errors"},
+    "user_code": {"errors"},
     "kernels": BASE | {"need_torch"},
     "neurons": BASE | {"need_torch", "kernels"},
     "engine": BASE | {"need_torch", "kernels", "neurons"},
@@ -28,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": MODEL_SIDE,
     "devices": MODEL_SIDE | {"planner", "data"},
 }
-WITHOUT_TORCH = {"binomial", "errors", "units", "folders", "allocator", "data"}
+WITHOUT_TORCH = {"binomial", "errors", "units", "folders", "allocator", "user_code", "data"}
 
 
 def _modules(package: Path) -> Iterator[tuple[str, Path]]:

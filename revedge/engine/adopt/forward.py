@@ -195,16 +195,17 @@ def runs_of(program: Program) -> list[Run]:
 
 def _state_of(root: nn.Module) -> tuple[Any, ...]:
     """What a traced program of ``root`` depends on."""
-    return tuple(_state(module) for module in root.modules())
+    return tuple(_state(module, is_root=module is root) for module in root.modules())
 
 
-def _state(module: nn.Module) -> tuple[Any, ...]:
+def _state(module: nn.Module, *, is_root: bool) -> tuple[Any, ...]:
     plain = tuple(
         (name, value)
         for name, value in module.__dict__.items()
         if type(value) in _SIMPLE and name not in _STATES
     )
-    return id(module), has_hooks(module), "forward" in module.__dict__, plain
+    replaced = "forward" in module.__dict__ and not is_root  # the root's, by what asks
+    return id(module), has_hooks(module), replaced, plain
 
 
 def _single_precision(root: nn.Module, inputs: dict[str, Any]) -> bool:
