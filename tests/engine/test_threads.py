@@ -6,7 +6,8 @@ import pytest
 import torch
 from engine_checks import NETS, digest, fresh_net, net_input, train_step
 
-BATCH = 40  # first layers have 65536 neuron-steps and more, which kernels share out between two threads
+# First layers have 65536 neuron-steps and more, which kernels share out between two threads.
+BATCH = 40
 
 
 @pytest.fixture
