@@ -303,7 +303,12 @@ def _report(files: "list[ExportedFile]", numerics: str) -> str:
         lines.append(
             f"{file.format}: given the network's states and spikes for {parity.steps} steps at batch "
             f"{' and '.join(map(str, parity.batches))}, every value agrees within its rounding bound (the closest "
-            f"comes to {100 * parity.largest_share_of_bound:.0f} % of it)"
+            f"comes to {100 * parity.largest_share_of_bound:.0f} % of it), {parity.forced_flips} spikes differ"
+            + (
+                f", {parity.farthest_flip:.1e} from their threshold at most"
+                if parity.forced_flips
+                else ""
+            )
         )
     for file in files:
         if not file.parity.rounds:
