@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from revedge.errors import ExportError, UsageError
 from revedge.export.manifest import Manifest
-from revedge.export.runner import StreamRunner
+from revedge.export.runner import CPU, StreamRunner
 
 GOLDEN_VERSION = 1
 FLIPPED_SHARE = 0.25  # of the samples' steps
@@ -55,14 +55,21 @@ class GoldenReport:
     max_logit_difference: float = 0.0
 
 
-def check_golden(model: Path, golden: Path, threads: int = 1) -> GoldenReport:
+def check_golden(
+    model: Path, golden: Path, threads: int = 1, *, provider: str = CPU
+) -> GoldenReport:
     """Compare the file ``model`` with ``golden`` on this machine.
 
+    Args:
+        model, golden: of one export.
+        threads: of onnxruntime.
+        provider: its execution provider, e.g. "cuda".
+
     Raises:
-        UsageError: one of them does not exist.
+        UsageError: one of them does not exist, or there is no such provider.
         ExportError: damaged, of another network, or the file does something else here.
     """
-    runner = StreamRunner(model, threads=threads)
+    runner = StreamRunner(model, threads=threads, provider=provider)
     content = _Content(golden, runner.manifest)
     report = GoldenReport()
     if runner.manifest.graph in ("step", "blocks"):

@@ -12,7 +12,7 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
-from revedge.errors import ExportError
+from revedge.errors import ExportError, UsageError
 
 # Of onnx.proto: what a message holds, by field number, as far as a tensor may be in it.
 _HOLDS = {
@@ -38,6 +38,28 @@ _LARGE_BYTES = 1 << 16
 _DEEPEST = 64
 _LARGEST_TAG = 1 << 32
 Content = bytes | mmap.mmap
+
+
+def require_onnx(path: Path) -> None:
+    """Raise for the other formats of `revedge export`, which their first bytes tell.
+
+    Raises:
+        UsageError: what it is, and what reads it.
+    """
+    with path.open("rb") as stream:
+        begin = stream.read(4)
+    if begin == b"PK\x03\x04":
+        what = {
+            ".pt2": "a program of torch.export (torch.export.load reads it)",
+            ".npz": "an archive of arrays, as golden files and recordings are",
+        }.get(path.suffix, "a TorchScript file (torch.jit.load reads it)")
+    elif begin == b"\x89HDF":
+        what = "a NIR graph (revedge.export.nir_import.read_nir reads it)"
+    else:
+        return
+    raise UsageError(
+        f"{path} is {what}, and this needs an ONNX file; write one with: revedge export RUN --format onnx"
+    )
 
 
 def require_complete(path: Path) -> None:

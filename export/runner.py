@@ -19,9 +19,11 @@ import numpy.typing as npt
 
 from revedge.errors import ExportError, UsageError
 from revedge.export.manifest import Manifest
-from revedge.export.onnx_bytes import metadata_value, outline, require_complete
+from revedge.export.onnx_bytes import metadata_value, outline, require_complete, require_onnx
 
 Float32 = npt.NDArray[np.float32]
+_PROVIDER = "ExecutionProvider"
+CPU = f"CPU{_PROVIDER}"
 _GRAPHS = ("step", "blocks", "scan", "unrolled")
 _STATE_LIMIT_BYTES = 1 << 34
 _FOLDER = "session.model_external_initializers_file_folder_path"
@@ -35,6 +37,7 @@ class StreamRunner:
         path: an ONNX file of `revedge export`.
         threads: of onnxruntime. 1 is fastest for small nets, and keeps a busy board responsive.
         low_memory: convolutions in the plain layout, without a second copy of their weights; a quarter slower.
+        provider: execution provider of onnxruntime, e.g. "cuda"; what it cannot do runs on the CPU.
 
     Attributes:
         manifest: what the file says about itself (`revedge.export.manifest.Manifest`).
@@ -43,17 +46,22 @@ class StreamRunner:
     Memory: the weights, one batch of states twice, and what onnxruntime needs for one step.
 
     Raises:
-        UsageError: no file of that name.
-        ExportError: damaged, or not of revedge.
+        UsageError: no file of that name, one of another format, or no such provider.
+        ExportError: damaged, or not of revedge, or the provider cannot run it.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], threads: int = 1, *, low_memory: bool = False
+        self,
+        path: str | os.PathLike[str],
+        threads: int = 1,
+        *,
+        low_memory: bool = False,
+        provider: str = CPU,
     ) -> None:
         if threads < 1:
             raise UsageError(f"threads={threads} is not a number of threads; use 1 or more")
         self.path = Path(path)
-        self._session = open_session(self.path, threads, low_memory=low_memory)
+        self._session = open_session(self.path, threads, low_memory=low_memory, provider=provider)
         self.manifest = read_manifest(self._session, str(path))
         self._stateful = self.manifest.graph in ("step", "blocks")
         self._carried = self.manifest.states if self._stateful else ()
@@ -249,12 +257,17 @@ class StreamRunner:
 
 
 def open_session(
-    model: Path | bytes, threads: int = 1, *, optimize: bool = True, low_memory: bool = False
+    model: Path | bytes,
+    threads: int = 1,
+    *,
+    optimize: bool = True,
+    low_memory: bool = False,
+    provider: str = CPU,
 ) -> Any:
     """Return an onnxruntime session with the settings for streaming: no spinning, one operator at a time.
 
     Raises:
-        UsageError: no file of that name.
+        UsageError: no file of that name, a file of another format, or a provider that onnxruntime does not have here.
         ExportError: it keeps data elsewhere, or onnxruntime cannot read it.
     """
     import onnxruntime as ort
@@ -264,6 +277,7 @@ def open_session(
             raise UsageError(
                 f"{model} does not exist; write it with: revedge export RUN --format onnx"
             )
+        require_onnx(model)
         require_complete(model)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -283,31 +297,56 @@ def open_session(
     options.add_session_config_entry("session.disable_quant_qdq", "0" if low_memory else "1")
     if low_memory:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    provider = provider_named(provider)
     if isinstance(model, bytes):
-        return _session(model, options, "the model")
+        return _session(model, options, "the model", provider)
     if _version(ort.__version__) < _FOLDER_FROM:
-        return _session(str(model), options, str(model))
+        return _session(str(model), options, str(model), provider)
     # Weights stay in the file, which is mapped while they are needed: otherwise onnxruntime holds them twice while it
     # loads, as they are and in the layout of its convolutions.
     place = model.resolve()
     options.add_session_config_entry(_FOLDER, str(place.parent))
     before = _identity(place)
-    session = _session(outline(place), options, str(model))
+    session = _session(outline(place), options, str(model), provider)
     if _identity(place) != before:
         raise ExportError(f"{model} was replaced while it was opened; open it again")
     return session
 
 
-def _session(source: str | bytes, options: Any, name: str) -> Any:
+def provider_named(name: str) -> str:
+    """Return onnxruntime's name of an execution provider; ``cuda`` and ``CUDAExecutionProvider`` are the same.
+
+    Raises:
+        UsageError: this onnxruntime has none of that name; names those that it has.
+    """
     import onnxruntime as ort
 
-    session = type("Session", (_NoFallback, ort.InferenceSession), {})
+    found: list[str] = ort.get_available_providers()
+    for one in found:
+        if name.lower() in (one.lower(), one.removesuffix(_PROVIDER).lower()):
+            return one
+    raise UsageError(
+        f"provider {name!r} is not in this onnxruntime; it has {', '.join(found)} (GPUs need another wheel of it)"
+    )
+
+
+def _session(source: str | bytes, options: Any, name: str, provider: str) -> Any:
+    import onnxruntime as ort
+
+    kind = type("Session", (_NoFallback, ort.InferenceSession), {})
     try:
-        return session(source, options, providers=["CPUExecutionProvider"])
+        session = kind(source, options, providers=list(dict.fromkeys([provider, CPU])))
     except Exception as error:  # onnxruntime's errors have no common base
         raise ExportError(
             f"{name} is damaged, or not an ONNX model: {_first_line(error)}"
+            if provider == CPU
+            else f"{name} does not load on {provider}: {_first_line(error)}"
         ) from None
+    if (
+        session.get_providers()[0] != provider
+    ):  # a library of the provider is missing: onnxruntime goes on without
+        raise ExportError(f"{provider} cannot be used on this machine; ask for {CPU}")
+    return session
 
 
 class _NoFallback:

@@ -7,8 +7,9 @@ from pathlib import Path
 from revedge.cli.output import emit
 from revedge.errors import UsageError
 
-_EPILOG = """example:
+_EPILOG = """examples:
   revedge verify-export out/model.onnx --golden out/golden.npz
+  NVIDIA_TF32_OVERRIDE=0 revedge verify-export out/model.onnx --provider tensorrt
 
 Copy both files to the board. The golden file holds recordings and what the trained network does with them, step
 by step. Exit code 1: the runtime on this machine does something else."""
@@ -25,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="golden.npz of the same export (default: beside the model)",
     )
     parser.add_argument(
+        "--provider",
+        metavar="NAME",
+        default="cpu",
+        help="execution provider of onnxruntime: cpu, cuda, tensorrt or another that it has here "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
         "--threads", type=int, default=1, help="of onnxruntime (default: %(default)s)"
     )
 
@@ -36,7 +44,10 @@ def run(args: argparse.Namespace) -> int:
     from revedge.export.golden_check import check_golden
 
     golden = args.golden or args.model.with_name("golden.npz")
-    found = check_golden(args.model, golden, args.threads)
+    from revedge.export.runner import provider_named
+
+    provider = provider_named(args.provider)
+    found = check_golden(args.model, golden, args.threads, provider=provider)
     steps = (
         f"{found.spike_flips} spikes differ in {found.flipped_steps} of {found.compared_steps} steps from the trained "
         f"network's states; without such spikes every one of {found.compared_values} values lies within its rounding "
@@ -45,5 +56,5 @@ def run(args: argparse.Namespace) -> int:
         else ""
     )
     text = f"{steps}decisions are the trained network's, logits differ by {found.max_logit_difference:.2g}"
-    emit(args, text, {"verified": True, **asdict(found)})
+    emit(args, text, {"verified": True, "provider": provider, **asdict(found)})
     return 0

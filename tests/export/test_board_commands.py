@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from zoo import Export
@@ -183,6 +184,35 @@ def test_what_does_not_go_together(board: Board, exported: Export, recording: Pa
     both = board("run", model, "--stream", "--input", recording)
     assert both.returncode == 2
     assert "not allowed with" in both.stderr
+
+
+def test_other_formats_are_named(board: Board, exported: Export, tmp_path: Path) -> None:
+    """No ONNX file, but nothing damaged either: what it is, and what to write instead, from all three commands."""
+    kinds = {
+        "model.step.pt": "a TorchScript file",
+        "model.pt2": "a program of torch.export",
+        "golden.npz": "an archive of arrays",
+    }
+    for name, kind in kinds.items():
+        for words in (("run", "--stream", "--window-us", 9), ("inspect",), ("verify-export",)):
+            done = board(words[0], exported.folder / name, *words[1:])
+            assert f"{name} is {kind}" in (error := _error(done, 2))
+            assert "--format onnx" in error
+    (tmp_path / "model.nir").write_bytes(b"\x89HDF\r\n")
+    assert "is a NIR graph" in _error(board("inspect", "model.nir"), 2)
+
+
+def test_verify_export_on_a_provider(board: Board, exported: Export) -> None:
+    """The one that was asked for, under either name; one that is not there is an error that lists what is."""
+    model = exported.folder / "model.onnx"
+    present = onnxruntime.get_available_providers()
+    for name in present:
+        short = name.removesuffix("ExecutionProvider").lower()
+        found = _answer(board("verify-export", model, "--provider", short, "--json"))
+        assert (found["verified"], found["provider"]) == (True, name)
+    error = _error(board("verify-export", model, "--provider", "abacus"), 2)
+    assert "provider 'abacus' is not in this onnxruntime" in error
+    assert all(name in error for name in present)
 
 
 def test_damaged_events_are_said(board: Board, exported: Export, recording: Path) -> None:

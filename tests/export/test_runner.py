@@ -315,3 +315,13 @@ def test_a_file_that_is_replaced_meanwhile_is_refused(
     monkeypatch.setattr("revedge.export.runner.outline", then_replaced)
     with pytest.raises(ExportError, match="replaced"):
         open_session(path)
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_cannot_be_used_is_an_error(
+    exported: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its library is missing, say: onnxruntime would go on with the CPU, and a check would check something else."""
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(ExportError, match="CUDAExecutionProvider cannot be used on this machine"):
+        StreamRunner(exported.folder / "model.onnx", provider="cuda")
