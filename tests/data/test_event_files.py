@@ -126,6 +126,16 @@ def test_aedat4_through_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         read_events(path)
 
 
+def test_aedat4_of_a_camera() -> None:
+    """A file that iniVation's own dv-processing 2.0.4 has written (LZ4, 34x34), event by event, by the real package."""
+    pytest.importorskip("aedat", reason="the extra revedge[aedat4] is not installed")
+    rng, count = np.random.default_rng(7), 240
+    t = np.sort(rng.integers(0, 300_000, count)) + 1_700_000_000_000_000
+    x, y, p = rng.integers(0, 34, count), rng.integers(0, 34, count), rng.integers(0, 2, count)
+    found = read_events(Path(__file__).with_name("camera.aedat4"))
+    assert np.array_equal(found, events_of(t, x, y, p))
+
+
 def _save(path: Path, **arrays: object) -> None:
     np.savez(path, **arrays)  # type: ignore[arg-type]
 
