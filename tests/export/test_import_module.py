@@ -376,27 +376,6 @@ def test_what_snntorch_has_more_is_named() -> None:
             import_module(module, in_shape=IN_SHAPE, timesteps=STEPS)
 
 
-def test_gradient_of_the_late_reset_is_that_of_snntorch() -> None:
-    """Input and weights, through time: autograd over snnTorch's own loop, and our sequence in the module's place."""
-    snntorch = _snntorch()
-    x, torch_rng = _recordings().flatten(2)[:, :, :24], torch.Generator().manual_seed(5)
-    weight = torch.randn(x.shape[1:], generator=torch_rng)
-    grads, spikes = [], []
-    for ours in (False, True):
-        leaf = (0.6 * x).requires_grad_()
-        if ours:
-            spikes.append(LateResetNode(0.9)(leaf))
-        else:
-            leaky = snntorch.Leaky(beta=0.9, init_hidden=True)
-            spikes.append(torch.stack([leaky(frame) for frame in leaf]))
-        (spikes[-1] * weight).sum().backward()
-        assert leaf.grad is not None
-        grads.append(leaf.grad)
-    assert torch.equal(*spikes)
-    assert 0.05 < float(spikes[0].detach().mean()) < 0.95
-    assert float((grads[0] - grads[1]).abs().max()) <= 1e-5 * float(grads[0].abs().max())
-
-
 def test_reset_after_import() -> None:
     """A module that has run before is imported at rest."""
     module = nn.Sequential(*_layers(lambda: LIFNode(tau=1.7, step_mode="s"))).eval()

@@ -230,25 +230,3 @@ def test_parametric_leak_learns() -> None:
     with torch.no_grad():
         node.w.sub_(node.w.grad)
     assert node.params().decay != other.params().decay
-
-
-def test_late_reset_in_a_sequence_is_its_steps() -> None:
-    """Spikes, last membrane and gradient: back-propagation through the sequence, and autograd through the steps."""
-    x = torch.randn(9, 4, 12, generator=torch.Generator().manual_seed(1)) + 0.4
-    weight = torch.randn(4, 12, generator=torch.Generator().manual_seed(2))
-    spikes, membranes, gradients = [], [], []
-    for mode in ("m", "s"):
-        node, leaf = LateResetNode(0.8, 0.5, step_mode=mode), x.clone().requires_grad_()
-        s = node(leaf) if mode == "m" else torch.stack([node(step) for step in leaf])
-        (s * weight).sum().backward()
-        assert node.v is not None
-        assert leaf.grad is not None
-        spikes.append(s.detach())
-        membranes.append(node.v.detach())
-        gradients.append(leaf.grad)
-    assert torch.equal(*spikes)
-    assert torch.equal(*membranes)
-    assert 0.1 < float(spikes[0].mean()) < 0.9
-    assert float((gradients[0] - gradients[1]).abs().max()) <= 1e-5 * float(
-        gradients[1].abs().max()
-    )
