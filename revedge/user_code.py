@@ -10,13 +10,9 @@ and run folders hold a file's absolute path, a module's name as it was typed.
 """
 
 import functools
-import hashlib
 import importlib
-import importlib.machinery
-import importlib.util
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +77,8 @@ def raised(name: str, doing: str, error: BaseException) -> UsageError:
 
 def traceback_text(error: BaseException) -> str:
     """Return the traceback of ``error`` and its causes as text, for another process to show."""
+    import traceback
+
     return "".join(traceback.format_exception(error))
 
 
@@ -95,6 +93,8 @@ def digest(name: str) -> str | None:
     found = _source(name)
     if found is None:
         return None
+    import hashlib  # brings 4 MiB of OpenSSL, which a supervisor need not have
+
     sha = hashlib.sha256()
     for file in sorted(_with_imports(*found)):
         sha.update(file.read_bytes() + b"\0")
@@ -158,6 +158,9 @@ def _imported_file(name: str, path: Path) -> Any:
 @functools.lru_cache(maxsize=64)
 def _file_module(path: str, changed_ns: int) -> Any:
     """Import a file once, and again after it has changed."""
+    import importlib.machinery
+    import importlib.util
+
     del changed_ns
     _first_on_path(os.path.dirname(path))
     own_name = f"user_model_{Path(path).stem}"  # no module's that it could be taken for
