@@ -90,7 +90,8 @@ class Request:
                 raise UsageError(f"--{name} is a number and a range; give one")
         if self.strategy is not None and self.strategy not in STRATEGIES:
             raise UsageError(f"strategy {self.strategy!r} is not known; choose one of {STRATEGIES}")
-        if self.strategy == "invert" and not self._reversible():
+        known = not is_user_model(self.model or "")  # of others, only their code knows
+        if self.strategy == "invert" and known and not self._reversible():
             raise UsageError(
                 "--strategy invert is of reversible neurons; give --neuron reversible, or --strategy keep-conv, "
                 "which it would be without"

@@ -4,11 +4,13 @@ import copy
 from typing import Any
 
 import pytest
-from apply_nets import bits, make, step
-from engine_checks import NETS, fresh_net
+from apply_nets import X, bits, make, step
+from engine_checks import NETS, fresh_net, small_branch
+from torch import nn
 
-from revedge.engine import apply, replay_of, update_in_backward
+from revedge.engine import Residual, apply, replay_of, update_in_backward
 from revedge.errors import UsageError
+from revedge.neurons import LIFNode, reset_net
 from revedge.planner.plan import Plan
 
 SIZES = ("slab_bytes", "span_count", "membrane_count", "chunk_bytes")
@@ -162,3 +164,18 @@ def test_strategies_can_be_set_again():
 
 class _Zero:
     strategy, slab_bytes = "store", 0
+
+
+def test_a_run_of_the_users_own_in_spans_is_traced_once():
+    """That it has gone backward in spans is no other state of the model."""
+    own = Residual([small_branch(4)])
+    own.set_span_count(3)
+    own.set_chunk_bytes(1)
+    net = nn.Sequential(own, LIFNode(), nn.Conv3d(2, 2, 1)).train()
+    applied = apply(net, "store")
+    before = applied.runs()
+    for _ in range(2):
+        reset_net(net)
+        net(X.clone().requires_grad_()).sum().backward()
+        assert own.most_spans == 3
+        assert applied.runs() == before

@@ -57,6 +57,7 @@ def test_spans_are_asked_for_with_strategies_that_have_them() -> None:
         request(span_count=8, strategy="store")
     with pytest.raises(UsageError, match="--strategy invert is of reversible neurons"):
         request(strategy="invert")
+    assert request(strategy="invert", model="net.py:build").strategies() == ["invert"]
     assert request(strategy="invert", model_options={"neuron": "reversible"}).strategies() == [
         "invert"
     ]

@@ -18,7 +18,7 @@ from revedge.engine.vjp import Update
 from revedge.errors import UsageError
 
 _SIMPLE = (bool, int, float, str, type(None))
-_STATES = ("v", "v_seq")  # of our neurons: they change from call to call
+_STATES = ("v", "v_seq", "most_spans")  # of our neurons and runs: they change from call to call
 _MOST_PROGRAMS = 8
 
 
