@@ -116,7 +116,7 @@ FROZEN: dict[str, set[str]] = {
         "model",
     },
     "inspect": {"model"},
-    "verify-export": {"--golden", "--threads", "model"},
+    "verify-export": {"--golden", "--provider", "--threads", "model"},
     "bench": {
         "--batch",
         "--classes",
