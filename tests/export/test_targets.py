@@ -74,7 +74,7 @@ def test_jetson_files_have_no_control_flow_and_no_shapes() -> None:
 def test_choices_that_do_not_go_together(words: dict[str, object], found: str) -> None:
     """Each is a usage error that names what would."""
     with pytest.raises(UsageError, match=found):
-        choices(["onnx"], **words)  # type: ignore[arg-type]
+        choices(["onnx", "onnx-unrolled"], **words)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
