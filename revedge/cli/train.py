@@ -105,7 +105,6 @@ def _new_folder(args: argparse.Namespace) -> tuple["RunFolder", int]:
 
 def _begin(args: argparse.Namespace, folder: "RunFolder") -> "Plan":
     """Prepare the data, plan, admit; write plan and settings."""
-    from revedge.devices.accelerator import require_cuda
     from revedge.devices.admission import admit, check_budget
     from revedge.devices.preparation import prepare, prepare_plan
     from revedge.devices.run_folder import RunSettings
@@ -116,12 +115,12 @@ def _begin(args: argparse.Namespace, folder: "RunFolder") -> "Plan":
         if plan.device == "cpu":
             require_here(plan.precision)
         else:
-            require_cuda(f"--plan {args.plan} is for CUDA")
+            _require_cuda(f"--plan {args.plan} is for CUDA")
         admit(plan)
         prepared = prepare_plan(plan)
     else:
         if args.device == "cuda":
-            require_cuda("--device cuda")
+            _require_cuda("--device cuda")
         else:
             require_here(args.precision)
         budget_bytes = _budget(args.budget)
@@ -135,6 +134,12 @@ def _begin(args: argparse.Namespace, folder: "RunFolder") -> "Plan":
     settings = RunSettings(prepared.cache, args.seed or 0, every_s, finish=args.finish or "")
     folder.begin(plan.to_toml(), settings, prepared.planning, prepared.ladder)
     return plan
+
+
+def _require_cuda(asked: str) -> None:
+    from revedge.devices.accelerator import require_cuda  # 2 MiB that a supervisor would keep
+
+    require_cuda(asked)
 
 
 def _given_plan(args: argparse.Namespace) -> "Plan":
