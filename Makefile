@@ -69,10 +69,11 @@ $(STAMPS)/run: $(STAMPS)/torch $(STAMPS)/wheel
 $(STAMPS)/dev: $(STAMPS)/torch $(STAMPS)/wheel
 	$(call install,dev,$@)
 
-# Libraries that tests compare with. Without what they ask for: torchvision and torchaudio would come, and nothing reads
-# them. Where one cannot be had its tests are skipped, and the next run tries again.
+# Libraries that tests compare with, and the reader of a camera's recordings. Without what they ask for: torchvision and
+# torchaudio would come, and nothing reads them. Where one cannot be had its tests are skipped, and the next run tries
+# again.
 $(STAMPS)/peers: $(STAMPS)/torch Makefile
-	@rm -f $@ .venv/peers.log; for each in "spikingjelly==2.0.0 loguru" "snntorch==1.0.0"; do \
+	@rm -f $@ .venv/peers.log; for each in "spikingjelly==2.0.0 loguru" "snntorch==1.0.0" "aedat==2.3.0 --only-binary=aedat"; do \
 	  $(PIP) --retries 0 --timeout 15 install --no-deps $$each 2>> .venv/peers.log || { touch $@.not; \
 	  echo "setup: $${each%% *} cannot be had here (why: .venv/peers.log); the tests that need it will be skipped"; }; done
 	@if [ -e $@.not ]; then rm $@.not; else touch $@; fi

@@ -43,7 +43,8 @@ def set_up(checkout: Path, missing: str) -> tuple[str, list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("missing", "other"), [("spikingjelly", "snntorch"), ("snntorch", "loguru")]
+    ("missing", "other"),
+    [("spikingjelly", "snntorch"), ("snntorch", "loguru"), ("aedat", "loguru")],
 )
 def test_what_cannot_be_had_is_told_and_the_rest_installed(
     checkout: Path, missing: str, other: str
@@ -64,5 +65,5 @@ def test_what_cannot_be_had_is_told_and_the_rest_installed(
 def test_nothing_else_comes_along(checkout: Path) -> None:
     """pip is told to leave out what they ask for: torch stays as it is, and torchvision does not come."""
     _, asked = set_up(checkout, "nothing")
-    assert len(asked) == 2
+    assert len(asked) == 3
     assert all("--no-deps" in line for line in asked)
