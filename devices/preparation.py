@@ -17,7 +17,7 @@ from revedge.devices.parent import die_with_parent
 from revedge.errors import BudgetError, RevedgeError
 from revedge.planner.descent import Rung, descend, dump
 from revedge.planner.plan import Plan
-from revedge.user_code import ForeignError, traceback_text
+from revedge.user_code import ForeignError, require_unchanged, traceback_text
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,7 @@ def _given(text: str) -> dict[str, Any]:
     from revedge import data
 
     plan = Plan.from_toml(text)
+    require_unchanged(plan.model, plan.model_sha256)  # here: a supervisor has no room for hashlib
     info = data.describe(plan.data, plan.data_dir)
     wanted = (plan.in_shape, plan.num_classes, plan.static)
     found = (tuple(info.in_shape), info.num_classes, info.static)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from revedge.cli import search_options
 from revedge.errors import UsageError
 from revedge.units import format_bytes, parse_bytes
-from revedge.user_code import require_unchanged
 
 if TYPE_CHECKING:
     from revedge.devices.progress import Progress
@@ -148,7 +147,6 @@ def _given_plan(args: argparse.Namespace) -> "Plan":
 
     search_options.refuse_beside_plan(args, _FIXED_BY_PLAN)
     plan = Plan.load(args.plan)
-    require_unchanged(plan.model, plan.model_sha256)
     if args.data_dir is not None:
         plan = dataclasses.replace(plan, data_dir=args.data_dir)
     if args.budget is not None:
@@ -175,7 +173,6 @@ def _resumed_plan(folder: "RunFolder") -> "Plan":
     from revedge.planner.plan import Plan
 
     plan = Plan.load(folder.plan)
-    require_unchanged(plan.model, plan.model_sha256)
     settings = folder.settings()
     if not Path(settings.cache).is_dir():
         prepared = prepare_plan(plan)
