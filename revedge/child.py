@@ -39,8 +39,8 @@ def environment(**more: str) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def same_addresses() -> Iterator[None]:
-    """Give children that are started inside the same addresses at each start, where the system allows it.
+def same_addresses() -> Iterator[bool]:
+    """Give children that are started inside the same addresses at each start; yield whether the system allows it.
 
     Which pages of libraries and heap are touched depends on where these lie: the peak of one and the same training
     differs by 0.4 MiB from start to start with random addresses and hashes, by 0.1 without (README.md of the planner).
@@ -49,15 +49,15 @@ def same_addresses() -> Iterator[None]:
     try:
         personality = ctypes.CDLL(None).personality
     except (AttributeError, OSError):  # not Linux
-        yield
+        yield False
         return
     personality.argtypes = [ctypes.c_ulong]
     before = personality(_PERSONALITY_NOW)
     if before == -1:
-        yield
+        yield False
         return
     personality(before | _ADDR_NO_RANDOMIZE)
     try:
-        yield
+        yield bool(personality(_PERSONALITY_NOW) & _ADDR_NO_RANDOMIZE)
     finally:
         personality(before)

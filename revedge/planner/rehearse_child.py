@@ -1,7 +1,8 @@
 """Trains a plan for some steps in the very trainer: as a child, one JSON object on stdin, one line out.
 
 ``{"plan": TOML, "steps": N}`` -> ``peak_bytes`` (largest resident bytes of the trainer), ``resting_bytes`` (after its
-warm-up, before the first step), ``steps`` that were made, ``step_s`` (the last one), and ``error`` where memory ran out
+warm-up, before the first step), ``steps`` that were made, ``step_s`` (the last one), ``same_addresses`` (the system
+allows to start trainers so), and ``error`` where memory ran out
 (``out_of_memory``) or the trainer failed.
 After every step come an evaluation and a checkpoint. On random frames, and at learning rate 0: weights that random
 frames have trained may leave the range of the grid. Nothing else differs from `revedge train`: the process that is
@@ -61,7 +62,7 @@ def _train(run: Any, threads: int) -> dict[str, Any]:
     orders = _devices("orders").Orders()
     words = ["--events", str(writer), "--orders", str(orders.handle), "--parent", str(os.getpid())]
     _stay_on(threads)
-    with child.same_addresses():
+    with child.same_addresses() as same:
         process = subprocess.Popen(
             child.command("revedge.devices.trainer", str(run.path), *words),
             stdin=subprocess.DEVNULL,
@@ -70,7 +71,7 @@ def _train(run: Any, threads: int) -> dict[str, Any]:
             env=child.environment(),
         )
     os.close(writer)
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"same_addresses": same}
     with os.fdopen(reader, encoding="utf-8") as events:
         for event in map(json.loads, events):
             _note(found, event, process, threads)

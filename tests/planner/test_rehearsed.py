@@ -19,12 +19,12 @@ from revedge.planner.plan import Plan
 from revedge.planner.process import answers
 from revedge.planner.rehearsed import (
     GROWTH_BYTES,
+    LOOSE_SPREAD_BYTES,
     MANY_MULTIPLICATIONS,
     MOST_LIVE_BYTES,
     MOST_MULTIPLICATIONS,
     MOST_STEPS,
     SPREAD_BYTES,
-    SPREAD_OF_THREADS_BYTES,
     closely,
 )
 from revedge.planner.request import Request
@@ -63,7 +63,7 @@ def test_close_and_never_under(setting: Setting, client: TraceClient) -> None:
     plan = dataclasses.replace(plan, parts=dict(close.parts), predicted_peak_bytes=peak)
     found = verify(plan)
     assert found.holds, found.problem
-    assert peak - found.measured_peak_bytes <= SPREAD_OF_THREADS_BYTES + close.parts["spread_bytes"]
+    assert peak - found.measured_peak_bytes <= LOOSE_SPREAD_BYTES + close.parts["spread_bytes"]
 
 
 def test_it_is_run_once(client: TraceClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_the_trainer_itself_is_run(client: TraceClient) -> None:
     """A step, an evaluation and a checkpoint, again and again; the budget is the trainer's, with its fence."""
     plan = plan_for(SMALL, client)
     found = measured(plan, 3)
-    assert found.keys() == {"peak_bytes", "resting_bytes", "steps", "step_s"}
+    assert found.keys() == {"peak_bytes", "resting_bytes", "steps", "step_s", "same_addresses"}
     assert found["steps"] == 3
     assert 0 < found["step_s"] < 5
     weights = plan.parts["weights_bytes"] + plan.parts["optimizer_bytes"]
@@ -189,21 +189,28 @@ def test_children_lie_at_the_same_addresses_each_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("threads", "steps", "spread"),
+    ("threads", "steps", "same_addresses", "spread"),
     [
-        (1, 10, SPREAD_BYTES),
-        (2, 40, SPREAD_OF_THREADS_BYTES),
-        (1, 9, SPREAD_BYTES + GROWTH_BYTES),
+        (1, 10, True, SPREAD_BYTES),
+        (2, 40, True, LOOSE_SPREAD_BYTES),
+        (1, 40, False, LOOSE_SPREAD_BYTES),
+        (1, 9, True, SPREAD_BYTES + GROWTH_BYTES),
     ],
 )
 def test_the_spread_has_what_a_short_rehearsal_cannot_see(
-    client: TraceClient, monkeypatch: pytest.MonkeyPatch, threads: int, steps: int, spread: int
+    client: TraceClient,
+    monkeypatch: pytest.MonkeyPatch,
+    threads: int,
+    steps: int,
+    same_addresses: bool,
+    spread: int,
 ) -> None:
-    """With several threads peaks are counted less exactly, and within few steps the heap has not grown yet."""
+    """Threads are counted less exactly, random addresses move pages, and in few steps the heap has not grown yet."""
     peak = 400 << 20
-    answer = [{"peak_bytes": peak, "resting_bytes": 300 << 20, "steps": steps, "step_s": 0.1}]
+    found = {"steps": steps, "same_addresses": same_addresses}
+    answer = [{"peak_bytes": peak, "resting_bytes": 300 << 20, "step_s": 0.1, **found}]
     monkeypatch.setattr(rehearsed, "answers", lambda module, asked: answer)
-    setting = dataclasses.replace(SMALL, timesteps=4 + threads + steps, threads=1)
+    setting = dataclasses.replace(SMALL, timesteps=4 + threads + steps + same_addresses, threads=1)
     told = computed(setting, client)
     plan = dataclasses.replace(plan_for(setting, client), threads=threads)
     close = closely(plan, told, client)
