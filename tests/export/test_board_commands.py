@@ -1,6 +1,7 @@
 """`run --input`, `run --stream`, `inspect`, `verify-export`: where torch, tonic and onnx cannot be had."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -50,12 +51,16 @@ from revedge.cli.main import main
 @pytest.fixture
 def board(tmp_path: Path, child_env: dict[str, str]) -> Board:
     """Return the command as on a board that has numpy and onnxruntime only."""
+    missing = tmp_path / "missing"  # for the child that reads recordings
+    missing.mkdir()
+    (missing / "aedat.py").write_text("raise ModuleNotFoundError('no aedat', name='aedat')")
+    path = os.pathsep.join(filter(None, [str(missing), child_env.get("PYTHONPATH")]))
 
     def run(*words: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-c", _BOARD, *map(str, words)],
             cwd=tmp_path,
-            env={**child_env, "OMP_NUM_THREADS": "1"},
+            env={**child_env, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
             input=stdin,
             capture_output=True,
             text=True,

@@ -146,8 +146,8 @@ def test_a_network_without_onednn_has_a_smaller_base() -> None:
         for setting in (large, small):
             predict(setting, asked, client)
     assert [call.args for call in asked.trainer_bytes.call_args_list] == [
-        ("vgg5", "blocked", "float32"),
-        ("vgg5", "none", "float32"),
+        ("vgg5", "blocked", "float32", None),
+        ("vgg5", "none", "float32", None),
     ]
 
 
