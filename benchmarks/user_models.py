@@ -1,8 +1,8 @@
 """Predicted memory of models that are named by their code, against trainings of them.
 
 Run: python benchmarks/user_models.py [--count 9] [--report FILE.md]
-Three networks that know nothing of the engine (`user_nets.py`) at three sizes each, by `revedge train` in fresh
-processes: two steps, an evaluation, checkpoints, on random frames. "computed" is the tracer's prediction, "planned"
+Three networks that know nothing of the engine (`user_nets.py`, and that of examples/04) at three sizes each, by
+`revedge train` in fresh processes: two steps, an evaluation, checkpoints, on random frames. "computed" is the tracer's prediction, "planned"
 that of the plan, which is rehearsed where the training is small. Prints a line per training, and a JSON object last.
 """
 
@@ -24,17 +24,19 @@ from revedge.user_code import absolute, digest
 
 MIB = 2**20
 BAR = 0.05
-NETS = str(Path(__file__).with_name("user_nets.py"))
+HERE = Path(__file__).parent
+NETS = str(HERE / "user_nets.py")
+EXAMPLE = str(HERE.parent / "examples" / "04_your_own_model.py")  # a residual one
 # Function, width, side, T, batch, strategy, optimizer, update in the backward pass.
 ROWS: tuple[tuple[str, int, int, int, int, str, str, bool], ...] = (
     ("chain", 16, 16, 4, 16, "keep-spikes", "adamw", False),
-    ("Residual", 16, 16, 4, 16, "reverse", "sgd", True),
+    ("Net", 16, 16, 4, 16, "reverse", "sgd", True),
     ("Recurrent", 16, 16, 4, 16, "keep-spikes", "adamw", False),
     ("chain", 32, 24, 8, 16, "store", "sgd", False),
-    ("Residual", 32, 24, 8, 32, "keep-conv", "adamw", False),
+    ("Net", 32, 24, 8, 32, "keep-conv", "adamw", False),
     ("Recurrent", 32, 24, 8, 32, "reverse", "adamw", True),
     ("chain", 48, 32, 8, 32, "keep-conv", "adamw", False),
-    ("Residual", 48, 32, 12, 32, "store", "adamw", False),
+    ("Net", 48, 32, 12, 32, "store", "adamw", False),
     ("Recurrent", 64, 32, 12, 32, "keep-spikes", "sgd", False),
 )
 
@@ -42,7 +44,7 @@ ROWS: tuple[tuple[str, int, int, int, int, str, str, bool], ...] = (
 def setting_of(row: tuple[str, int, int, int, int, str, str, bool]) -> Setting:
     """Return the setting of one of `ROWS`."""
     function, width, side, timesteps, batch, strategy, optimizer, update = row
-    name = absolute(f"{NETS}:{function}")
+    name = absolute(f"{EXAMPLE if function == 'Net' else NETS}:{function}")
     return Setting(
         model=name,
         model_options={"width": width},

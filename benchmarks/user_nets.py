@@ -21,45 +21,6 @@ def chain(
     )
 
 
-class Block(nn.Module):
-    """x + a branch of two spiking convolutions."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.lif1, self.lif2 = LIFNode(detach_reset=True), LIFNode(detach_reset=True)
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn1, self.bn2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``[T, B, C, H, W]``."""
-        y = self.bn1(self.conv1(self.lif1(x).flatten(0, 1))).unflatten(0, x.shape[:2])
-        return x + self.bn2(self.conv2(self.lif2(y).flatten(0, 1))).unflatten(0, x.shape[:2])
-
-
-class Residual(nn.Module):
-    """Stem, blocks, head."""
-
-    def __init__(
-        self,
-        in_shape: tuple[int, int, int],
-        num_classes: int,
-        timesteps: int,  # noqa: ARG002
-        width: int = 32,
-        depth: int = 4,
-    ) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(in_shape[0], width, 3, 2, 1, bias=False)
-        self.bn = nn.BatchNorm2d(width)
-        self.blocks = nn.Sequential(*[Block(width) for _ in range(depth)])
-        self.lif, self.fc = LIFNode(detach_reset=True), nn.Linear(width, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits ``[B, classes]`` for events ``[T, B, C, H, W]``."""
-        y = self.bn(self.stem(x.flatten(0, 1))).unflatten(0, x.shape[:2])
-        return self.fc(self.lif(self.blocks(y)).mean((-2, -1))).mean(0)
-
-
 class Recurrent(nn.Module):
     """Two spiking layers; a convolution, a group norm, GELU and a GRU behind them stay on autograd."""
 

@@ -57,9 +57,7 @@ def make_loop(
         strategy=plan.strategy,
         **plan.model_options,
     ).to(plan.device)
-    model.set_slab_bytes(plan.slab_bytes)
-    model.set_span_count(plan.span_count, membranes=plan.membrane_count)
-    model.set_chunk_bytes(plan.chunk_bytes)
+    model.take_sizes(plan)
     epochs = plan.epochs or 1
     began: dict[str, Any] = {}
     if settings.start:

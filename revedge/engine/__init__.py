@@ -12,7 +12,7 @@ from revedge.engine.look import look_between_units
 from revedge.engine.repeat import Repeat
 from revedge.engine.residual import Residual
 from revedge.engine.run import Run, carry
-from revedge.engine.settings import RunSettings, SetsRuns
+from revedge.engine.settings import SetsRuns, StrategySettings
 from revedge.engine.strategy import STRATEGIES
 from revedge.engine.unit import GRID_BITS, INPUT_GRID_BITS, Branch, GlobalMean, Unit
 from revedge.engine.update import update_in_backward
@@ -33,9 +33,9 @@ __all__ = [
     "Repeat",
     "Residual",
     "Run",
-    "RunSettings",
     "SetsRuns",
     "SpikeAttention",
+    "StrategySettings",
     "Twice",
     "Unit",
     "Voting",

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from revedge.engine.autocast import autocast_state
 from revedge.engine.output import Output
-from revedge.engine.settings import RunSettings
+from revedge.engine.settings import StrategySettings
 from revedge.engine.signal import chunks_of
 from revedge.engine.strategy import Saving
 from revedge.engine.vjp import Gradients, Update
@@ -91,10 +91,10 @@ class Carried(Protocol):
         ...
 
 
-class Run(nn.Module, RunSettings):
+class Run(nn.Module, StrategySettings):
     """Base of `Feed`, `Residual`, `Coupling` and `Forks`; implements `Carried`.
 
-    Attributes, besides those of `RunSettings`:
+    Attributes, besides those of `StrategySettings`:
         update: called with each parameter and its gradient in the backward pass, see `update_in_backward`.
         most_spans: of time that one of its blocks has gone backward in so far; 1 where none was cut.
     """
@@ -104,7 +104,7 @@ class Run(nn.Module, RunSettings):
 
     def __init__(self, strategy: str = "reverse", check: str = "none") -> None:
         nn.Module.__init__(self)
-        RunSettings.__init__(self, strategy, check)
+        StrategySettings.__init__(self, strategy, check)
         self.update: Update | None = None
         self.most_spans = 1
 

@@ -9,7 +9,34 @@ from revedge.errors import UsageError
 CHECKS = ("none", "checksum")
 
 
-class RunSettings:
+class TakesSizes:
+    """What has the setters of sizes, and so can take all of them at once."""
+
+    @abstractmethod
+    def set_slab_bytes(self, slab_bytes: int | None) -> None:
+        """Set the size of slabs."""
+
+    @abstractmethod
+    def set_span_count(self, span_count: int | None, *, membranes: int | None = None) -> None:
+        """Set the number of spans of time, and of membranes that stand between them."""
+
+    @abstractmethod
+    def set_chunk_bytes(self, chunk_bytes: int | None) -> None:
+        """Set the size of chunks."""
+
+    def take_sizes(self, other: object) -> None:
+        """Take slabs, spans, membranes and chunks of ``other``: settings, or a plan; what it has none of is None.
+
+        Raises:
+            UsageError: one of them is out of its range.
+        """
+        self.set_slab_bytes(getattr(other, "slab_bytes", None))
+        membranes = getattr(other, "membrane_count", None)
+        self.set_span_count(getattr(other, "span_count", None), membranes=membranes)
+        self.set_chunk_bytes(getattr(other, "chunk_bytes", None))
+
+
+class StrategySettings(TakesSizes):
     """What a `Run` can be told; by itself, settings for runs to come.
 
     Attributes:
@@ -95,23 +122,12 @@ class RunSettings:
             )
         self.chunk_bytes = chunk_bytes
 
-    def take_sizes(self, other: object) -> None:
-        """Take slabs, spans, membranes and chunks of ``other``: settings, or a plan; what it does not have is None.
 
-        Raises:
-            UsageError: one of them is out of its range.
-        """
-        self.set_slab_bytes(getattr(other, "slab_bytes", None))
-        membranes = getattr(other, "membrane_count", None)
-        self.set_span_count(getattr(other, "span_count", None), membranes=membranes)
-        self.set_chunk_bytes(getattr(other, "chunk_bytes", None))
-
-
-class SetsRuns:
+class SetsRuns(TakesSizes):
     """The setters of a `Run` for all runs of a model at once."""
 
     @abstractmethod
-    def run_settings(self) -> Sequence[RunSettings]:
+    def strategy_settings(self) -> Sequence[StrategySettings]:
         """Return what is set: the runs, and what stands for runs to come."""
 
     def set_slab_bytes(self, slab_bytes: int | None) -> None:
@@ -124,7 +140,7 @@ class SetsRuns:
         Raises:
             UsageError: less than 1.
         """
-        for each in self.run_settings():
+        for each in self.strategy_settings():
             each.set_slab_bytes(slab_bytes)
 
     def set_span_count(self, span_count: int | None, *, membranes: int | None = None) -> None:
@@ -137,7 +153,7 @@ class SetsRuns:
         Raises:
             UsageError: less than 1; membranes without spans.
         """
-        for each in self.run_settings():
+        for each in self.strategy_settings():
             each.set_span_count(span_count, membranes=membranes)
 
     def set_chunk_bytes(self, chunk_bytes: int | None) -> None:
@@ -149,7 +165,7 @@ class SetsRuns:
         Raises:
             UsageError: less than 1.
         """
-        for each in self.run_settings():
+        for each in self.strategy_settings():
             each.set_chunk_bytes(chunk_bytes)
 
     def set_check(self, check: str) -> None:
@@ -158,7 +174,7 @@ class SetsRuns:
         Raises:
             UsageError: neither of the two.
         """
-        for each in self.run_settings():
+        for each in self.strategy_settings():
             each.set_strategy(each.strategy, check=check)
 
 

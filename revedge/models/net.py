@@ -15,8 +15,8 @@ from revedge.engine import (
     Repeat,
     Residual,
     Run,
-    RunSettings,
     SetsRuns,
+    StrategySettings,
     Unit,
     carry,
 )
@@ -63,7 +63,7 @@ class SpikingNet(nn.Module, SetsRuns):
         """Stem, body and head in order."""
         return [self.stem, *(run for run in self.body if isinstance(run, Run)), self.head]
 
-    def run_settings(self) -> Sequence[RunSettings]:
+    def strategy_settings(self) -> Sequence[StrategySettings]:
         """See `revedge.engine.SetsRuns`."""
         return self.runs()
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from revedge.engine import Run, RunSettings
+from revedge.engine import Run, StrategySettings
 from revedge.engine.adopt.applied import Applied, apply
 from revedge.engine.adopt.report import Report
 from revedge.errors import UsageError
@@ -52,9 +52,9 @@ class UserNet(SpikingNet):
         """What `apply` has made, in training mode, and runs of the engine that the module holds itself."""
         return [*self._made, *self._own_runs()]
 
-    def run_settings(self) -> Sequence[RunSettings]:
+    def strategy_settings(self) -> Sequence[StrategySettings]:
         """See `revedge.engine.SetsRuns`: those of runs to come, too."""
-        made = [] if self._applied is None else self._applied.run_settings()
+        made = [] if self._applied is None else self._applied.strategy_settings()
         return [*made, *self._own_runs()]
 
     def set_strategy(self, strategy: str | Sequence[str], *, check: str | None = None) -> None:

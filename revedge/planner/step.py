@@ -41,9 +41,7 @@ class Rehearsal:
                 strategy=setting.strategy,
                 **setting.model_options,
             )
-        self.net.set_slab_bytes(setting.slab_bytes)
-        self.net.set_span_count(setting.span_count, membranes=setting.membrane_count)
-        self.net.set_chunk_bytes(setting.chunk_bytes)
+        self.net.take_sizes(setting)
         self._dtype: torch.dtype = getattr(torch, setting.precision)
         self.parameters = [p for p in self.net.parameters() if p.requires_grad]
         self._place = {p: place for place, p in enumerate(self.parameters)}

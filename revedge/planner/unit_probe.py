@@ -72,9 +72,7 @@ def block_work(setting: Setting, run: int, fork: int) -> Callable[[], None]:
         part = engine.Forks([part.fork_list()[fork]])
     strategy = setting.strategy
     part.set_strategy(strategy if isinstance(strategy, str) else strategy[run])
-    part.set_slab_bytes(setting.slab_bytes)
-    part.set_span_count(setting.span_count, membranes=setting.membrane_count)
-    part.set_chunk_bytes(setting.chunk_bytes)
+    part.take_sizes(setting)
     engine.update_in_backward(part, (lambda p, g: None) if setting.update_in_backward else None)
     plane: tuple[int, ...] = setting.in_shape
     for each in geometry.runs[:run]:

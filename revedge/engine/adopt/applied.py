@@ -12,7 +12,7 @@ from revedge.engine.adopt.report import Report
 from revedge.engine.adopt.rest import forget
 from revedge.engine.adopt.telling import is_neuron, line_of, notes_of, report_of
 from revedge.engine.run import Run
-from revedge.engine.settings import RunSettings, SetsRuns, one_per_run
+from revedge.engine.settings import SetsRuns, StrategySettings, one_per_run
 from revedge.engine.strategy import check_strategy
 from revedge.errors import UsageError
 
@@ -36,7 +36,11 @@ class Applied(SetsRuns):
     """
 
     def __init__(
-        self, model: nn.Module, forwards: list[Forward], settings: RunSettings, plan: Any = None
+        self,
+        model: nn.Module,
+        forwards: list[Forward],
+        settings: StrategySettings,
+        plan: Any = None,
     ) -> None:
         self.model = model
         self._forwards = forwards
@@ -58,7 +62,7 @@ class Applied(SetsRuns):
         programs = [forward.current for forward in self._forwards]
         return [run for program in programs if program for run in runs_of(program)]
 
-    def run_settings(self) -> list[RunSettings]:
+    def strategy_settings(self) -> list[StrategySettings]:
         """See `SetsRuns`: what runs to come are told, and all runs made so far."""
         self._refuse_undone()
         programs = [program for forward in self._forwards for program in forward.programs()]
@@ -93,8 +97,8 @@ class Applied(SetsRuns):
 class AppliedNet(Applied):
     """A net of the engine under `apply`: its runs got other settings, and nothing else."""
 
-    def __init__(self, model: nn.Module, before: list[RunSettings], plan: Any) -> None:
-        super().__init__(model, [], RunSettings(), plan)
+    def __init__(self, model: nn.Module, before: list[StrategySettings], plan: Any) -> None:
+        super().__init__(model, [], StrategySettings(), plan)
         self._before = before
 
     @property
@@ -110,7 +114,7 @@ class AppliedNet(Applied):
         assert isinstance(self.model, _OfRuns)
         return self.model.runs()
 
-    def run_settings(self) -> list[RunSettings]:
+    def strategy_settings(self) -> list[StrategySettings]:
         """See `SetsRuns`."""
         self._refuse_undone()
         return [*self.runs()]
@@ -184,7 +188,7 @@ def apply(
     """
     plan = strategy if hasattr(strategy, "strategy") else None
     names = _names(strategy)
-    settings = RunSettings(check=check)
+    settings = StrategySettings(check=check)
     settings.take_sizes(plan)
     if isinstance(model, _OfRuns):
         return _set_net(model, names, settings, plan)
@@ -202,12 +206,14 @@ def apply(
     return applied
 
 
-def _set_net(model: nn.Module, names: list[str], settings: RunSettings, plan: Any) -> AppliedNet:
+def _set_net(
+    model: nn.Module, names: list[str], settings: StrategySettings, plan: Any
+) -> AppliedNet:
     """Set the runs of a net of the engine."""
     assert isinstance(model, _OfRuns)
     before = []
     for run in model.runs():
-        before.append(RunSettings(run.strategy, run.check))
+        before.append(StrategySettings(run.strategy, run.check))
         before[-1].take_sizes(run)
     model.set_strategy(names[0] if len(names) == 1 else names, check=settings.check)
     if plan is not None:

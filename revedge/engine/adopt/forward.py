@@ -13,7 +13,7 @@ from revedge.engine.adopt.program import Program
 from revedge.engine.adopt.rest import forget
 from revedge.engine.adopt.trace import UntraceableError, trace
 from revedge.engine.run import Run
-from revedge.engine.settings import RunSettings
+from revedge.engine.settings import StrategySettings
 from revedge.engine.vjp import Update
 from revedge.errors import UsageError
 
@@ -183,7 +183,7 @@ class Settings:
         leave: modules to be called as they are.
     """
 
-    runs: RunSettings
+    runs: StrategySettings
     grid: bool
     leave: tuple[nn.Module, ...]
 
