@@ -2,8 +2,9 @@
 
 Run: python benchmarks/user_models.py [--count 9] [--report FILE.md]
 Three networks that know nothing of the engine (`user_nets.py`, and that of examples/04) at three sizes each, by
-`revedge train` in fresh processes: two steps, an evaluation, checkpoints, on random frames. "computed" is the tracer's prediction, "planned"
-that of the plan, which is rehearsed where the training is small. Prints a line per training, and a JSON object last.
+`revedge train` in fresh processes: two steps, an evaluation, checkpoints, on random frames. "computed" is the tracer's
+prediction, "planned" that of the plan, which is rehearsed where the training is small. Prints a line per training, and
+a JSON object last.
 """
 
 import argparse
