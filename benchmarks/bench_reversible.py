@@ -88,7 +88,7 @@ def bench_vgg(quick: bool) -> list[dict[str, Any]]:
     jobs = [(net, steps, 1) for net in NETS for steps in TIMESTEPS] + [("vgg19", 8, 2)]
     rows = []
     for net, steps, threads in jobs[:1] if quick else jobs:
-        repeats = 3 if quick else 9
+        repeats = 3 if quick else 25
         row = measure("vgg", threads, net=net, timesteps=steps, batch=2, repeats=repeats)
         step = {b: row["forward_s"][b] + row["backward_s"][b] for b in BACKWARDS}
         row["step_s"] = step
