@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from peers.side_by_side import last_line
@@ -197,9 +198,7 @@ def _measure(job: dict[str, Any]) -> dict[str, Any]:
     kind, width = (MSResNet, WIDTH) if job["net"] == "MS-ResNet" else (RevSResNet, WIDTH // 2)
     net = kind(widths=[width], blocks=[job["depth"]]).build(task, Size()).train()
     net.set_strategy(job.get("strategy", "reverse"))
-    net.set_slab_bytes(job.get("slab_bytes"))
-    net.set_span_count(job.get("span_count"), membranes=job.get("membrane_count"))
-    net.set_chunk_bytes(job.get("chunk_bytes"))
+    net.take_sizes(SimpleNamespace(**job))
     x = torch.rand(timesteps, BATCH, 2, SIDE, SIDE)
     labels = torch.arange(BATCH)
 

@@ -10,6 +10,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from revedge import child
@@ -52,9 +53,7 @@ def run_step(job: dict[str, Any]) -> dict[str, Any]:
     net.set_strategy("store" if plain else job["strategy"], check=job.get("check", "none"))
     net.train()
     _refuse_in_vain(net.runs(), job)
-    net.set_slab_bytes(job.get("slab_bytes"))
-    net.set_span_count(job.get("span_count"), membranes=job.get("membrane_count"))
-    net.set_chunk_bytes(job.get("chunk_bytes"))
+    net.take_sizes(SimpleNamespace(**job))
     start: dict[str, Tensor] = {}
     if job.get("update_in_backward"):
         engine.update_in_backward(net, _descend)
