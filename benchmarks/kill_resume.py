@@ -36,7 +36,6 @@ class Row:
     """One killed and resumed training."""
 
     victim: str
-    wanted_s: float
     killed_s: float | None
     step: int
     same: bool
@@ -148,7 +147,7 @@ def kill_one(begin: list[str], out: Path, victim: str, at_s: float, reference: s
     warnings = [line for line in err.splitlines() if line.startswith("warning")]
     notes += [line for line in warnings if "damaged" in line or "truncated" in line]
     same = process.returncode == 0 and digest(out) == reference
-    return Row(victim, at_s, killed_s, step, same, len(warnings), left_over, "; ".join(notes))
+    return Row(victim, killed_s, step, same, len(warnings), left_over, "; ".join(notes))
 
 
 def start(words: list[str]) -> "subprocess.Popen[str]":

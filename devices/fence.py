@@ -38,12 +38,6 @@ def fence_data(allowed_bytes: int) -> int:
     return limit
 
 
-def lift_data_fence() -> None:
-    """Remove the limit of `fence_data` (as far as the hard limit allows)."""
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
-
-
 def fence_cuda(allowed_bytes: int) -> float:
     """Cap what torch's caching allocator may reserve on the current CUDA device.
 

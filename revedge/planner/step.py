@@ -59,17 +59,6 @@ class Rehearsal:
         """Return the optimizer's tensors."""
         return [each for slot in self.slots for each in slot] + self.step_counts
 
-    def named_tensors(self) -> dict[str, Tensor]:
-        """Return what a checkpoint holds: live tensors, not copies."""
-        names = [name for name, each in self.net.named_parameters() if each.requires_grad]
-        slots = [*self.slots, self.step_counts] if self.step_counts else self.slots
-        state = {
-            f"optimizer.{number}.{name}": tensor
-            for number, slot in enumerate(slots)
-            for name, tensor in zip(names, slot, strict=True)
-        }
-        return {f"model.{name}": tensor for name, tensor in self.net.state_dict().items()} | state
-
     def warm_up(self) -> None:
         """Forward and backward of at most two samples, without an update, as the trainer does before its fence."""
         self.net.train()

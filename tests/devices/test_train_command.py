@@ -13,9 +13,6 @@ from .conftest import MakeRun, make_plan
 from .processes import DEADLINE_S, Start, digest, finish, newest, wait
 
 DIGITS = ["--data", "digits", "--budget", "400MiB", "--out", "a"]
-KEYS = {
-    "test_accuracy", "budget_bytes", "predicted_peak_bytes", "measured_peak_bytes", "epochs", "wall_s", "plan",
-}  # fmt: skip
 
 
 def test_a_plan_with_all_savings_trains(make_run: MakeRun, start: Start) -> None:
