@@ -80,6 +80,26 @@ def revedge_command(run_python: RunPython) -> RunPython:
     return run
 
 
+_RESIDUAL_BLOCK = """
+import torch
+from torch import nn
+from revedge.neurons import LIFNode
+
+class Block(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.lif, self.conv, self.bn = LIFNode(), nn.Conv2d(c, c, 3, padding=1), nn.BatchNorm2d(c)
+    def forward(self, x):
+        return x + self.bn(self.conv(self.lif(x).flatten(0, 1))).unflatten(0, x.shape[:2])
+"""
+
+
+@pytest.fixture(scope="session")
+def residual_block() -> str:
+    """Return the beginning of a file with a user's models: what they import, and a block, ``[T, B, C, H, W]``."""
+    return _RESIDUAL_BLOCK
+
+
 _LIMITED = """
 import mmap, resource
 resource.setrlimit(resource.RLIMIT_DATA, (1, 1))

@@ -23,28 +23,9 @@ def build(in_shape, num_classes, timesteps, width=8, act="sign"):
 def test_train_and_export(tmp_path: Path, revedge_command: Command) -> None:
     """Its budget is kept, a changed file is refused, another folder is no matter, and export names what it cannot."""
     (tmp_path / "net.py").write_text(NETS)
-    words = [
-        "train",
-        "--data",
-        "digits",
-        "--model",
-        "net.py:build",
-        "--option",
-        "act=none",
-        "--budget",
-        "1GiB",
-    ]
-    ways = [
-        "--strategy",
-        "keep-spikes",
-        "--slab",
-        "none",
-        "--update-in-backward",
-        "yes",
-        "--threads",
-        "1",
-    ]
-    done = revedge_command(*words, *ways, "--epochs", "1", "--out", "run", "--json")
+    words = "train --data digits --model net.py:build --option act=none --budget 1GiB"
+    ways = "--strategy keep-spikes --slab none --update-in-backward yes --threads 1"
+    done = revedge_command(*f"{words} {ways} --epochs 1 --out run --json".split())
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["measured_peak_bytes"] <= result["predicted_peak_bytes"]

@@ -15,17 +15,7 @@ from revedge.models.user_net import UserNet
 from revedge.user_code import absolute, digest, load, require_unchanged
 
 NETS = """
-import torch
-from torch import nn
-from revedge.neurons import LIFNode
 from helper import CLASSES
-
-class Block(nn.Module):
-    def __init__(self, c):
-        super().__init__()
-        self.lif, self.conv, self.bn = LIFNode(), nn.Conv2d(c, c, 3, padding=1), nn.BatchNorm2d(c)
-    def forward(self, x):
-        return x + self.bn(self.conv(self.lif(x).flatten(0, 1))).unflatten(0, x.shape[:2])
 
 class Net(nn.Module):
     def __init__(self, in_shape, num_classes, timesteps, width=4, depth=2, per_step=False):
@@ -55,13 +45,13 @@ CLOSE = 1e-4
 
 
 @pytest.fixture
-def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, residual_block: str) -> Path:
     """Write the file in the current folder, with what it imports beside it; what is imported is forgotten after."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     for name in ("nets", "helper", "user_model_nets", "broken", "needy"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "nets.py").write_text(NETS)
+    (tmp_path / "nets.py").write_text(residual_block + NETS)
     (tmp_path / "helper.py").write_text("CLASSES = 3\n")
     return tmp_path / "nets.py"
 

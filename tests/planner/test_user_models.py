@@ -22,18 +22,7 @@ from revedge.planner.verify import verify
 from .planner_settings import LARGEST_EXCESS
 
 NETS = """
-import torch
-from torch import nn
-from revedge.neurons import LIFNode
-
 print("what code prints is no answer")
-
-class Block(nn.Module):
-    def __init__(self, c):
-        super().__init__()
-        self.lif, self.conv, self.bn = LIFNode(), nn.Conv2d(c, c, 3, padding=1), nn.BatchNorm2d(c)
-    def forward(self, x):
-        return x + self.bn(self.conv(self.lif(x).flatten(0, 1))).unflatten(0, x.shape[:2])
 
 class Net(nn.Module):
     def __init__(self, in_shape, num_classes, timesteps, width=8, depth=2):
@@ -59,10 +48,10 @@ class Failing(Plain):
 
 
 @pytest.fixture(autouse=True)
-def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, residual_block: str) -> Path:
     """Write the file; what is imported is forgotten after."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "nets.py").write_text(NETS)
+    (tmp_path / "nets.py").write_text(residual_block + NETS)
     monkeypatch.chdir(tmp_path)
     return tmp_path / "nets.py"
 
@@ -198,30 +187,9 @@ def test_code_has_its_own_memory() -> None:
 
 def test_plan_and_measure(capsys: pytest.CaptureFixture[str], nets: Path) -> None:
     """The command prints what apply did; two real steps take what was predicted, within 5 %, and not more."""
-    words = [
-        "--model",
-        "nets.py:Net",
-        "--in-shape",
-        "2,12,12",
-        "--classes",
-        "3",
-        "--timesteps",
-        "3",
-        "--batch",
-        "4",
-    ]
-    ways = [
-        "--strategy",
-        "keep-spikes",
-        "--slab",
-        "none",
-        "--update-in-backward",
-        "no",
-        "--no-times",
-    ]
-    code = main(
-        ["plan", *words, *ways, "--budget", "2GiB", "--threads", "1", "--out", "p.toml", "--json"]
-    )
+    words = "--model nets.py:Net --in-shape 2,12,12 --classes 3 --timesteps 3 --batch 4"
+    ways = "--strategy keep-spikes --slab none --update-in-backward no --no-times"
+    code = main(f"plan {words} {ways} --budget 2GiB --threads 1 --out p.toml --json".split())
     captured = capsys.readouterr()
     assert code == 0, captured.err
     found = json.loads(captured.out.splitlines()[-1])
@@ -231,20 +199,8 @@ def test_plan_and_measure(capsys: pytest.CaptureFixture[str], nets: Path) -> Non
     measured = verify(plan)
     assert measured.problem is None
     assert 0 <= plan.predicted_peak_bytes / measured.measured_peak_bytes - 1 <= LARGEST_EXCESS
-    code = main(
-        [
-            "plan",
-            *words,
-            "--depth",
-            "2",
-            "--width",
-            "2..8",
-            "--model",
-            "nets.py:Failing",
-            "--budget",
-            "2GiB",
-        ]
-    )
+    changes = "--depth 2 --width 2..8 --model nets.py:Failing"
+    code = main(f"plan {words} {changes} --budget 2GiB".split())
     captured = capsys.readouterr()
     assert code == UsageError.exit_code
     assert len(captured.err.strip().splitlines()) == 1
