@@ -230,9 +230,8 @@ def _judge(pair: Pair, code: int | None, out: str, err: str, *, begun: bool) -> 
     if code is None or code < 0:
         pair.outcome, pair.problem = "crashed", f"exit {code}: {last}"
     elif "the machine has room for" in last or "than this machine has now" in last:
-        pair.outcome = (
-            "gave way"  # the hog, or others on this machine, left no room for the whole time
-        )
+        # The hog, or others on this machine, left no room for the whole time.
+        pair.outcome = "gave way"
     elif pair.kind == "lie" and any(text in last for text in _NO_WAY):
         pair.outcome = "stopped"
     else:

@@ -7,10 +7,8 @@ from revedge.errors import BudgetError
 from revedge.planner.plan import Plan
 from revedge.units import format_bytes, parse_bytes
 
-RESERVE_BYTES, RESERVE_SHARE = (
-    128 * 10**6,
-    20,
-)  # left to the system: so much, or a twentieth of its RAM
+# Left to the system: so much, or a twentieth of its RAM.
+RESERVE_BYTES, RESERVE_SHARE = 128 * 10**6, 20
 _EASE_BYTES = 256 << 20
 _PLANNER_BYTES = 16 << 20
 

@@ -24,9 +24,8 @@ exit code 1 only when training cannot work here"""
 _CHILD_S = 180.0
 _LEAST_BYTES = 512 * 2**20  # torch alone takes about 220 MiB
 _OLDEST_TORCH = (2, 4)
-_MOST_FLOAT32_ERROR = (
-    1e-5  # float32 sums of 64 terms are off by 64 * 2**-24 at most, bfloat16 ones by 1e-4 and more
-)
+# Float32 sums of 64 terms are off by 64 * 2**-24 at most, bfloat16 ones by 1e-4 and more.
+_MOST_FLOAT32_ERROR = 1e-5
 _OPTIONAL = {
     "tonic": ("data", "the data sets digits, nmnist and dvsgesture"),
     "scikit-learn": ("data", "the data set digits"),

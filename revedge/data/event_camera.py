@@ -93,9 +93,8 @@ class EventCamera:
 
         Quadratic B-spline: smooth, so that the light of a pixel changes by small steps as the camera moves.
         """
-        cell = (
-            2 * self.cell_units
-        )  # distances are counted in half units, so that centers are integers
+        # Distances are counted in half units, so that centers are integers.
+        cell = 2 * self.cell_units
         center = np.arange(self.sensor_pixels) * 2 * _UNITS + _UNITS
         middle = self.sensor_pixels * _UNITS - self.saccade_units + 2 * shift_K
         grid = (2 * np.arange(cells) - (cells - 1)) * self.cell_units

@@ -19,9 +19,8 @@ from revedge.engine.vjp import Gradients, add_gradient
 from revedge.errors import ReversibilityError
 from revedge.neurons import BaseNode, ParametricLIFNode, ReversibleNode
 
-_SMALLEST_GAIN = (
-    2.0**-6
-)  # rebuilding (X - bias) / weight from X on the 2**-18 grid is then right to 2**-13
+# Rebuilding (X - bias) / weight from X on the 2**-18 grid is then right to 2**-13.
+_SMALLEST_GAIN = 2.0**-6
 _PIECE = 1 << 15
 
 

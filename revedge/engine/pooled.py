@@ -15,9 +15,8 @@ from revedge.engine.unit import Unit
 from revedge.kernels import Window
 from revedge.neurons import BaseNode
 
-_LEAST_PLANE = (
-    64  # neurons; the kernels work plane by plane, and smaller ones are quicker all at once
-)
+# In neurons: the kernels work plane by plane, and smaller ones are quicker all at once.
+_LEAST_PLANE = 64
 # Scratch of the kernels, per thread; planes that take more are pooled by the tail, chunk by chunk.
 _MOST_SCRATCH_BYTES = 2**20
 

@@ -59,9 +59,8 @@ class SpanReplay(Replay):
         self.norms = [*(unit.norm for unit in self.units), branch.norm]
         self.stats = [*(kept.stats for kept in tape.units), tape.stats]
         self.sums: dict[int, kernels.GradientSums] = {}
-        self.membranes: dict[
-            tuple[int, int], Tensor
-        ] = {}  # by level and the index of the span behind
+        # By level and the index of the span behind.
+        self.membranes: dict[tuple[int, int], Tensor] = {}
         self.outputs: dict[int, Output] = {}
         # Of each level, from the span behind: gradients of its neurons' membranes, and of a leak that they learn.
         self.carried: dict[int, tuple[Tensor | None, Tensor | None]] = {}

@@ -10,9 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from revedge.errors import UsageError
 from revedge.neurons import BaseNode, ReversibleNode
 
-GRID_BITS = (
-    14  # streams are multiples of 2**-14 and below 2**9, so that their sums are exact in float32
-)
+# Streams are multiples of 2**-14 and below 2**9, so that their sums are exact in float32.
+GRID_BITS = 14
 INPUT_GRID_BITS = 18  # the input of a reversible neuron: multiples of 2**-18 below 2**5
 
 

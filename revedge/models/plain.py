@@ -122,6 +122,5 @@ def _folded(module: nn.Module, x: Tensor) -> Tensor:
 
 def _round_to_grid(x: Tensor, bits: int) -> Tensor:
     rounded = torch.round(x * float(2**bits)) * float(2.0**-bits)
-    return (
-        x + (rounded - x).detach()
-    )  # both differences are exact; the gradient passes straight through
+    # Both differences are exact; the gradient passes straight through.
+    return x + (rounded - x).detach()

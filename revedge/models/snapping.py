@@ -35,9 +35,8 @@ from revedge.models.folded import OPERATORS, FixedNorm, Operator, branches_of
 from revedge.models.net import SpikingNet
 
 LARGEST_LEVEL = 127
-LARGEST_NORM_LEVEL = (
-    31  # of a scale that multiplies a stream: its products must fit beside the stream's own bits
-)
+# Of a scale that multiplies a stream: its products must fit beside the stream's own bits.
+LARGEST_NORM_LEVEL = 31
 FINEST_BITS = 12  # no grid of values is finer than 2**-12
 
 

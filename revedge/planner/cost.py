@@ -12,13 +12,11 @@ from revedge.planner.setting import Setting
 # are a least-squares fit over 120 trainings, the constant covers the worst of them with 1.5 MiB to spare.
 SLACK_LEAST_BYTES = 7 << 19
 SLACK_SHARE = 0.01  # of the traced bytes: pages that the kernel counts late, fragments
-SLACK_PER_CONVOLUTION_BYTES = (
-    104 << 10
-)  # code that oneDNN generates for each shape, forward and backward
+# Code that oneDNN generates for each shape, forward and backward.
+SLACK_PER_CONVOLUTION_BYTES = 104 << 10
 SLACK_PER_LOW_CONVOLUTION_BYTES = 168 << 10  # where some are in bfloat16: over 60 trainings
-SLACK_PER_PARAMETER_BYTES = (
-    10 << 10
-)  # each tensor of weights: modules, nodes of autograd, states on Python's heap
+# Each tensor of weights: modules, nodes of autograd, states on Python's heap.
+SLACK_PER_PARAMETER_BYTES = 10 << 10
 # Beside what the caching allocator reserves (cuda_pool.py): workspaces of cuDNN, measured on no GPU yet.
 CUDA_SLACK_BYTES, CUDA_SLACK_SHARE = 64 << 20, 0.05
 PARTS = (

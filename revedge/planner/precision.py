@@ -13,11 +13,8 @@ PRECISIONS = ("float32", "bfloat16")
 AUTO = "auto"
 # The first compute capability that has bfloat16 (CUDA C++ Programming Guide, "Features and Technical Specifications").
 LEAST_CAPABILITY = (8, 0)
-_X86_FLAGS = {
-    "avx512bw",
-    "avx512vl",
-    "avx512dq",
-}  # what torch asks before it gives bfloat16 to oneDNN
+# What torch asks before it gives bfloat16 to oneDNN.
+_X86_FLAGS = {"avx512bw", "avx512vl", "avx512dq"}
 
 
 def check_precision(wanted: str | None) -> None:

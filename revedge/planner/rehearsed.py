@@ -16,9 +16,8 @@ from revedge.planner.process import Memory, answers, fingerprint
 from revedge.planner.setting import Setting
 from revedge.planner.trace_client import TraceClient
 
-MOST_LIVE_BYTES = (
-    192 << 20
-)  # from here on the slack, at most 15 MiB, is less than 8 % of what the network takes
+# From here on the slack, at most 15 MiB, is less than 8 % of what the network takes.
+MOST_LIVE_BYTES = 192 << 20
 # Of a step: a second on a core of a PC, some on one of a small board. Above the first only one step is made.
 MANY_MULTIPLICATIONS, MOST_MULTIPLICATIONS = 2.4e10, 6e10
 MOST_STEPS = 40  # in 2 s; the heap of a training grows for some 10, by 0.3 to 0.6 MiB
@@ -85,10 +84,8 @@ def _steps(setting: Setting, tracer: TraceClient) -> int:
 
 def _measured(plan: Plan, computed: Prediction, steps: int) -> Mapping[str, Any] | None:
     """Return what the child tells, now or remembered; None where it failed."""
-    loss_and_data = [
-        plan.label_smoothing > 0,
-        plan.augment_shift > 0,
-    ]  # other code, whatever the value
+    # Each runs other code, whatever its value.
+    loss_and_data = [plan.label_smoothing > 0, plan.augment_shift > 0]
     key = fingerprint(rehearsed=[Setting.of(plan).key(), *loss_and_data])
     memory = Memory("rehearsals.json", limit=5_000)
     known: Mapping[str, Any] | None = memory.get(key)

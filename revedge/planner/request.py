@@ -47,12 +47,10 @@ class Request:
     model: str | None = None  # a model, a family of models, or where a function of the user's lies
     model_options: Mapping[str, Any] = field(default_factory=dict)
     timesteps: int | None = None
-    ranges: Mapping[str, tuple[int, int]] = field(
-        default_factory=dict
-    )  # of "depth", "timesteps", "width": least and most, where they are free
-    runs: tuple[
-        KnownRun, ...
-    ] = ()  # with these data, to choose among with --prefer accuracy-per-byte
+    # Of "depth", "timesteps", "width": least and most, where they are free.
+    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    # With these data, to choose among with --prefer accuracy-per-byte.
+    runs: tuple[KnownRun, ...] = ()
     batch_size: int | None = None
     micro_batch_size: int | None = None
     strategy: str | None = None
@@ -61,9 +59,8 @@ class Request:
     membrane_count: int | None = None  # None: one per span
     chunk_bytes: int | None = None  # None: as the engine has them
     update_in_backward: bool | None = None
-    precision: str | None = (
-        None  # None: float32; "auto": bfloat16 where that is measured to be faster
-    )
+    # None: float32; "auto": bfloat16 where that is measured to be faster.
+    precision: str | None = None
     optimizer: str | None = None  # None: the data's own; "any": AdamW, or SGD where only that fits
     prefer: str | None = None
     learning_rate: float | None = None

@@ -49,13 +49,9 @@ class SearchResult:
     way_out: str = ""
     floor_setting: Setting | None = None
     micro_batch_fixed: bool = False  # by the user
-    computed_peak_bytes: int | None = (
-        None  # of the plan, where its prediction is not computed but rehearsed
-    )
+    computed_peak_bytes: int | None = None  # of the plan, where its prediction is rehearsed instead
     step_time: StepTime | None = None  # of the plan
-    applied: str | None = (
-        None  # of a module of the user's: what is a run, and what stays on autograd
-    )
+    applied: str | None = None  # of a user's module: what is a run, and what stays on autograd
 
     def require(self) -> Plan:
         """Return the plan.

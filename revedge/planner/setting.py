@@ -34,9 +34,7 @@ class Setting:
     optimizer: str = "adamw"
     device: str = "cpu"
     threads: int = 1
-    model_sha256: str | None = (
-        None  # of code of the user's, so that nothing of an older one is remembered
-    )
+    model_sha256: str | None = None  # of the user's code: nothing of an older one is remembered
 
     @classmethod
     def of(cls, plan: Plan) -> "Setting":

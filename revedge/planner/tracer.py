@@ -21,9 +21,8 @@ from revedge.planner.workspace import Convolution, allocated_bytes
 
 BACKWARD = "aten::convolution_backward"
 _CONVOLUTIONS = ("aten::convolution", BACKWARD)
-_REFERENCE_FACTOR = (
-    16  # temporaries of a reference operator, in sizes of its largest tensor; see README.md
-)
+# Temporaries of a reference operator, in sizes of its largest tensor; see README.md.
+_REFERENCE_FACTOR = 16
 
 
 @dataclass(slots=True)

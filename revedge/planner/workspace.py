@@ -10,9 +10,8 @@ from typing import NamedTuple
 from revedge.allocator import MMAP_THRESHOLD_BYTES
 
 PRODUCT_BYTES = 512 << 10  # that a matrix product of oneDNN works on
-LOW_PRODUCT_BYTES = (
-    1 << 20
-)  # that the gradient of a weight in bfloat16 works on, one strip after the other
+# What the gradient of a weight in bfloat16 works on, one strip after the other.
+LOW_PRODUCT_BYTES = 1 << 20
 _CHANNEL_BLOCK = 16  # oneDNN copies operands into blocks of up to 16 channels
 _HEAP_HEADER_BYTES = 64
 Shape = tuple[int, ...]

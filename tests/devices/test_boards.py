@@ -19,9 +19,8 @@ def test_every_number_has_a_source(name: str) -> None:
     assert board.name == name
     assert all(len(fact.source.split()) >= 2 for fact in board.facts.values())
     assert all(fact.value is not None for fact in board.facts.values() if fact.verified)
-    assert not any(
-        "owner" in fact.source for fact in board.facts.values()
-    )  # who says so, and where?
+    # An owner is no source: who says so, and where?
+    assert not any("owner" in fact.source for fact in board.facts.values())
 
 
 @pytest.mark.parametrize("name", boards.names())

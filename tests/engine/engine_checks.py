@@ -70,14 +70,8 @@ NETS = {
     "vgg": {"name": "vgg5", "width": 6, **SMALL},
     "vgg-reversible": {"name": "vgg5", "width": 6, "neuron": "reversible", **SMALL},
 }
-SILENT = (
-    "revsresnet24",
-    "spikingformer",
-    "revsformer",
-    "resnet",
-    "preact",
-    "plif",
-)  # as they are initialized, at these sizes
+# Whose neurons do not fire as they are initialized, at these sizes.
+SILENT = ("revsresnet24", "spikingformer", "revsformer", "resnet", "preact", "plif")
 # float32 sums of up to n = T*B*H*W = 3*3*144 terms, twice per unit through at most 20 units, each rounded to 2**-24
 # relative, in another order than autograd's: sqrt(n) * 20 * 2**-24 < 1e-4 with a factor of 2 to spare.
 PLAIN_TOLERANCE = 1e-4

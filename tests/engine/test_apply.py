@@ -238,9 +238,8 @@ def test_less_is_kept():
     from revedge.planner.tracer import StorageTracker
 
     peaks: dict[str, float] = {}
-    x = torch.rand(
-        8, 4, 16, 16, 16, device="meta"
-    )  # the tracker follows storages that hold no numbers
+    # The tracker follows storages that hold no numbers.
+    x = torch.rand(8, 4, 16, 16, 16, device="meta")
     for strategy in ("plain", "store", "keep-conv", "keep-spikes", "reverse"):
         torch.manual_seed(0)
         net = nn.Sequential(*[Block(16) for _ in range(8)]).train().to("meta")

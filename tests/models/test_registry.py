@@ -24,9 +24,8 @@ def test_every_member_builds_steps_and_rebuilds(name):
     }
 
     net.eval()
-    x = torch.rand(
-        2, 1, 2, 32, 32
-    )  # batch 1: one convolution sees T*B = 2 or 1 images, same per-image arithmetic
+    # Batch 1: one convolution sees T*B = 2 or 1 images, same per-image arithmetic.
+    x = torch.rand(2, 1, 2, 32, 32)
     with torch.no_grad():
         whole = net(x)
         states, logits = net.initial_states(1), []

@@ -266,16 +266,12 @@ def by_runs(setting: Setting) -> Prediction:
 
 def test_runs_have_a_strategy_each() -> None:
     """What a uniform strategy leaves free is given to late runs, which cost the fewest bytes."""
-    asked = request(
-        2 * 140 + 100, update_in_backward=False
-    )  # keep-spikes everywhere, and 100 bytes
+    # `keep-spikes` everywhere, and 100 bytes.
+    asked = request(2 * 140 + 100, update_in_backward=False)
     result = search(asked, FAMILIES, by_runs)
     plan = result.require()
-    assert plan.strategy == (
-        "keep-spikes",
-        "keep-spikes",
-        "store",
-    )  # 70 more; keep-conv for the second: 90 more
+    # It takes 70 more; `keep-conv` for the second would take 90.
+    assert plan.strategy == ("keep-spikes", "keep-spikes", "store")
     assert plan.predicted_peak_bytes == 2 * 130 + 9 * 10
     assert Setting.of(plan) in [each.setting for each in result.alternatives]
     fixed = request(2 * 140 + 100, strategy="keep-spikes", update_in_backward=False)

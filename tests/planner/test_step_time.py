@@ -135,11 +135,8 @@ def test_measured_times_decide_about_speed() -> None:
     assert fast.require().strategy == "keep-spikes"
     assert fast.require().predicted_peak_bytes == 400
     front = [str(each.setting.strategy) for each in fast.alternatives if each.on_front]
-    assert front == [
-        "store",
-        "keep-spikes",
-        "reverse",
-    ]  # keep-conv is slower and larger than keep-spikes
+    # `keep-conv` is slower and larger than keep-spikes.
+    assert front == ["store", "keep-spikes", "reverse"]
     assert all(each.step_time is not None for each in fast.alternatives)
 
 

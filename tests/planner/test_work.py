@@ -17,9 +17,8 @@ def test_multiplications_of_a_convolution() -> None:
     """Forward: one per output value and weight of its channel; backward: as much for each gradient."""
     weight = torch.empty(8, 3, 5, 3, device="meta", requires_grad=True)
     x = torch.empty(2, 3, 11, 9, device="meta", requires_grad=True)
-    forward = (
-        2 * 8 * (5 * 9) * 3 * 5 * 3
-    )  # stride 2 and padding 1 leave (11 + 2 - 5) // 2 + 1 = 5 rows
+    # Stride 2 and padding 1 leave (11 + 2 - 5) // 2 + 1 = 5 rows.
+    forward = 2 * 8 * (5 * 9) * 3 * 5 * 3
 
     def run(given: torch.Tensor) -> None:
         functional.conv2d(given, weight, stride=(2, 1), padding=1).sum().backward()

@@ -274,10 +274,8 @@ def _unit(draft: dict[str, Any]) -> Unit:
         and isinstance(before[-1], nn.Conv2d | nn.Linear)
         and all(map(is_known, before))
     ):
-        before, after = (
-            before[:-1],
-            before[-1:],
-        )  # the engine knows best what ends a tail with its operator
+        # The engine knows best what ends a tail with its operator.
+        before, after = before[:-1], before[-1:]
     unit = Unit(
         norm=draft["norm"],
         neuron=draft["neuron"],

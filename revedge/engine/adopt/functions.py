@@ -75,9 +75,8 @@ def _mean(node: fx.Node) -> Part | None:
     axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     keepdim = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
     given = list(axes) if isinstance(axes, tuple | list) else [axes]
-    negative = [
-        axis for axis in given if isinstance(axis, int) and axis < 0
-    ]  # the same in both layouts
+    # Counted from the end, axes are the same in both layouts.
+    negative = [axis for axis in given if isinstance(axis, int) and axis < 0]
     if not given or len(negative) != len(given):
         return None
     if not keepdim and sorted(negative) == [-2, -1]:

@@ -75,9 +75,8 @@ class Program:
     def _run(self, node: fx.Node, values: dict[fx.Node, Any], inputs: dict[str, Any]) -> Any:
         if node.op == "placeholder":
             name = str(node.target).lstrip("*")
-            return (
-                inputs[name] if name in inputs else inputs[name.rpartition("_")[0]]
-            )  # fixed ones get a number
+            # The name of a fixed input has got a number.
+            return inputs[name] if name in inputs else inputs[name.rpartition("_")[0]]
         if node.op == "get_attr":
             return operator.attrgetter(str(node.target))(self.root)
         args = map_arg(node.args, values.__getitem__)

@@ -132,10 +132,8 @@ def fire_slabs(c: Context, unit: Unit, y: Output, stats: Stats | None) -> tuple[
     one_by_one = window is None or window.kind == "average"
     spikes = y.plane if one_by_one else pooled
     bits: Block | None = None
-    parts, before = (
-        list[Block](),
-        list[Block](),
-    )  # what the slab before has left stands for one more
+    # What a slab has left stands for one slab more.
+    parts, before = list[Block](), list[Block]()
     for channels, slab in y.slabs():
         if bits is None:
             bits = m.new(-(-c.planes * volume(spikes) // 8))
