@@ -13,12 +13,12 @@ from torch import Tensor, fx, nn
 
 from revedge.engine import Branch, Feed, OverTime, Run, Unit
 from revedge.engine.adopt import functions, snntorch, spikingjelly
-from revedge.engine.adopt.chains import units_of
 from revedge.engine.adopt.parts import Layout, Part, UnfitError, parts_of
 from revedge.engine.adopt.piece import Piece
 from revedge.engine.adopt.program import Program
 from revedge.engine.adopt.sizes import is_size, refold, spell_out
 from revedge.engine.adopt.trace import UntraceableError, trace
+from revedge.engine.adopt.units import units_of
 from revedge.errors import ExportError
 from revedge.models import SpikingNet
 from revedge.neurons import BaseNode, Surrogate

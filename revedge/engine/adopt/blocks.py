@@ -4,10 +4,11 @@ from typing import Any
 
 from torch import fx
 
-from revedge.engine.adopt.chains import Chain, Finder, branch_of
+from revedge.engine.adopt.chains import Chain, Finder
 from revedge.engine.adopt.coupling import SUMS, couplings, whole_of
 from revedge.engine.adopt.piece import Piece
 from revedge.engine.adopt.sizes import is_size
+from revedge.engine.adopt.units import branch_of
 from revedge.engine.coupling import Coupling
 from revedge.engine.feed import Feed
 from revedge.engine.residual import Residual

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from revedge.engine.adopt.chains import Chain, Finder, branch_of
+from revedge.engine.adopt.chains import Chain, Finder
 from revedge.engine.adopt.piece import Piece
 from revedge.engine.adopt.sizes import is_size
+from revedge.engine.adopt.units import branch_of
 from revedge.engine.coupling import Coupling
 
 _HALVINGS = (torch.chunk, "chunk", torch.tensor_split, "tensor_split")
