@@ -6,7 +6,7 @@ its head]; under store these as float32, and its stream, 4 T B C H W each.
 
 from dataclasses import dataclass, field
 
-from revedge.planner.form.branch import KEEPS_OUTPUT, Replay, Tape, branch_forward, join
+from revedge.planner.form.branch import KEEPS_OUTPUT, Tape, branch_forward, join
 from revedge.planner.form.head import (
     Stats,
     fire,
@@ -17,6 +17,7 @@ from revedge.planner.form.head import (
 )
 from revedge.planner.form.meter import Block
 from revedge.planner.form.output import Output
+from revedge.planner.form.replay import Replay
 from revedge.planner.form.runs import Stream
 from revedge.planner.form.shape import Fork, Plane, Run
 from revedge.planner.form.tail import Context, Signal

@@ -2,9 +2,10 @@
 
 import math
 
-from revedge.planner.form.branch import Replay, Tape
+from revedge.planner.form.branch import Tape
 from revedge.planner.form.few_membranes import FewMembranes
 from revedge.planner.form.output import Output
+from revedge.planner.form.replay import Replay
 from revedge.planner.form.shape import Branch, Plane, volume
 from revedge.planner.form.span_replay import SpanReplay
 from revedge.planner.form.tail import Context, planes_per_chunk

@@ -12,9 +12,10 @@ Blocks that are equal are followed once: what each adds, and what it takes at mo
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from revedge.planner.form.branch import Replay, Tape, branch_forward, join
+from revedge.planner.form.branch import Tape, branch_forward, join
 from revedge.planner.form.meter import Block
 from revedge.planner.form.output import Output
+from revedge.planner.form.replay import Replay
 from revedge.planner.form.replay_of import replay_of
 from revedge.planner.form.shape import Branch, Plane, Run, volume
 from revedge.planner.form.tail import CHUNK_BYTES, Context

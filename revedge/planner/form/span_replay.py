@@ -11,10 +11,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from revedge.planner.form.branch import Replay, Tape
+from revedge.planner.form.branch import Tape
 from revedge.planner.form.head import affine, leak_gradient
 from revedge.planner.form.meter import Block
 from revedge.planner.form.output import Output
+from revedge.planner.form.replay import Replay
 from revedge.planner.form.shape import Branch, volume
 from revedge.planner.form.tail import (
     LANES,

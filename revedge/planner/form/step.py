@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from revedge.planner.form import runs as of
-from revedge.planner.form.branch import STRATEGIES, Replay
+from revedge.planner.form.branch import STRATEGIES
 from revedge.planner.form.forks import forks_backward, forks_forward
 from revedge.planner.form.meter import Block, Meter
 from revedge.planner.form.output import Output
+from revedge.planner.form.replay import Replay
 from revedge.planner.form.runs import Stream
 from revedge.planner.form.shape import Net, NotCoveredError, Run, volume
 from revedge.planner.form.tail import Context
