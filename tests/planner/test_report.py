@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from revedge.planner import explain, report
+from revedge.planner.report_entries import kind_of
 from revedge.planner.search import search
 from revedge.planner.timeline import MOST_POINTS, timeline
 from revedge.planner.tracer import Storage
@@ -92,7 +93,7 @@ def test_every_part_alternative_and_neighbor_is_told() -> None:
     text = report.page(given)
     bar, _, front = pictures(text)
     for name, size in given["config"]["parts"].items():
-        assert f"<title>{report._kind(name)} {report.format_bytes(size)}</title>" in bar
+        assert f"<title>{kind_of(name)} {report.format_bytes(size)}</title>" in bar
     assert front.count("-tip-") == front.count("<title>") == len(given["alternatives"])
     rows = [row for row in Page(text).rows if len(row) == 8 and "data-value" in row[6]]
     peaks = [float(row[6]["data-value"] or "nan") for row in rows]
