@@ -10,15 +10,7 @@ from revedge.kernels._native import native_status
 from revedge.kernels._triton import triton_status
 from revedge.kernels.bits import pack_bits, unpack_bits
 from revedge.kernels.grid import grid_add, grid_round
-from revedge.kernels.neuron import (
-    neuron_backward,
-    neuron_backward_,
-    neuron_forward,
-    norm_neuron_backward_,
-    norm_neuron_forward,
-    norm_neuron_pack_,
-    norm_neuron_span_backward_,
-)
+from revedge.kernels.neuron import neuron_backward, neuron_backward_, neuron_forward
 from revedge.kernels.norm import (
     ChannelSums,
     GradientSums,
@@ -26,6 +18,12 @@ from revedge.kernels.norm import (
     norm_affine,
     norm_backward_,
     norm_forward,
+)
+from revedge.kernels.norm_neuron import (
+    norm_neuron_backward_,
+    norm_neuron_forward,
+    norm_neuron_pack_,
+    norm_neuron_span_backward_,
 )
 from revedge.kernels.norm_neuron_pool import (
     Window,

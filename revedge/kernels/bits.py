@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from revedge.kernels import _native_calls as native
 from revedge.kernels import reference
 from revedge.kernels._dispatch import register
+from revedge.kernels.native import bits as native
 
 _pack_bits = register(
     "pack_bits(Tensor s) -> Tensor",

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from revedge.errors import GridRangeError
-from revedge.kernels import _native_calls as native
 from revedge.kernels import reference
 from revedge.kernels._dispatch import register
+from revedge.kernels.native import grid as native
 
 _grid_add = register(
     "grid_add_(Tensor? x, Tensor y, Tensor scale, Tensor shift, int bits, int sign, Tensor(a!) out,"

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from revedge.kernels import _native_calls as native
 from revedge.kernels import reference
 from revedge.kernels._dispatch import register
+from revedge.kernels.native import norm as native
 
 _channel_stats = register(
     "channel_stats(Tensor y) -> (Tensor, Tensor)",

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from revedge.kernels import _native_pool as native
 from revedge.kernels import reference
 from revedge.kernels._dispatch import register
+from revedge.kernels.native import norm_neuron_pool as native
+from revedge.kernels.native.pool import pooled_shape
 from revedge.kernels.params import NeuronParams
 
 _Pair = tuple[int, int]
@@ -69,7 +70,7 @@ _average_bits = register(
     reference=reference.average_bits,
     native=native.average_bits,
     meta=lambda bits, shape, window: bits.new_empty(
-        native.pooled_shape(bits.new_empty(shape), window[:2], window[2:4], window[4:]),
+        pooled_shape(bits.new_empty(shape), window[:2], window[2:4], window[4:]),
         dtype=torch.float32,
     ),
     dtypes=(torch.uint8,),

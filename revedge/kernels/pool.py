@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from revedge.kernels import _native_pool as native
 from revedge.kernels import reference
 from revedge.kernels._dispatch import register
+from revedge.kernels.native import pool as native
 
 _max_pool = register(
     "max_pool(Tensor x, int[] kernel, int[] stride, int[] padding) -> Tensor",

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from revedge.errors import UsageError
-from revedge.kernels import _native_reversible as native
 from revedge.kernels import reference
 from revedge.kernels._dispatch import register
+from revedge.kernels.native import reversible as native
 from revedge.kernels.params import ReversibleParams
 
 _from_floats = ReversibleParams.from_floats

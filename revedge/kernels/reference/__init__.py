@@ -17,6 +17,8 @@ from revedge.kernels.reference.norm import (
     norm_backward_,
     norm_backward_apply_,
     norm_forward,
+)
+from revedge.kernels.reference.norm_neuron import (
     norm_neuron_backward_,
     norm_neuron_forward,
     norm_neuron_pack_,

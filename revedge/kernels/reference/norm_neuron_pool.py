@@ -6,10 +6,7 @@ from torch import Tensor
 from revedge.kernels.params import NeuronParams
 from revedge.kernels.reference.bits import pack_bits, unpack_bits
 from revedge.kernels.reference.neuron import neuron_backward_, neuron_forward
-from revedge.kernels.reference.norm import (
-    norm_neuron_backward_,
-    norm_neuron_forward,
-)
+from revedge.kernels.reference.norm_neuron import norm_neuron_backward_, norm_neuron_forward
 from revedge.kernels.reference.pool import max_pool, max_pool_backward
 
 _Window = list[int]

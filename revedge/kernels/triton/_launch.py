@@ -4,7 +4,6 @@ All sizes depend on the shapes only, never on the GPU, so that the order of a su
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,27 +23,6 @@ def launch(kernel: Any, programs: int, *args: object, **constants: object) -> No
     """Run ``programs`` programs of ``kernel``, all of it in the rounding of the reference."""
     if programs:
         kernel[(programs,)](*args, **constants, **EXACT)
-
-
-def check_shape(name: str, tensor: Tensor | None, shape: Sequence[int]) -> None:
-    """Raise ValueError unless ``tensor`` is None or of ``shape``."""
-    if tensor is not None and tuple(tensor.shape) != tuple(shape):
-        raise ValueError(f"{name} has shape {tuple(tensor.shape)}, needs {tuple(shape)}")
-
-
-def check_slab(name: str, whole: Tensor, y: Tensor, dim: int, first: int) -> int:
-    """Check that the channels of ``y``, along ``dim``, fit into ``whole``; return how many it has."""
-    shape = list(y.shape)
-    shape[dim] = whole.shape[dim]
-    check_shape(name, whole, shape)
-    check_range(name, whole.shape[dim], y.shape[dim], first)
-    return whole.shape[dim]
-
-
-def check_range(name: str, channels: int, count: int, first: int) -> None:
-    """Raise ValueError unless ``count`` channels from ``first`` on are among ``channels``."""
-    if first < 0 or first + count > channels:
-        raise ValueError(f"{name} has {channels} channels, not {count} from {first} on")
 
 
 def planes(y: Tensor, dims: int) -> tuple[int, int, int]:

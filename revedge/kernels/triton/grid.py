@@ -5,14 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from revedge.kernels.triton._launch import (
-    check_shape,
-    check_slab,
-    launch,
-    planes,
-    tile,
-    tiles,
-)
+from revedge.kernels._shapes import check_shape, check_slab
+from revedge.kernels.triton._launch import launch, planes, tile, tiles
 from revedge.kernels.triton.tiles import tile_at
 
 

@@ -15,9 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from revedge.kernels._dispatch import repeats
+from revedge.kernels._shapes import check_shape
 from revedge.kernels.params import SURROGATES, NeuronParams
 from revedge.kernels.reference.rounding import to_float32
-from revedge.kernels.triton._launch import BLOCK, check_shape, launch, slabs
+from revedge.kernels.triton._launch import BLOCK, launch, slabs
 from revedge.kernels.triton.bits import bytes_of, merge_bits
 from revedge.kernels.triton.surrogates import surrogate_at, surrogate_floats
 

@@ -18,15 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from revedge.kernels.triton._launch import (
-    check_shape,
-    check_slab,
-    launch,
-    pieces,
-    planes,
-    tile,
-    tiles,
-)
+from revedge.kernels._shapes import check_shape, check_slab
+from revedge.kernels.triton._launch import launch, pieces, planes, tile, tiles
 from revedge.kernels.triton.tiles import tile_at
 
 

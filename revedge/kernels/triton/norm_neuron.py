@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from revedge.kernels.triton._launch import check_range, check_shape, check_slab
+from revedge.kernels._shapes import check_range, check_shape, check_slab
 from revedge.kernels.triton.neuron import backward, forward, spikes_like
 from revedge.kernels.triton.norm import norm_backward_
 

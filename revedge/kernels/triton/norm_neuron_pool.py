@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from revedge.kernels.triton._launch import check_range, check_shape, check_slab, planes
+from revedge.kernels._shapes import check_range, check_shape, check_slab
+from revedge.kernels.triton._launch import planes
 from revedge.kernels.triton.bits import merge_bits, unpack_bits
 from revedge.kernels.triton.neuron import neuron_backward_, neuron_forward
 from revedge.kernels.triton.norm_neuron import norm_neuron_backward_, norm_neuron_forward

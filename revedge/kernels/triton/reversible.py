@@ -12,9 +12,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from revedge.kernels._shapes import check_shape
 from revedge.kernels.params import SURROGATES, ReversibleParams
 from revedge.kernels.reference.rounding import to_float32
-from revedge.kernels.triton._launch import BLOCK, check_shape, launch, slabs
+from revedge.kernels.triton._launch import BLOCK, launch, slabs
 from revedge.kernels.triton.surrogates import surrogate_at, surrogate_floats
 
 _Floats = Sequence[float]

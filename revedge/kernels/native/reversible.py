@@ -1,17 +1,14 @@
-"""Calls of the C library: the reversible neuron. See _native_calls.py."""
-
-from collections.abc import Sequence
+"""Calls of the C library: the reversible neuron."""
 
 import torch
 from torch import Tensor
 
-from revedge.kernels._native_calls import call, check_shape
+from revedge.kernels._shapes import check_shape
+from revedge.kernels.native._call import Floats, call
 from revedge.kernels.reference.rounding import to_float32
 
-_Floats = Sequence[float]
 
-
-def _reversible_sizes(x: Tensor, p: _Floats, dim: int) -> list[int]:
+def _reversible_sizes(x: Tensor, p: Floats, dim: int) -> list[int]:
     """Return [T, P, groups, L] (see reference/reversible.py)."""
     before = 1
     for size in x.shape[1 : dim % x.dim()]:
@@ -20,13 +17,13 @@ def _reversible_sizes(x: Tensor, p: _Floats, dim: int) -> list[int]:
     return [x.shape[0], before, groups, x.numel() // max(1, x.shape[0] * before * groups)]
 
 
-def _reversible_floats(p: _Floats) -> list[float]:
+def _reversible_floats(p: Floats) -> list[float]:
     """Return the constants as the reference rounds them."""
     a = 1.0 / p[1]
     return [to_float32(a), to_float32(1.0 - a), *p[2:]]
 
 
-def reversible_forward(x: Tensor, p: _Floats, dim: int) -> tuple[Tensor, Tensor]:
+def reversible_forward(x: Tensor, p: Floats, dim: int) -> tuple[Tensor, Tensor]:
     """See reference.reversible_forward."""
     y, v = torch.empty_like(x), x.new_empty(x.shape[1:])
     sizes = _reversible_sizes(x, p, dim)
@@ -34,7 +31,7 @@ def reversible_forward(x: Tensor, p: _Floats, dim: int) -> tuple[Tensor, Tensor]
     return y, v
 
 
-def reversible_forward_stored(x: Tensor, p: _Floats, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+def reversible_forward_stored(x: Tensor, p: Floats, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """See reference.reversible_forward_stored."""
     y, v, m = torch.empty_like(x), x.new_empty(x.shape[1:]), torch.empty_like(x)
     sizes = _reversible_sizes(x, p, dim)
@@ -42,7 +39,7 @@ def reversible_forward_stored(x: Tensor, p: _Floats, dim: int) -> tuple[Tensor, 
     return y, v, m
 
 
-def reversible_reconstruct(y: Tensor, p: _Floats, dim: int) -> Tensor:
+def reversible_reconstruct(y: Tensor, p: Floats, dim: int) -> Tensor:
     """See reference.reversible_reconstruct."""
     x = torch.empty_like(y)
     sizes = _reversible_sizes(y, p, dim)
@@ -50,28 +47,28 @@ def reversible_reconstruct(y: Tensor, p: _Floats, dim: int) -> Tensor:
     return x
 
 
-def reversible_backward_(y: Tensor, g: Tensor, p: _Floats, dim: int) -> Tensor:
+def reversible_backward_(y: Tensor, g: Tensor, p: Floats, dim: int) -> Tensor:
     """See reference.reversible_backward_."""
     x = torch.empty_like(y)
     _reversible_backward(y, None, g, g, x, p, dim)
     return x
 
 
-def reversible_backward(y: Tensor, g: Tensor, p: _Floats, dim: int) -> Tensor:
+def reversible_backward(y: Tensor, g: Tensor, p: Floats, dim: int) -> Tensor:
     """See reference.reversible_backward."""
     g_x = torch.empty_like(g)
     _reversible_backward(y, None, g, g_x, None, p, dim)
     return g_x
 
 
-def reversible_stored_backward_(y: Tensor, m: Tensor, g: Tensor, p: _Floats, dim: int) -> Tensor:
+def reversible_stored_backward_(y: Tensor, m: Tensor, g: Tensor, p: Floats, dim: int) -> Tensor:
     """See reference.reversible_stored_backward_."""
     x = torch.empty_like(y)
     _reversible_backward(y, m, g, g, x, p, dim)
     return x
 
 
-def reversible_stored_backward(y: Tensor, m: Tensor, g: Tensor, p: _Floats, dim: int) -> Tensor:
+def reversible_stored_backward(y: Tensor, m: Tensor, g: Tensor, p: Floats, dim: int) -> Tensor:
     """See reference.reversible_stored_backward."""
     g_x = torch.empty_like(g)
     _reversible_backward(y, m, g, g_x, None, p, dim)
@@ -84,7 +81,7 @@ def _reversible_backward(
     g: Tensor,
     g_x: Tensor,
     x: Tensor | None,
-    p: _Floats,
+    p: Floats,
     dim: int,
 ) -> None:
     check_shape("g_y", g, y.shape)
