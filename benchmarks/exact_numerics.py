@@ -31,7 +31,7 @@ from export_nets import Frames, events, full_width, lively
 from report import command_line, machine, markdown_table, write
 
 from revedge import models
-from revedge.cli.export import _load_network, _open_frames, _read_description
+from revedge.cli.trained import load_network, open_frames, read_description
 from revedge.errors import UsageError
 from revedge.export.cells import WATCH
 from revedge.export.exact_form import exact_form
@@ -228,8 +228,8 @@ def compare(reference: Way, other: Way, recordings: list[Any]) -> tuple[int, int
 def of_run(run: Path, spikes: float, numerics: str) -> tuple[Any, float, list[Any]]:
     """The network of a run, the scale of its frames, and recordings of its test split."""
     folder = run / "exact" if numerics == "exact" else run
-    net = _load_network(folder, _read_description(folder))
-    frames = _open_frames(run, _read_description(run), None)
+    net = load_network(folder, read_description(folder))
+    frames = open_frames(run, read_description(run), None)
     per_recording = STEPS * BATCH * neurons(net)
     recordings: list[Any] = []
     while len(recordings) * per_recording < spikes:
