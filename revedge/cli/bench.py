@@ -22,57 +22,67 @@ from revedge.cli.bench_rows import (
     measure,
     strategies_of,
 )
+from revedge.cli.net_options import add_net_options, at_least_one, parse_shape
 from revedge.cli.output import emit, table
 from revedge.cli.step_child import PLAIN
-from revedge.cli.verify import at_least_one, parse_shape
 from revedge.errors import RevedgeError, UsageError
 from revedge.units import format_bytes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--net",
+        metavar="NAME",
         required=True,
         help=f"{', '.join(NAMED)} (static images, 3x32x32) or names of models; several with commas",
     )
-    parser.add_argument(
+    add(
         "--strategy",
+        metavar="NAME",
         default="all",
         help=f"{', '.join(STRATEGIES)}, invert, plain, each maybe with {SPELLING} "
         "(several with commas), "
         f"smallest, fastest, all{SLABS} or all (default)",
     )
-    parser.add_argument("--timesteps", default="8", help="time steps, or several: 4,8 (default 8)")
-    parser.add_argument("--batch", default="8", help="samples per step, or several (default 8)")
-    parser.add_argument("--in-shape", default="3,32,32", help="C,H,W of a frame (default 3,32,32)")
-    parser.add_argument("--classes", type=int, default=10, help="number of classes (default 10)")
-    parser.add_argument(
-        "--neuron", default=None, help="if, lif, plif, or for VGG and ResNets reversible"
+    add(
+        "--timesteps",
+        metavar="T",
+        default="8",
+        help="time steps, or several: 4,8 (default: %(default)s)",
     )
-    parser.add_argument("--depth", type=int, default=None, help="number of blocks (staged nets)")
-    parser.add_argument("--width", type=int, default=None, help="channels of the first stage")
-    parser.add_argument(
-        "--static", action="store_true", help="one image per sample instead of T frames"
+    add(
+        "--batch",
+        metavar="B",
+        default="8",
+        help="samples per step, or several (default: %(default)s)",
     )
-    parser.add_argument("--threads", type=int, default=1, help="threads (default 1)")
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="timed steps, the least counts (default 3)"
+    add_net_options(parser)
+    add("--depth", metavar="N", type=int, help="number of blocks (staged nets)")
+    add("--width", metavar="N", type=int, help="channels of the first stage")
+    add(
+        "--repeats",
+        metavar="N",
+        type=int,
+        default=3,
+        help="timed steps, the least counts (default: %(default)s)",
     )
-    parser.add_argument(
+    add(
         "--rounds",
+        metavar="N",
         type=int,
         default=1,
-        help="processes per row: least time, median of bytes (default 1)",
+        help="processes per row: least time, median of bytes (default: %(default)s)",
     )
-    parser.add_argument(
+    add(
         "--update-in-backward",
         action="store_true",
         help="step each parameter as soon as its gradient is there, and free the gradient",
     )
-    parser.add_argument("--picture", metavar="FILE.svg", help="draw memory against time")
+    add("--picture", metavar="FILE.svg", help="draw memory against time")
     parser.epilog = (
-        "example:\n  revedge bench --net ms_resnet18 --strategy all --timesteps 8 --batch 8\n"
+        "examples:\n  revedge bench --net ms_resnet18 --strategy all --timesteps 8 --batch 8\n"
         "  revedge bench --net iso,vgg11 --timesteps 4,8 --batch 4 --picture bench.svg\n\n"
         "anon is the growth of the process's anonymous memory from before the first step to its peak.\n"
         "a * marks what no other row beats in both bytes and time.\n"

@@ -19,7 +19,7 @@ COMMANDS = {
     "train": "train inside a RAM limit",
     "plan": "choose depth, timesteps and memory strategy for a RAM limit",
     "verify": "compare every memory strategy with stored back-propagation through time",
-    "export": "write TorchScript and ONNX files and check them against the trained network",
+    "export": "write TorchScript, ONNX, pt2 or NIR files and check them against the trained network",
     "run": "run an exported ONNX file, without torch",
     "inspect": "show what an exported ONNX file says about itself",
     "verify-export": "check on the target that an exported ONNX file does what it should",

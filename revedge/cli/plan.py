@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from revedge.cli import plan_target, search_options
+from revedge.cli.net_options import parse_shape
 from revedge.errors import RevedgeError, UsageError
 from revedge.units import format_bytes, format_seconds
 from revedge.user_code import require_unchanged
@@ -200,10 +201,9 @@ def _data(args: argparse.Namespace) -> dict[str, Any]:
     if args.data is None:
         if args.classes is None:
             raise UsageError("--classes is missing; --in-shape needs it, as in --classes 10")
-        shape = _shape(args.in_shape)
         return {
             "data": "random",
-            "in_shape": shape,
+            "in_shape": parse_shape(args.in_shape),
             "num_classes": args.classes,
             "static": args.static,
         }
@@ -220,16 +220,6 @@ def _data(args: argparse.Namespace) -> dict[str, Any]:
         "static": info.static,
         "timesteps": info.timesteps,
     }
-
-
-def _shape(text: str) -> tuple[int, int, int]:
-    try:
-        channels, height, width = (int(word) for word in text.split(","))
-    except ValueError:
-        channels = height = width = 0
-    if min(channels, height, width) < 1:
-        raise UsageError(f"--in-shape {text!r} is not channels,height,width; write it as 2,34,34")
-    return channels, height, width
 
 
 def _report(args: argparse.Namespace, payload: dict[str, Any]) -> None:

@@ -41,16 +41,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--epochs",
         type=_count,
         metavar="N",
-        help=f"passes over the training split ({_DEFAULT_EPOCHS})",
+        help=f"passes over the training split (default: {_DEFAULT_EPOCHS})",
     )
-    add("--seed", type=int, metavar="S", help="of weights, order, dropout and augmentation (0)")
+    add(
+        "--seed",
+        type=int,
+        metavar="S",
+        help="of weights, order, dropout and augmentation (default: 0)",
+    )
     add("--out", metavar="DIR", help="folder of the run; made if missing")
     add("--resume", metavar="DIR", help="continue the training of this folder")
     add("--plan", metavar="FILE", help="train exactly this plan (see revedge plan --out)")
     search_options.add_search_options(parser)
     add("--lr", type=float, metavar="RATE", help="peak learning rate")
-    add("--device", choices=("cpu", "cuda"), help="where to train (cpu)")
-    add("--checkpoint-every-s", type=_seconds, metavar="S", help="seconds between checkpoints (5)")
+    add("--device", choices=("cpu", "cuda"), help="where to train (default: cpu)")
+    add(
+        "--checkpoint-every-s",
+        type=_seconds,
+        metavar="S",
+        help="seconds between checkpoints (default: 5)",
+    )
     add(
         "--finish",
         choices=("exact",),

@@ -5,6 +5,7 @@ import os
 import tempfile
 from typing import Any
 
+from revedge.cli.net_options import add_net_options, at_least_one, parse_shape
 from revedge.cli.output import emit, table
 from revedge.cli.step_child import PLAIN, spawn
 from revedge.errors import RevedgeError, UsageError
@@ -16,19 +17,18 @@ STRATEGIES = ("store", "keep-conv", "keep-spikes", "reverse")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "--model", required=True, help="name of a model, e.g. revsresnet21, or net.py:build"
-    )
-    parser.add_argument("--timesteps", type=int, default=4, help="time steps (default 4)")
-    parser.add_argument("--batch", type=int, default=8, help="samples per step (default 8)")
-    parser.add_argument("--in-shape", default="3,32,32", help="C,H,W of a frame (default 3,32,32)")
-    parser.add_argument("--classes", type=int, default=10, help="number of classes (default 10)")
-    parser.add_argument(
-        "--neuron", default=None, help="if, lif, plif, or for VGG and ResNets reversible"
+        "--model",
+        metavar="NAME",
+        required=True,
+        help="name of a model, e.g. revsresnet21, or net.py:build",
     )
     parser.add_argument(
-        "--static", action="store_true", help="one image per sample instead of T frames"
+        "--timesteps", metavar="T", type=int, default=4, help="time steps (default: %(default)s)"
     )
-    parser.add_argument("--threads", type=int, default=1, help="threads (default 1)")
+    parser.add_argument(
+        "--batch", metavar="B", type=int, default=8, help="samples per step (default: %(default)s)"
+    )
+    add_net_options(parser)
     parser.add_argument(
         "--slab",
         metavar="SIZE",
@@ -143,26 +143,3 @@ def _text(rows: list[dict[str, Any]], good: bool) -> str:
     wrong = "NOT identical: this is an error of revedge, please report."
     verdict = "Saving memory changes no number." if good else wrong
     return f"{table(header, body)}\n{verdict}"
-
-
-def parse_shape(text: str) -> list[int]:
-    """Return (C, H, W) of ``"3,32,32"``.
-
-    Raises:
-        UsageError: it is not three positive numbers.
-    """
-    parts = text.replace("x", ",").split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise UsageError(f"--in-shape {text!r} is not C,H,W; write three numbers, as in 2,34,34")
-    return [int(part) for part in parts]
-
-
-def at_least_one(flag: str, value: int) -> int:
-    """Return ``value`` if it is 1 or more.
-
-    Raises:
-        UsageError: it is not.
-    """
-    if value < 1:
-        raise UsageError(f"{flag} {value} is not a count; use 1 or more")
-    return value

@@ -131,7 +131,7 @@ def test_update_in_backward_has_the_same_gradient_and_holds_none(revedge_command
     [
         (["verify", "--model", "revsresnet22"], "did you mean"),
         (["verify", "--model", "vgg5", "--timesteps", "0"], "--timesteps 0"),
-        (["verify", "--model", "vgg5", "--in-shape", "3,32"], "C,H,W"),
+        (["verify", "--model", "vgg5", "--in-shape", "3,32"], "channels,height,width"),
         (["bench", "--net", "vgg5", "--strategy", "magic"], "keep-conv"),
         (["bench", "--net", "nope"], "nope"),
         (["bench", "--net", "vgg5", "--batch", "2,x"], "--batch '2,x'"),
