@@ -101,4 +101,4 @@ bench-peers: $(STAMPS)/run ## measure revedge beside SpikingJelly, if that is in
 clean: ## remove what the other targets made, except your runs/
 	@rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
-	@rm -f revedge/kernels/_librevedge.so
+	@rm -f revedge/kernels/_*.so
