@@ -1,10 +1,10 @@
 """Runs in turn as ONE autograd function: the tensors between them belong to it, so it works in place."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from revedge.engine.feed import Feed
 from revedge.engine.output import Output
@@ -14,7 +14,7 @@ from revedge.engine.vjp import Gradients, Update
 
 @dataclass(slots=True)
 class _Link:
-    """What stays of one run: its tape, and its input and output where its backward needs them."""
+    """What stays of one run: its tape, and what its backward needs of its input and output that is the chain's own."""
 
     tape: Any
     x: Tensor | None
@@ -26,13 +26,23 @@ class Chain:
 
     Memory: between two runs there is one tensor, and one gradient in the backward pass. Autograd, given the same runs
     one by one, would hold a second gradient and could not let the stream be rebuilt in place.
-    """
 
-    keeps_input = False
-    keeps_output = False
+    The first run's input and the last one's output are in the caller's hands, too: `carry` keeps them, and notices if
+    they have been written over.
+    """
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = list(runs)
+
+    @property
+    def keeps_input(self) -> bool:
+        """See `Carried`."""
+        return self.runs[0].keeps_input
+
+    @property
+    def keeps_output(self) -> bool:
+        """See `Carried`."""
+        return self.runs[-1].keeps_output
 
     @property
     def update(self) -> Update | None:
@@ -43,6 +53,10 @@ class Chain:
     def chunk_bytes(self) -> int | None:
         """That of all runs."""
         return self.runs[0].chunk_bytes
+
+    def modules(self) -> Iterator[nn.Module]:
+        """See `Carried`."""
+        return (module for run in self.runs for module in run.modules())
 
     def parameters(self) -> list[Tensor]:
         """Parameters of all runs that want a gradient, each once."""
@@ -69,12 +83,13 @@ class Chain:
         """See `Carried`."""
         links: list[_Link] = []
         stream, free = x.take(), x.free
-        for run in self.runs:
-            kept_x = stream if keep and run.keeps_input and not self._rebuilds(run) else None
+        for index, run in enumerate(self.runs):
+            inner = keep and index > 0 and run.keeps_input and not self._rebuilds(run)
+            kept_x = stream if inner else None
             given = Given(stream, free=free and kept_x is None)
             del stream
             stream, tape = run.run_forward(given, keep=keep)
-            kept_out = stream if keep and run.keeps_output else None
+            kept_out = stream if keep and run.keeps_output and index < len(self.runs) - 1 else None
             free = kept_out is None
             if keep:
                 links.append(_Link(tape, kept_x, kept_out))
@@ -91,21 +106,19 @@ class Chain:
         need_input: bool,
     ) -> Tensor | None:
         """See `Carried`."""
-        del x, out
         links: list[_Link] = tape
         last = len(self.runs) - 1
         for index in range(last, -1, -1):
             link, run = links.pop(), self.runs[index]
-            kept_x: Tensor | Output | None = link.x
+            kept_x: Tensor | Output | None = link.x if index else x
             if link.x is not None and index and links[-1].out is None and isinstance(run, Feed):
                 kept_x = Output.of(link.x, free=True)
             if self._rebuilds(run):
                 before = self.runs[index - 1]
                 assert isinstance(before, Feed)
-                kept_x = before.again(links[-1].x, links[-1].tape)
-            # The output of the last run is in the caller's hands.
-            kept_out = None if link.out is None else Given(link.out, free=index < last)
-            link.out = None
+                kept_x = before.again(links[-1].x if index > 1 else x, links[-1].tape)
+            kept_out = None if link.out is None else Given(link.out, free=True)
+            kept_out, link.out = (out if index == last else kept_out), None
             g_x = run.run_backward(
                 kept_x, kept_out, link.tape, g, gradients, need_input=need_input or index > 0
             )

@@ -16,7 +16,7 @@ from revedge.engine.pooled import fire_pooled, gradient_room, window_of
 from revedge.engine.signal import Signal
 from revedge.engine.unit import INPUT_GRID_BITS, Unit, unfold_time
 from revedge.engine.vjp import Gradients, add_gradient
-from revedge.errors import ReversibilityError
+from revedge.errors import ReversibilityError, UsageError
 from revedge.neurons import BaseNode, ParametricLIFNode, ReversibleNode
 
 # Rebuilding (X - bias) / weight from X on the 2**-18 grid is then right to 2**-13.
@@ -58,8 +58,10 @@ def slab_stats(norm: _BatchNorm, first: int, y: Tensor) -> Stats:
         return Stats(*kernels.channel_stats(y.flatten(0, 1)), of_batch=True)
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    frozen = Stats(norm.running_mean, norm.running_var, of_batch=False)
-    return frozen.slab(first, y.shape[2])
+    frozen = Stats(norm.running_mean, norm.running_var, of_batch=False).slab(first, y.shape[2])
+    return frozen._replace(
+        mean=frozen.mean.clone(), var=frozen.var.clone()
+    )  # they may move before backward
 
 
 def sums_for(norm: _BatchNorm | None, y: Output) -> kernels.ChannelSums | None:
@@ -75,6 +77,11 @@ def gather_stats(norm: _BatchNorm, parts: list[Stats], count: int) -> Stats:
     if len(parts) > 1:
         mean, var = torch.cat([part.mean for part in parts]), torch.cat([p.var for p in parts])
         stats = Stats(mean, var, stats.of_batch)
+    if stats.of_batch and count == 1:
+        raise UsageError(
+            "a batch norm in training is given one value per channel, which has no variance; "
+            "use a batch of 2 or more, more time steps, or norm.eval()"
+        )
     if norm.training and norm.running_mean is not None and norm.running_var is not None:
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)

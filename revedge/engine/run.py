@@ -1,6 +1,7 @@
 """A run: blocks that one autograd function carries, so that memory does not grow with depth."""
 
 from abc import abstractmethod
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from revedge.engine.settings import StrategySettings
 from revedge.engine.signal import chunks_of
 from revedge.engine.strategy import Saving
 from revedge.engine.vjp import Gradients, Update
+from revedge.engine.weights import Weights
 from revedge.errors import ReversibilityError
 from revedge.neurons.first_order import first_derivative_only
 
@@ -68,6 +70,10 @@ class Carried(Protocol):
     @property
     def chunk_bytes(self) -> int | None:
         """See `Run`."""
+        ...
+
+    def modules(self) -> Iterable[nn.Module]:
+        """Return the modules whose weights it reads, in forward and in backward."""
         ...
 
     def run_forward(self, x: Given, *, keep: bool) -> tuple[Tensor, Any]:
@@ -158,10 +164,13 @@ class _Carry(torch.autograd.Function):
         with ctx.autocast, chunks_of(run.chunk_bytes):
             out, ctx.tape = run.run_forward(Given(x.detach().contiguous(), free=False), keep=True)
         ctx.run, ctx.parameters, ctx.used_up = run, parameters, False
-        ctx.chunk_bytes = run.chunk_bytes
+        ctx.chunk_bytes, ctx.weights = run.chunk_bytes, Weights(run.modules())
         out = _own(out)
-        # `out` may only be kept through autograd: as an attribute it would close a reference cycle.
-        ctx.save_for_backward(x if run.keeps_input else None, out if run.keeps_output else None)
+        # Without its history, as `out` itself would close a reference cycle; and not through autograd, which would
+        # hold it for the whole backward pass.
+        ctx.out = out.detach() if run.keeps_output else None
+        ctx.out_version = out._version
+        ctx.save_for_backward(x if run.keeps_input else None)
         return out
 
     @staticmethod
@@ -172,19 +181,31 @@ class _Carry(torch.autograd.Function):
                 "this run has been through backward already and its tape is used up; "
                 "run the forward pass again (retain_graph does not keep it)"
             )
-        x, out = ctx.saved_tensors
+        (x,) = ctx.saved_tensors
+        out = _unwritten(ctx)
         tape, ctx.tape, ctx.used_up = ctx.tape, None, True
         gradients = Gradients(ctx.run.update)
-        with torch.no_grad(), ctx.autocast, chunks_of(ctx.chunk_bytes):
+        with torch.no_grad(), ctx.autocast, chunks_of(ctx.chunk_bytes), ctx.weights.as_they_were():
             g_x = ctx.run.run_backward(
                 None if x is None else x.contiguous(),
-                None if out is None else Given(out, free=False),
+                out,
                 tape,
                 Given(g_outs[0].contiguous(), free=False),
                 gradients,
                 need_input=ctx.needs_input_grad[1],
             )
         return None, g_x, *(gradients.get(p) for p in ctx.parameters)
+
+
+def _unwritten(ctx: Any) -> Given | None:
+    """The output of the forward pass, if it is needed; ``ctx`` forgets it."""
+    out, ctx.out = ctx.out, None
+    if out is not None and out._version != ctx.out_version:
+        raise ReversibilityError(
+            f"what a run gave out {tuple(out.shape)} was written over (in place) between forward and backward, and its "
+            "inputs are rebuilt from it; write to a clone of it, or leave the module out of apply"
+        )
+    return None if out is None else Given(out, free=False)
 
 
 def _own(out: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ def chunks(signal: Signal, *, whole: bool, backward: bool = False) -> Iterator[t
     differently with the number of samples it sees at once.
     """
     count = signal.planes if whole else planes_per_chunk(signal)
-    starts = range(0, signal.planes, max(1, count))
+    starts = range(0, max(1, signal.planes), max(1, count))  # of no planes, one chunk of none
     for start in reversed(starts) if backward else starts:
         yield start, min(start + count, signal.planes)
 

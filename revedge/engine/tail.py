@@ -18,16 +18,42 @@ from revedge.engine.unit import Unit
 from revedge.engine.vjp import Gradients, is_known, module_backward, module_forward
 from revedge.kernels import ChannelSums
 
-# The generators' states before a module ran for the first time: the CPU's, and that of its GPU or None.
-_States = tuple[Tensor, Tensor | None]
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """What a module's output depends on besides its input and its weights, before it ran for the first time.
+
+    Attributes:
+        cpu, gpu: states of the generators.
+        modes: its modules, and whether each was in training.
+    """
+
+    cpu: Tensor
+    gpu: Tensor | None
+    modes: tuple[tuple[nn.Module, bool], ...]
+
+    @classmethod
+    def now(cls, x: Tensor, module: nn.Module) -> "Moment":
+        """Return what ``module``, given ``x``, would find."""
+        gpu = torch.cuda.get_rng_state(x.device) if x.is_cuda else None
+        modes = tuple((part, part.training) for part in module.modules())
+        return cls(torch.get_rng_state(), gpu, modes)
+
+    def enter(self, x: Tensor) -> None:
+        """Make it so again."""
+        torch.set_rng_state(self.cpu)
+        if self.gpu is not None:
+            torch.cuda.set_rng_state(self.gpu, x.device)
+        for module, training in self.modes:
+            module.training = training
 
 
 @dataclass(slots=True)
 class Chance:
-    """What replays the randomness of a tail: the seed of its dropout mask, the generator states of user modules."""
+    """What replays the randomness of a tail: the seed of its dropout mask, the moments of user modules."""
 
     seed: int | None = None
-    states: dict[str, _States] = field(default_factory=dict)
+    moments: dict[str, Moment] = field(default_factory=dict)
 
 
 def draw(unit: Unit) -> Chance:
@@ -195,10 +221,10 @@ class _Module:
     def _replayed(self, x: Tensor) -> AbstractContextManager[None]:
         if is_known(self.module):
             return nullcontext()
-        if self.name not in self.chance.states:
-            self.chance.states[self.name] = _states(x)
+        if self.name not in self.chance.moments:
+            self.chance.moments[self.name] = Moment.now(x, self.module)
             return nullcontext()
-        return _replay(x, self.chance.states[self.name])
+        return _replay(x, self.module, self.chance.moments[self.name])
 
 
 class _Dropout:
@@ -223,22 +249,12 @@ class _Dropout:
         return self.forward(g) if need_input else None
 
 
-def _states(x: Tensor) -> _States:
-    return torch.get_rng_state(), torch.cuda.get_rng_state(x.device) if x.is_cuda else None
-
-
 @contextmanager
-def _replay(x: Tensor, states: _States) -> Iterator[None]:
-    """Run with the generators where they were in the forward pass, then put them back."""
-    before = _states(x)
-    _set_states(x, states)
+def _replay(x: Tensor, module: nn.Module, moment: Moment) -> Iterator[None]:
+    """Run with generators and modes as in the forward pass, then put them back."""
+    before = Moment.now(x, module)
+    moment.enter(x)
     try:
         yield
     finally:
-        _set_states(x, before)
-
-
-def _set_states(x: Tensor, states: _States) -> None:
-    torch.set_rng_state(states[0])
-    if states[1] is not None:
-        torch.cuda.set_rng_state(states[1], x.device)
+        before.enter(x)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from revedge.engine import STRATEGIES, apply
 from revedge.errors import UsageError
+from revedge.neurons import reset_net
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its own imports warn
@@ -216,3 +217,13 @@ def test_dropout_of_one_mask_for_all_steps():
     net.eval()
     functional.reset_net(net)
     assert torch.equal(net(torch.full((2, 3, 50), 1.5)), torch.ones(2, 3, 50))
+
+
+def test_our_reset_net_brings_its_neurons_to_rest():
+    """Whichever `reset_net` is called, the next sequence starts from rest, with `apply` and without."""
+    net = neuron.LIFNode(step_mode="m")
+    first = net(X)
+    reset_net(net)
+    assert torch.equal(net(X), first)
+    reset_net(net)
+    assert net.v == 0.0

@@ -12,6 +12,7 @@ from revedge.engine.adopt.parts import has_hooks
 from revedge.engine.adopt.program import Program
 from revedge.engine.adopt.rest import forget
 from revedge.engine.adopt.trace import UntraceableError, trace
+from revedge.engine.adopt.watch import called_as_they_are, unread
 from revedge.engine.run import Run
 from revedge.engine.settings import StrategySettings
 from revedge.engine.vjp import Update
@@ -41,7 +42,8 @@ class Forward:
         self.why: dict[str, str] = {}
         self.current: Program | None = None
         self.update: Update | None = None
-        self._programs: dict[Any, Program | None] = {}
+        self._programs: dict[_Key, Program | None] = {}
+        self._opaque: dict[_Key, set[int]] = {}
         self._signature = inspect.signature(type(root).forward)
 
     def prepare(self, example: Sequence[Any] = ()) -> Program | None:
@@ -110,31 +112,53 @@ class Forward:
     def _program(
         self, wanted: list[str], given: dict[str, Any], ranks: dict[str, int]
     ) -> Program | None:
-        key = (tuple(wanted), tuple(given.items()), tuple(ranks.items()), _state_of(self.root))
+        asked = (tuple(wanted), tuple(given.items()), tuple(ranks.items()))
+        key = (asked, _state_of(self.root))
+        if key not in self._programs:
+            key = next((made for made in self._programs if self._will_do(made, key)), key)
         if key not in self._programs:
             if len(self._programs) >= _MOST_PROGRAMS:
-                self._programs.pop(next(iter(self._programs)))
-            self._programs[key] = self._make(given, ranks)
+                oldest = next(iter(self._programs))
+                del self._programs[oldest], self._opaque[oldest]
+            self._programs[key], self._opaque[key] = self._make(given, ranks)
         return self._programs[key]
 
-    def _make(self, given: dict[str, Any], ranks: dict[str, int]) -> Program | None:
+    def _will_do(self, made: "_Key", key: "_Key") -> bool:
+        """Whether the program for ``made`` is one for ``key``, too: attributes differ that it does not depend on."""
+        opaque = self._opaque[made]
+        if not opaque or made[0] != key[0] or len(made[1]) != len(key[1]):
+            return False
+        return all(
+            before == now or (before[0] in opaque and before[:-1] == now[:-1])
+            for before, now in zip(made[1], key[1], strict=True)
+        )
+
+    def _make(
+        self, given: dict[str, Any], ranks: dict[str, int]
+    ) -> tuple[Program | None, set[int]]:
+        """Trace; return the program, and the ids of modules whose plain attributes it does not depend on."""
         leaves = set(self.settings.leave) - {self.root}
         self.failures.clear()
         while True:
             try:
                 graph = trace(self.root, leaves, ranks, given)
+                opaque = called_as_they_are(self.root, graph)
+                if opaque:
+                    with unread(opaque):
+                        trace(self.root, leaves, ranks, given)
                 break
             except UntraceableError as failure:
                 self.failures[failure.module] = failure.reason
                 if failure.module is self.root or failure.module in leaves:
-                    return None
+                    return None, {id(failure.module)}
                 leaves.add(failure.module)  # it is called as it is; the rest may still fit
+        free = {id(module) for module in opaque}
         program = Program(self.root, graph, grid=self.settings.grid)
         self.why = program.why
         if not program.pieces:
-            return None
+            return None, free
         self.dress(program)
-        return program
+        return program, free
 
     def dress(self, program: Program) -> None:
         """Give the runs of ``program`` their settings; the last strategy serves those that the list does not reach.
@@ -193,19 +217,25 @@ def runs_of(program: Program) -> list[Run]:
     return [run for piece in program.pieces for run in piece.runs]
 
 
-def _state_of(root: nn.Module) -> tuple[Any, ...]:
+_State = tuple[
+    int, bool, bool, bool, tuple[Any, ...]
+]  # which module, hooks, replaced, training, attributes
+_Key = tuple[tuple[Any, ...], tuple[_State, ...]]
+
+
+def _state_of(root: nn.Module) -> tuple[_State, ...]:
     """What a traced program of ``root`` depends on."""
     return tuple(_state(module, is_root=module is root) for module in root.modules())
 
 
-def _state(module: nn.Module, *, is_root: bool) -> tuple[Any, ...]:
+def _state(module: nn.Module, *, is_root: bool) -> _State:
     plain = tuple(
         (name, value)
         for name, value in module.__dict__.items()
         if type(value) in _SIMPLE and name not in _STATES
     )
     replaced = "forward" in module.__dict__ and not is_root  # the root's, by what asks
-    return id(module), has_hooks(module), replaced, plain
+    return id(module), has_hooks(module), replaced, module.training, plain
 
 
 def _single_precision(root: nn.Module, inputs: dict[str, Any]) -> bool:

@@ -26,6 +26,7 @@ class Piece:
         paths: the chains that it was made of, in turn.
         runs: what it does.
         given, gives: layouts of input and output.
+        overwritten: the forward writes into what it gives out.
     """
 
     source: fx.Node
@@ -35,6 +36,7 @@ class Piece:
     runs: list[Run]
     given: Layout
     gives: Layout
+    overwritten: bool = False
     _checked: set[Any] = field(default_factory=set)
 
     @property
@@ -58,14 +60,22 @@ class Piece:
         """Return what the nodes would have given out for ``x``.
 
         Raises:
-            UsageError: a neuron is not at rest, or a tensor has other sizes than the forward says.
+            UsageError: a neuron is not at rest, or a tensor has other sizes than the forward says, or one axis only.
         """
+        if x.dim() < 2 and self.given == "time":
+            raise UsageError(
+                f"neurons under apply are given [T, B, ...], and {_where(self.paths[0])} is given {tuple(x.shape)}; "
+                "give it one more axis, or leave it out of apply"
+            )
         check_rest(self.neurons)
         x = _part_time(x, sizes[0], sizes[1]) if self.given == "planes" else x
         self._check_sizes(x, sizes)
+        one = x.dim() == 2 and self.gives == "time"  # [T, features] of one sample
         chain = Chain(self.runs)
-        out = carry(chain, x, chain.parameters())
+        out = carry(chain, x.unsqueeze(1) if one else x, chain.parameters())
         spend(self.neurons)
+        out = out.squeeze(1) if one else out
+        out = out.clone() if self.overwritten and chain.keeps_output else out
         return out.flatten(0, 1) if self.gives == "planes" else out
 
     def _check_sizes(self, x: Tensor, sizes: tuple[Any, ...]) -> None:

@@ -11,6 +11,7 @@ from revedge.engine.adopt.chains import Finder
 from revedge.engine.adopt.piece import Piece
 from revedge.engine.adopt.sizes import is_size, spell_out
 from revedge.engine.adopt.trace import flatten_splats, splat
+from revedge.engine.adopt.written import is_written
 
 
 class Program:
@@ -35,6 +36,8 @@ class Program:
         finder = Finder(graph, self.modules, grid)
         self.pieces, self.waiting = pieces_of(finder)
         self.why, self.notes = finder.why, finder.notes
+        for piece in self.pieces:
+            piece.overwritten = is_written(piece.last, self.modules)
         _put(graph, self.pieces)
         self._nodes = list(graph.nodes)
         self._last_use = _last_uses(self._nodes)
