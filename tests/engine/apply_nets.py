@@ -19,6 +19,20 @@ def conv(c_in: int, c_out: int) -> nn.Conv2d:
     return nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
 
 
+class Wrapped(nn.Module):
+    """Parts under a forward that is a function of the test's own."""
+
+    def __init__(self, forward: Callable[..., Tensor], *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.calls = 0
+        self.function = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Call the function."""
+        return self.function(self, x)
+
+
 class Block(nn.Module):
     """x + norm(conv(neuron(norm(conv(neuron(x)))))); ``rounded`` puts sums on the grid by hand."""
 
@@ -183,6 +197,18 @@ def make(style: str) -> Any:
     """The same weights at every call."""
     torch.manual_seed(0)
     return STYLES[style]().train()
+
+
+def step_of_used(net: nn.Module) -> dict[str, Tensor]:
+    """As `step`, of a net whose parameters are not all used."""
+    reset_net(net)
+    net.zero_grad(set_to_none=True)
+    x = X.clone().requires_grad_()
+    out = net(x)
+    out.square().sum().backward()
+    assert x.grad is not None
+    found = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    return {"loss-out": out.detach(), "input": x.grad, **found}
 
 
 def step(

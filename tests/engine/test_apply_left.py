@@ -1,12 +1,10 @@
-"""What `apply` leaves alone: such parts run as they were written, and the report says why."""
+"""What `apply` leaves alone in a forward that it can trace: such parts run as written, and the report says why."""
 
-import random
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from apply_nets import Block, X, assert_close, conv
+from apply_nets import Block, Wrapped, X, assert_close, conv, step_of_used
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,180 +14,7 @@ from revedge.errors import UsageError
 from revedge.neurons import LIFNode, ReversibleNode, reset_net
 
 
-class _Wrapped(nn.Module):
-    """A module with a forward of its own around a branch-free block."""
-
-    def __init__(self, forward: Callable[..., Tensor], *parts: nn.Module) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-        self.calls = 0
-        self.function = forward
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Whatever the test says."""
-        return self.function(self, x)
-
-
-class _Double(torch.autograd.Function):
-    """Twice the input, with another gradient than autograd would find."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x * 2
-
-    @staticmethod
-    def backward(ctx: Any, *g: Tensor) -> Tensor:
-        return g[0] * 5
-
-
-double = _Double.apply
-
-
-def _branches(self: _Wrapped, x: Tensor) -> Tensor:
-    return x * 2 if float(x.detach().mean()) > 100 else x + 1
-
-
-def _no_grad(self: _Wrapped, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        y = x * 2
-    return x + y
-
-
-def _autocast(self: _Wrapped, x: Tensor) -> Tensor:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        return self.parts[0](x.flatten(0, 1)).float().view(x.shape)
-
-
-def _counts(self: _Wrapped, x: Tensor) -> Tensor:
-    self.calls += 1
-    return x * 2
-
-
-def _python_chance(self: _Wrapped, x: Tensor) -> Tensor:
-    return x * 2 if random.random() < 2 else x
-
-
-def _own_tensor(self: _Wrapped, x: Tensor) -> Tensor:
-    total = torch.zeros(())
-    total += 1
-    return x * total
-
-
-def _own_function(self: _Wrapped, x: Tensor) -> Tensor:
-    return double(x)  # pyright: ignore[reportReturnType]
-
-
-ODD = {
-    "branching": (_branches, "control flow|TraceError|float"),
-    "no_grad": (_no_grad, "switches autograd"),
-    "autocast": (_autocast, "switches autocast"),
-    "counter": (_counts, "writes the attribute 'calls'"),
-    "python's chance": (_python_chance, "draws random numbers"),
-    "a tensor of its own": (_own_tensor, "makes a tensor of its own"),
-    "a function of its own": (_own_function, "autograd function of its own"),
-}
-
-
-def _build(odd: Callable[..., Tensor]) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(Block(4), _Wrapped(odd, conv(4, 4)), Block(4)).train()
-
-
-@pytest.mark.parametrize("name", ODD)
-def test_a_forward_that_cannot_be_traced_is_called_as_it_is(name):
-    """The blocks around it become runs; results and gradients are those of the plain net, call after call."""
-    odd, why = ODD[name]
-    net, plain = _build(odd), _build(odd)
-    applied = apply(net, "keep-spikes")
-    assert sum(run.neurons for run in applied.report.runs) == 4
-    (left,) = applied.report.left
-    assert left[0] == "1"
-    assert any(one in left[1] for one in why.split("|")), left
-    state = random.getstate()
-    for _ in range(2):
-        assert_close(_step(net), _step(plain))
-    assert isinstance(net[1], _Wrapped)
-    assert net[1].calls == (2 if name == "counter" else 0)
-    if name != "python's chance":
-        assert random.getstate() == state
-
-
-def _step(net: nn.Module) -> dict[str, Tensor]:
-    """As `step`, without the convolution that most odd modules do not use."""
-    reset_net(net)
-    net.zero_grad(set_to_none=True)
-    x = X.clone().requires_grad_()
-    out = net(x)
-    out.square().sum().backward()
-    assert x.grad is not None
-    found = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
-    return {"loss-out": out.detach(), "input": x.grad, **found}
-
-
-class _Steps(nn.Module):
-    """A root that cannot be traced, over parts that can."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = Block(4), nn.Sequential(Block(4), Block(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Branch on values."""
-        return self.second(self.first(x)) if float(x.detach().sum()) < 1e9 else x
-
-
-def test_parts_of_an_untraceable_model_become_runs():
-    """Its submodules are taken one by one; undo reaches them."""
-
-    def build() -> nn.Module:
-        torch.manual_seed(0)
-        return _Steps()
-
-    net, plain = build(), build()
-    applied = apply(net, "reverse", grid=False)
-    assert [run.first for run in applied.report.runs] == [
-        "first.lif1",
-        "second.0.lif1",
-        "second.1.lif1",
-    ]
-    assert applied.report.left[0][0] == "_Steps"
-    assert_close(_step(net), _step(plain))
-    applied.undo()
-    assert not [module for module in net.modules() if "forward" in module.__dict__]
-    assert not [m for m in net.modules() if isinstance(m, LIFNode) and m.v is not None]
-
-
-class _Checks(nn.Module):
-    """Looks at the number of axes, as many models do."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.block = Block(4)
-
-    def forward(self, x: Tensor, scale: float | None = None, *, double: bool = False) -> Tensor:
-        """Return the block's output."""
-        if x.dim() != 5 or len(x.shape) != 5:
-            raise ValueError("want [T, B, C, H, W]")
-        y = self.block(x) * 2 if double else self.block(x)
-        return y if scale is None else y * scale
-
-
-def test_an_example_tells_the_number_of_axes():
-    """Without it the inner block still becomes a run; options of the forward are followed."""
-    torch.manual_seed(0)
-    net = _Checks()
-    assert apply(net).report.left[0][0] == "_Checks"
-    reset_net(net)
-    applied = apply(net, example=X)
-    assert applied.report.left == ()
-    plain = net(X).detach()
-    reset_net(net)
-    torch.testing.assert_close(net(X, 3.0, double=True), 6 * plain)
-    reset_net(net)
-    torch.testing.assert_close(net(X, scale=0.5), plain / 2)
-
-
-def _twice(self: _Wrapped, x: Tensor) -> Tensor:
+def _twice(self: Wrapped, x: Tensor) -> Tensor:
     return self.parts[0](self.parts[0](x))
 
 
@@ -197,7 +22,7 @@ NEURONS = {
     "single step": (lambda: LIFNode(step_mode="s"), "step_mode"),
     "membranes": (lambda: LIFNode(store_v_seq=True), "store_v_seq"),
     "subclass": (lambda: type("Mine", (LIFNode,), {})(), "of the user's own"),
-    "twice": (lambda: _Wrapped(_twice, LIFNode()), "2 calls in one forward"),
+    "twice": (lambda: Wrapped(_twice, LIFNode()), "2 calls in one forward"),
     "reversible": (lambda: ReversibleNode(groups=2, dim=-3), "2**-18"),
 }
 
@@ -215,7 +40,7 @@ def test_neurons_that_a_run_cannot_hold(name):
     applied = apply(net, "keep-spikes")
     assert sum(run.neurons for run in applied.report.runs) == 2
     assert why in applied.report.left[0][1]
-    assert_close(_step(net), _step(plain))
+    assert_close(step_of_used(net), step_of_used(plain))
 
 
 def test_reversible_neurons_with_the_grid():
@@ -266,7 +91,7 @@ def test_layers_that_a_run_cannot_hold_part_two_runs(name):
     plain = Net()
     applied = apply(net, "keep-spikes")
     assert [run.neurons for run in applied.report.runs] == [1, 1]
-    assert_close(_step(net), _step(plain))
+    assert_close(step_of_used(net), step_of_used(plain))
 
 
 def test_a_reshape_that_mixes_is_refused():
