@@ -41,14 +41,6 @@ def test_readme_python_runs(root: Path, run_python: RunPython) -> None:
     assert len(block.splitlines()) <= 10
 
 
-def test_readme_links_lead_somewhere(root: Path) -> None:
-    """Every relative link of the README names a file or folder that is there."""
-    links = re.findall(r"\]\(([^)#]+)\)", (root / "README.md").read_text("utf-8"))
-
-    assert len(links) > 5
-    assert [one for one in links if "://" not in one and not (root / one).exists()] == []
-
-
 def test_custom_model(run_python: RunPython, cache: str) -> None:
     """Every strategy gives the gradient digest of every other, and the loop trains."""
     done = run_python(str(EXAMPLES[1]), "--steps", "2", timeout_s=300, REVEDGE_CACHE=cache)

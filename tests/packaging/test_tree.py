@@ -74,7 +74,7 @@ def test_files_are_short(root: Path, tracked: list[Path]) -> None:
     assert {name: n for name, n in lengths.items() if n > LONGEST_LINES} == {}
 
 
-def test_top_level_is_what_was_agreed(root: Path, tracked: list[Path]) -> None:
+def test_nothing_stray_at_the_top(root: Path, tracked: list[Path]) -> None:
     """Nothing new stands at the top of the project by accident."""
     top = {path.relative_to(root).parts[0] for path in tracked}
 
