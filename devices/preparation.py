@@ -55,7 +55,12 @@ def prepare_ladder(plan: Plan) -> str:
 
 
 def run_child(request: dict[str, Any]) -> dict[str, Any]:
-    """Run this module in a child with one request; raise what it raised."""
+    """Run this module in a child with one request; raise what it raised.
+
+    Raises:
+        The child's own error: of the kind that it had there, with its words.
+        RevedgeError: the child ended without an answer.
+    """
     done = subprocess.run(
         child.command("revedge.devices.preparation", str(os.getpid())),
         input=json.dumps(request),

@@ -54,7 +54,11 @@ class RunSettings:
 
     @classmethod
     def from_json(cls, text: str, source: str) -> "RunSettings":
-        """Read config.json; `source` names it in errors."""
+        """Read config.json; `source` names it in errors.
+
+        Raises:
+            RevedgeError: it is damaged, or of another version.
+        """
         try:
             values = json.loads(text)
             version = values.pop("version")
@@ -119,7 +123,11 @@ class RunFolder:
             )
 
     def settings(self) -> RunSettings:
-        """Read config.json."""
+        """Read config.json.
+
+        Raises:
+            RevedgeError: it cannot be read, is damaged, or is of another version.
+        """
         try:
             return RunSettings.from_json(self.config.read_text(), str(self.config))
         except OSError as error:
@@ -132,7 +140,11 @@ class RunFolder:
         planning_text: str | None = None,
         ladder_text: str | None = None,
     ) -> None:
-        """Write plan, ladder (None: leave it) and settings; from now on the run can be resumed."""
+        """Write plan, ladder (None: leave it) and settings; from now on the run can be resumed.
+
+        Raises:
+            RevedgeError: the folder cannot be written to.
+        """
         try:
             if planning_text is not None:
                 replace_text(self.planning, planning_text)

@@ -65,7 +65,11 @@ class Saving:
             self.saved_step = self.position.step
 
     def save(self, *, must: bool = False) -> None:
-        """Write a checkpoint; when that fails say so and go on with the older one, unless it `must` succeed."""
+        """Write a checkpoint; when that fails say so and go on with the older one, unless it `must` succeed.
+
+        Raises:
+            RevedgeError: weights are not finite; or it must succeed, and the disk does not let it.
+        """
         position = self.position
         if not self._finite():
             raise RevedgeError(

@@ -82,7 +82,11 @@ def of_board(args: argparse.Namespace, notes: list[str]) -> dict[str, int]:
 
 
 def check_precision(args: argparse.Namespace, notes: list[str]) -> None:
-    """Refuse a precision that the board, or the CPU of this machine, does not train in."""
+    """Refuse a precision that the board, or the CPU of this machine, does not train in.
+
+    Raises:
+        UsageError: names what it computes in.
+    """
     from revedge.planner.precision import AUTO, require_here
 
     if args.precision == AUTO and (args.device is not None or args.no_times):
@@ -112,7 +116,11 @@ def _precisions(board: "Board", accelerator: str) -> tuple[str, tuple[str, ...] 
 
 
 def context_bytes(args: argparse.Namespace, notes: list[str]) -> int | None:
-    """Return what CUDA takes on a board that is not this machine; None where it is measured or not used."""
+    """Return what CUDA takes on a board that is not this machine; None where it is measured or not used.
+
+    Raises:
+        UsageError: the board has no GPU for CUDA, or nobody has measured what CUDA takes there.
+    """
     if args.accelerator == "cpu":
         return None
     if args.device is None:

@@ -43,7 +43,11 @@ def run_input(args: argparse.Namespace, runner: StreamRunner) -> int:
 
 
 def run_stream(args: argparse.Namespace, runner: StreamRunner) -> int:
-    """Predict each window of standard input as soon as an event after it arrives; the last at the end."""
+    """Predict each window of standard input as soon as an event after it arrives; the last at the end.
+
+    Raises:
+        UsageError: --window-us is missing.
+    """
     _check_takes_events(args, runner)
     if args.window_us is None:
         raise UsageError(

@@ -23,7 +23,11 @@ _READERS = ("numpy", "tonic", "scikit-learn", "pillow")
 
 
 def open_samples(name: str, data_dir: Path | None, timesteps: int, downsample: int) -> Samples:
-    """Return the data set ``name``, ready to be written; each import needs packages of its own."""
+    """Return the data set ``name``, ready to be written; each import needs packages of its own.
+
+    Raises:
+        UsageError: no data set of that name, or its folder was not given.
+    """
     if name == "digits":
         from revedge.data._digits import open_digits
 

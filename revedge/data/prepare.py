@@ -113,7 +113,11 @@ def prepare(
 
 
 def publish(own: Path, final: Path, key: dict[str, Any]) -> None:
-    """Give the finished folder ``own`` its name; if another process was faster, keep its work."""
+    """Give the finished folder ``own`` its name; if another process was faster, keep its work.
+
+    Raises:
+        DataError: something else stands under that name.
+    """
     for _ in range(_PUBLISH_TRIES):
         try:
             own.rename(final)

@@ -69,7 +69,11 @@ class Unit(nn.Module):
         return self.neuron is not None and not isinstance(self.neuron, ReversibleNode)
 
     def step(self, x: Tensor, v: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """One time step ``[B, ...]`` in plain PyTorch with the neuron's state ``v`` in and out."""
+        """One time step ``[B, ...]`` in plain PyTorch with the neuron's state ``v`` in and out.
+
+        Raises:
+            ValueError: there is a neuron and no state for it.
+        """
         x = normalize(self.norm, x)
         if self.neuron is not None:
             if isinstance(self.neuron, ReversibleNode) and self.norm is not None:

@@ -102,6 +102,9 @@ def norm_neuron_pool_(
         first: the first channel of this one.
 
     Memory: 5 bytes of scratch per element of a plane and thread.
+
+    Raises:
+        ValueError: ``window`` is of an average.
     """
     if window.average:
         raise ValueError("means are not bits; pack the spikes and read them with average_bits")

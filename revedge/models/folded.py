@@ -146,7 +146,11 @@ def give_bias(op: Operator) -> None:
 
 
 def affine_of(norm: _BatchNorm, name: str) -> tuple[Tensor, Tensor]:
-    """Return scale and shift ``[C]`` of a normalization with running statistics, in float64."""
+    """Return scale and shift ``[C]`` of a normalization with running statistics, in float64.
+
+    Raises:
+        ExportError: it has none; ``name`` says where.
+    """
     if norm.running_mean is None or norm.running_var is None:
         raise ExportError(
             f"{name} has no running statistics, so its output depends on the batch; build it with "
@@ -168,7 +172,11 @@ def fold_into(op: Operator, scale: Tensor, shift: Tensor) -> None:
 
 
 def dyadic(neuron: BaseNode | ReversibleNode, name: str) -> BaseNode:
-    """Return the neuron with leak 1 - 2**-s, threshold and reset on the grid; see `fold_network`."""
+    """Return the neuron with leak 1 - 2**-s, threshold and reset on the grid; see `fold_network`.
+
+    Raises:
+        ExportError: it is a neuron that has no such form, or its threshold is 0 on the grid.
+    """
     if type(neuron) not in (IFNode, LIFNode, ParametricLIFNode):
         what = (
             "the reversible neuron multiplies its membrane by 1 - Y in every step, so nothing bounds it and no sum of "

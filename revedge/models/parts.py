@@ -77,6 +77,9 @@ def spread(total: int, stages: int) -> list[int]:
 
     >>> spread(7, 3)
     [3, 2, 2]
+
+    Raises:
+        UsageError: there are fewer blocks than stages.
     """
     if total < stages:
         raise UsageError(
@@ -86,7 +89,11 @@ def spread(total: int, stages: int) -> list[int]:
 
 
 def scaled(widths: Sequence[int], width: int | None) -> list[int]:
-    """Scale ``widths`` so that the first is ``width``."""
+    """Scale ``widths`` so that the first is ``width``.
+
+    Raises:
+        UsageError: ``width`` is less than 1 channel.
+    """
     if width is None:
         return list(widths)
     if width < 1:

@@ -122,7 +122,11 @@ class BaseNode(nn.Module, ABC):
         return [StateSpec("v", tuple(shape), 0.0 if self.v_reset is None else self.v_reset)]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return spikes: [T, B, ...] of a sequence in "m" mode, [B, ...] of a step in "s" mode."""
+        """Return spikes: [T, B, ...] of a sequence in "m" mode, [B, ...] of a step in "s" mode.
+
+        Raises:
+            UsageError: the state is of another shape.
+        """
         shape = x.shape[1:] if self.step_mode == "m" else x.shape
         if self.v is not None and self.v.shape != shape:
             raise UsageError(

@@ -37,7 +37,11 @@ def _key(name: str) -> str:
 
 
 def value_text(value: object) -> str:
-    """Return one value as TOML; JSON's strings are TOML's but for DEL and lone surrogates."""
+    """Return one value as TOML; JSON's strings are TOML's but for DEL and lone surrogates.
+
+    Raises:
+        PlanFormatError: it has no form in TOML, or in UTF-8.
+    """
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):

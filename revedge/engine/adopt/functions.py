@@ -41,7 +41,11 @@ class MeanOver(nn.Module):
         self.axes, self.keepdim = axes, keepdim
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the mean of ``x`` ``[N, ...]``."""
+        """Return the mean of ``x`` ``[N, ...]``.
+
+        Raises:
+            UsageError: the axes reach into those of samples.
+        """
         if x.dim() <= -min(self.axes):
             raise UsageError(
                 f"a mean over the axes {self.axes} of {tuple(x.shape)} mixes samples; leave it out of apply"

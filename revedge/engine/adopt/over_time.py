@@ -21,7 +21,11 @@ class OverTime(nn.Module):
         self.neuron = neuron
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the spikes of the sequence ``x``."""
+        """Return the spikes of the sequence ``x``.
+
+        Raises:
+            UsageError: the neuron returns its membrane, too.
+        """
         hidden = bool(getattr(self.neuron, "init_hidden", False))
         if hidden and getattr(self.neuron, "output", False):
             raise UsageError("OverTime returns spikes only; make the neuron without output=True")

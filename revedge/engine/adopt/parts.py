@@ -90,7 +90,11 @@ def view_as(module: nn.Module, plain: type[nn.Module]) -> nn.Module:
 
 
 def norm_part(module: nn.Module, takes: Layout) -> Part:
-    """Return a batch norm as a part."""
+    """Return a batch norm as a part.
+
+    Raises:
+        UnfitError: it has no weight and bias.
+    """
     assert isinstance(module, _BatchNorm)
     if module.weight is None or module.bias is None:
         raise UnfitError("a batch norm without weight and bias is not known to the engine")
@@ -98,7 +102,11 @@ def norm_part(module: nn.Module, takes: Layout) -> Part:
 
 
 def tail_part(module: nn.Module, takes: Layout | Literal["any"]) -> Part:
-    """Return a module of a tail as a part."""
+    """Return a module of a tail as a part.
+
+    Raises:
+        UnfitError: it writes over its input, or returns indices.
+    """
     if getattr(module, "inplace", False):
         raise UnfitError("it writes over its input (inplace=True)")
     if getattr(module, "return_indices", False):
@@ -137,7 +145,11 @@ def _of_torch(module: nn.Module, grid: bool) -> list[Part] | None:
 
 
 def flatten_part(module: nn.Flatten, takes: Layout | None) -> Part:
-    """Return a flattening of each sample as a part; ``takes`` None: its axes say which layout it means."""
+    """Return a flattening of each sample as a part; ``takes`` None: its axes say which layout it means.
+
+    Raises:
+        UnfitError: it mixes samples.
+    """
     if module.end_dim != -1 or module.start_dim not in (1, 2):
         raise UnfitError(f"flattening axes {module.start_dim} to {module.end_dim} mixes samples")
     if takes is None:

@@ -54,6 +54,9 @@ def surrogate_derivative(d: Tensor, name: str, alpha: float) -> Tensor:
         alpha: sharpness, > 0.
 
     float32 is the definition that the C code equals bit for bit; float64 serves as its referee.
+
+    Raises:
+        ValueError: ``name`` is not one of them.
     """
     alpha = to_float32(alpha)
     if name == "atan":  # (alpha / 2) / (1 + (pi/2 alpha d)^2)

@@ -71,7 +71,11 @@ def branch_forward(
     *,
     expanded: bool = False,
 ) -> tuple[Output, Tape]:
-    """Run ``x`` through the units; takes over who held the block, not the signal."""
+    """Run ``x`` through the units; takes over who held the block, not the signal.
+
+    Raises:
+        NotCoveredError: a frame is pooled to nothing.
+    """
     m, units = c.meter, branch.units
     planes = [plane]
     for unit in units:
