@@ -2,7 +2,7 @@
 
 An .npz archive; every array is float32 but ``about``, which is JSON as bytes:
 
-    about       version, network (SHA-256), steps T, batch B, state_steps S
+    about       version, network (SHA-256), numerics, steps T, batch B, state_steps S
     x           [T, B, C, H, W], or the images [B, C, H, W] of a static network; scaled, as the file takes them
     logits      [T, B, K] of every step
     state_i     [S, B, *shape] after each of the first S steps, which begin at rest
@@ -85,6 +85,7 @@ def write_golden(
     about = {
         "version": GOLDEN_VERSION,
         "network": network,
+        "numerics": "exact" if exact else "float",
         "steps": steps,
         "batch": x.shape[1],
         "state_steps": state_steps,
@@ -105,7 +106,7 @@ def _clearest(trained: TrainedProbe, frames: Frames, count: int, steps: int) -> 
     raw, _ = frames.batch(np.resize(frames.test_indices, max(count, _CANDIDATES)))
     x = repeat_frames(scaled(raw, frames.scale), steps, net.static)
     best = np.sort(trained.answer(x[0] if net.static else x), axis=1)
-    order = np.argsort(best[:, -2] - best[:, -1], kind="stable")
+    order = np.argsort(best[:, -2:][:, 0] - best[:, -1], kind="stable")  # of one class: 0
     return np.ascontiguousarray(x[:, order[:count]])
 
 

@@ -13,6 +13,7 @@ Files with exact numerics have bounds of 0 and no flips: every state and logit m
 """
 
 import json
+import operator
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from revedge.errors import ExportError, UsageError
-from revedge.export.manifest import Manifest
+from revedge.export.manifest import Manifest, require_version
 from revedge.export.runner import CPU, StreamRunner
 
 GOLDEN_VERSION = 1
 FLIPPED_SHARE = 0.25  # of the samples' steps
-_LARGEST_BYTES = 1 << 30
+_LARGEST_BYTES = 1 << 30  # of all arrays together
 _TINY = float(np.finfo(np.float32).tiny)
 Array = npt.NDArray[np.float32]
 
@@ -164,17 +165,14 @@ class _Content:
 
     def _read(self, path: Path, manifest: Manifest) -> None:
         with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > _LARGEST_BYTES:
+                raise ValueError("too large")
             about = json.loads(bytes(_member(archive, "about", None)))
-            if about["version"] != GOLDEN_VERSION:
-                raise ExportError(
-                    f"{path} is of golden version {about['version']!r}, this revedge reads {GOLDEN_VERSION}"
-                )
-            if about["network"] != manifest.network:
-                raise ExportError(
-                    f"{path} belongs to another network; use the one exported with the model"
-                )
-            steps, self.batch = int(about["steps"]), int(about["batch"])
-            self.state_steps = int(about["state_steps"])
+            require_version("golden version", about["version"], GOLDEN_VERSION, str(path))
+            _require_of_model(path, about, manifest)
+            steps, self.batch, self.state_steps = (
+                operator.index(about[name]) for name in ("steps", "batch", "state_steps")
+            )
             if not 1 <= self.state_steps <= steps or not self.batch >= 1:
                 raise ValueError("steps")
             frames = (self.batch, *manifest.in_shape)
@@ -188,6 +186,9 @@ class _Content:
                 s.name: _member(archive, s.name, (self.state_steps, self.batch, *s.shape))
                 for s in shown
             }
+        every = (self.x, self.logits, self.bounds, self.jumps, *self.states.values())
+        if not all(np.all(np.isfinite(array)) for array in every):
+            raise ValueError("not finite")
         if not np.all(self.bounds >= 0) or not np.all(np.abs(self.jumps) > 0):
             raise ValueError("bounds")
 
@@ -197,11 +198,25 @@ class _Content:
         return frame
 
 
+def _require_of_model(path: Path, about: dict[str, Any], manifest: Manifest) -> None:
+    """Raise for a sound golden file of another export than the model's; older files do not say their numerics."""
+    if about["network"] != manifest.network:
+        raise ExportError(f"{path} belongs to another network; use the one exported with the model")
+    for name, wanted, found in (
+        ("numerics", manifest.numerics, about.get("numerics", manifest.numerics)),
+        ("batch", manifest.batch or about["batch"], about["batch"]),
+        ("steps", manifest.steps or about["steps"], about["steps"]),
+    ):
+        if wanted != found:
+            raise ExportError(
+                f"{path} is of {name} {repr(found)[:20]}, the model of {name} {wanted}; use the one exported with the "
+                "model"
+            )
+
+
 def _member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...] | None) -> Any:
     """Read an array of the archive after its header has said that it has the expected shape and type."""
     info = archive.getinfo(f"{name}.npy")
-    if info.file_size > _LARGEST_BYTES:
-        raise ValueError(name)
     with archive.open(info) as stream:
         version = np.lib.format.read_magic(stream)
         if version != (1, 0):

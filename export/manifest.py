@@ -6,6 +6,7 @@ The same fields stand in the ``metadata_props`` of an ONNX file (each value a st
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from revedge.errors import ExportError
 
 SCHEMA = 1
 _LARGEST = 2**31 - 1  # of any size in a file
+_LONGEST = 1000  # of any name in a file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,45 +146,62 @@ class Manifest:
         Raises:
             ExportError: of another schema, or damaged.
         """
-        schema = values.get("schema")
-        if schema != SCHEMA:
-            raise ExportError(
-                f"{source} is of metadata schema {schema!r}, this revedge reads {SCHEMA}; export the model again"
-            )
+        require_version("metadata schema", values.get("schema"), SCHEMA, source)
         try:
             return cls(
-                graph=str(values["graph"]),
+                graph=_text(values["graph"]),
                 in_shape=_sizes(values["input"]["shape"], 3),
-                input_scale=float(values["input"]["scale"]),
-                static=bool(values["input"]["static"]),
+                input_scale=_number(values["input"]["scale"]),
+                static=_flag(values["input"]["static"]),
                 timesteps=_size(values["timesteps"]),
                 num_classes=_size(values["classes"]["count"]),
-                class_names=tuple(str(name) for name in values["classes"]["names"]),
+                class_names=tuple(_text(name) for name in values["classes"]["names"]),
                 states=tuple(_state(entry) for entry in values["states"]),
                 grid_bits=int(values["grid_bits"]),
                 model=dict(values["model"]),
-                versions=dict(values["versions"]),
-                data=str(values["data"]),
-                network=str(values["network"]),
+                versions={_text(k): _text(v) for k, v in dict(values["versions"]).items()},
+                data=_text(values["data"]),
+                network=_text(values["network"]),
                 opset=_optional(values["opset"]),
                 batch=_optional(values["batch"]),
                 steps=_optional(values["steps"]),
-                target=str(values["target"]),
-                weights=str(values["weights"]),
-                numerics=str(values["numerics"]),
+                target=_text(values["target"]),
+                weights=_text(values["weights"]),
+                numerics=_text(values["numerics"]),
                 certificate=dict(values.get("certificate", {})),
             )
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
             raise _damaged(source) from None
 
 
+def require_version(what: str, found: object, known: int, source: str) -> None:
+    """Raise unless ``found`` is ``known``, the version of a file's format that this revedge reads and writes.
+
+    Within a version keys may be added, and none changes its meaning; readers refuse every other version.
+
+    Raises:
+        ExportError: another one; says whether to update revedge or to export the model again.
+    """
+    if found == known and isinstance(found, int) and not isinstance(found, bool):
+        return
+    newer = isinstance(found, int) and found > known
+    raise ExportError(
+        f"{source} is of {what} {repr(found)[:40]}, this revedge reads {known}; "
+        + (
+            "update revedge here, or export the model with this one"
+            if newer
+            else "export the model again"
+        )
+    )
+
+
 def _state(entry: Mapping[str, Any]) -> StateEntry:
     return StateEntry(
-        name=str(entry["name"]),
-        next=str(entry["next"]),
+        name=_text(entry["name"]),
+        next=_text(entry["next"]),
         shape=_sizes(entry["shape"]),
-        init=float(entry["init"]),
-        path=str(entry["path"]),
+        init=_number(entry["init"]),
+        path=_text(entry["path"]),
     )
 
 
@@ -191,6 +210,25 @@ def _sizes(values: Any, count: int | None = None) -> tuple[int, ...]:
     if count is not None and len(sizes) != count:
         raise ValueError(f"{len(sizes)} sizes, not {count}")
     return sizes
+
+
+def _text(value: Any) -> str:
+    """Of one line: names are printed, one window or one state a line, on terminals that obey control characters."""
+    if not isinstance(value, str) or not value.isprintable() or len(value) > _LONGEST:
+        raise ValueError("no text of one line")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool | str) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a number")
+    return float(value)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
 
 
 def _size(value: Any) -> int:

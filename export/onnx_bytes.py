@@ -41,11 +41,18 @@ Content = bytes | mmap.mmap
 
 
 def require_onnx(path: Path) -> None:
-    """Raise for the other formats of `revedge export`, which their first bytes tell.
+    """Raise for no file, and for the other formats of `revedge export`, which their first bytes tell.
 
     Raises:
         UsageError: what it is, and what reads it.
     """
+    if not path.is_file():
+        what = (
+            "is a folder" if path.is_dir() else "is no file" if path.exists() else "does not exist"
+        )
+        raise UsageError(
+            f"{path} {what}; name an ONNX file, written with: revedge export RUN -o DIR"
+        )
     with path.open("rb") as stream:
         begin = stream.read(4)
     if begin == b"PK\x03\x04":

@@ -337,7 +337,10 @@ def _frames(g: StepGraph, steps: int) -> list[str]:
 def _split(g: StepGraph, form: InferenceNet, manifest: Manifest) -> tuple[str, Runs]:
     """For an image: write the leading runs without neurons once; what they give, and the runs of every step."""
     runs, x = _runs(form), "x"
-    while manifest.static and runs and runs[0][1].takes == 0:
+    neurons = any(
+        run.takes for _, run in runs
+    )  # without any, the logits would be made in front of the step
+    while manifest.static and neurons and runs[0][1].takes == 0:
         name, run = runs.pop(0)
         x = g.apply(run, x, name)
     return g.settled(x), runs  # every step reads it

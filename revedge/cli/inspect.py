@@ -11,7 +11,6 @@ from typing import Any
 
 from revedge.cli.cost import COST_FILE, read_cost
 from revedge.cli.output import emit, table
-from revedge.errors import UsageError
 from revedge.units import format_bytes
 
 _NO_COST = "operations at measured firing rates are written by: revedge export RUN --cost"
@@ -27,10 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read and report."""
-    if not args.model.is_file():
-        raise UsageError(
-            f"MODEL {args.model} does not exist; write it with: revedge export RUN -o DIR"
-        )
     from revedge.export.runner import StreamRunner
 
     told = StreamRunner(args.model).manifest

@@ -5,6 +5,7 @@ when it is the one asked for, so that ``revedge --help`` costs no torch.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command in _NEED_TORCH:
             import revedge.need_torch
         code: int = _module(args.command).run(args)
-        sys.stdout.flush()
+        print(end="", flush=True)  # nothing where standard output was closed
         return code
     except BrokenPipeError:  # the reader, `head` for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -99,7 +100,8 @@ def report(error: Exception, *, as_json: bool) -> int:
     if as_json:
         floor = getattr(error, "floor_bytes", None)
         more = {} if floor is None else {"floor_bytes": floor}
-        print(json.dumps({"error": text, "exit_code": code, **more}))
+        with contextlib.suppress(OSError):  # standard output may be what failed
+            print(json.dumps({"error": text, "exit_code": code, **more}), flush=True)
     return code
 
 
@@ -112,6 +114,8 @@ def _one_line(error: Exception) -> str:
         return f"{error.filename}: permission denied; choose a folder that you can write"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {(error.strerror or 'cannot be used').lower()}"
+    if isinstance(error, OSError) and error.strerror:  # of a stream that is open already
+        return f"{error.strerror.lower()}, while reading or writing"
     text = " ".join(str(error).split())
     return f"not foreseen, {type(error).__name__}: {text}; --debug shows where"
 

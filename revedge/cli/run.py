@@ -65,10 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what was asked for."""
-    if not args.model.is_file():
-        raise UsageError(
-            f"MODEL {args.model} does not exist; write it with: revedge export RUN -o DIR"
-        )
+    from revedge.export.onnx_bytes import require_onnx
+
+    require_onnx(args.model)
     if args.batch is not None and args.batch < 1:
         raise UsageError(f"--batch {args.batch} is not a number of recordings; use 1 or more")
     if args.data is None and (args.batch is not None or args.data_dir is not None):
@@ -110,6 +109,7 @@ def _run_data(args: argparse.Namespace, runner: "StreamRunner") -> int:
     batch = _batch(args, runner.manifest.batch)
     correct, step_s = _run_test_split(runner, frames, batch)
     samples = len(frames.test_indices)
+    batch = runner.manifest.batch or min(batch, samples)
     accuracy, step_ms = correct / max(1, samples), 1e3 * step_s
     peak_bytes = peak_rss_bytes()
     emit(

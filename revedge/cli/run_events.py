@@ -53,6 +53,8 @@ def run_stream(args: argparse.Namespace, runner: StreamRunner) -> int:
         raise UsageError(
             "--stream needs --window-us, the length of a recording of the training in us"
         )
+    if sys.stdin is None:
+        raise UsageError("--stream reads standard input, which is closed; send events to it")
     windows, decide = Windows(_length(args)), _Decider(runner)
 
     def arriving() -> Iterator[tuple[int, Events]]:

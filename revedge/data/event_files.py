@@ -7,6 +7,7 @@
 
 import io
 import subprocess
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ Events = npt.NDArray[np.void]
 EVENT_DTYPE = np.dtype([("t", "<i8"), ("x", "<i4"), ("y", "<i4"), ("p", "i1")])
 FORMATS = (".npz", ".bin", ".aedat4")
 NO_PACKAGE = 3  # exit code of the child that reads .aedat4
+LATEST_US = 1 << 62  # times lie this far from 0 at most, so that their differences are int64 too
 _FIELDS = ("t", "x", "y", "p")
 _LARGEST_BYTES = 1 << 31
 _NMNIST_BYTES, _NMNIST_OVERFLOW_Y, _NMNIST_OVERFLOW_US = 5, 240, 1 << 13
@@ -69,12 +71,18 @@ def events_of(t: Any, x: Any, y: Any, p: Any) -> Events:
         if len(column) and not limits.min <= int(column.min()) <= int(column.max()) <= limits.max:
             raise ValueError(f"{name} is out of range")
         events[name] = column
+    if len(events) and max(-int(events["t"].min()), int(events["t"].max())) >= LATEST_US:
+        raise ValueError("t is out of range")
     if len(events) and not (events["p"].min() >= 0 and events["p"].max() <= 1):
         raise ValueError("p is neither 0 nor 1")
     return events
 
 
 def _read_npz(path: Path) -> Events:
+    with zipfile.ZipFile(path) as archive:
+        claimed_bytes = sum(member.file_size for member in archive.infolist())
+    if claimed_bytes > _LARGEST_BYTES:
+        raise ValueError(f"its arrays are {claimed_bytes} bytes, at most {_LARGEST_BYTES} are read")
     with np.load(path, allow_pickle=False) as archive:
         if "events" in archive:
             table = archive["events"]

@@ -5,11 +5,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from revedge.data.event_files import EVENT_DTYPE, Events, events_of
+from revedge.data.event_files import EVENT_DTYPE, LATEST_US, Events, events_of
 from revedge.errors import DataError
 
 _CHUNK_BYTES = 1 << 16
-_LATEST_US, _FARTHEST = 1 << 62, 1 << 30
+_FARTHEST = 1 << 30
 
 
 class Windows:
@@ -84,10 +84,11 @@ def _parsed(text: bytes, first_line: int) -> Events:
             t, x, y, p = map(int, words)
         except ValueError:
             t, x, y, p = 0, 0, 0, -1
-        if abs(t) > _LATEST_US or max(abs(x), abs(y)) > _FARTHEST or p not in (0, 1):
+        if abs(t) >= LATEST_US or max(abs(x), abs(y)) > _FARTHEST or p not in (0, 1):
             shown = line[:60].decode("ascii", "replace")
             raise DataError(
-                f"line {number} of the events is {shown!r}; send t x y p: whole numbers, t in us, p 0 or 1"
+                f"line {number} of the events is {shown!r}; send t x y p: whole numbers, t in us and less than 2^62, "
+                "p 0 or 1"
             )
         rows.append((t, x, y, p))
     return events_of(*np.array(rows, np.int64).reshape(-1, 4).T)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -151,6 +152,12 @@ def _save(path: Path, **arrays: object) -> None:
         ("a.npz", lambda p: _save(p, t=[1.5], x=[1], y=[1], p=[1]), "whole numbers"),
         ("a.npz", lambda p: _save(p, t=[1, 2], x=[1], y=[1], p=[1]), "one length"),
         ("a.npz", lambda p: _save(p, t=[1], x=[1 << 40], y=[1], p=[1]), "out of range"),
+        (
+            "a.npz",
+            lambda p: _save(p, t=[0, 1 << 62], x=[1] * 2, y=[1] * 2, p=[1] * 2),
+            "out of range",
+        ),
+        ("a.npz", lambda p: _save(p, t=[-(2**63)], x=[1], y=[1], p=[1]), "out of range"),
         ("a.npz", lambda p: _save(p, events=np.array([object()])), "damaged"),
         ("a.npz", lambda p: np.savez(p, events=np.empty(0, EVENT_DTYPE)), "no events"),
     ],
@@ -164,6 +171,27 @@ def test_damaged_recording_is_said(
         read_events(tmp_path / name)
     assert name in str(found.value)
     assert "\n" not in str(found.value)
+
+
+def test_what_inflates_is_not_read(tmp_path: Path) -> None:
+    """A small archive whose arrays would be 3 GiB is refused before memory is taken for them."""
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name in "txyp":
+            header = io.BytesIO()
+            count = 3 << 30 if name == "p" else 1
+            claim = {"descr": "|i1", "fortran_order": False, "shape": (count,)}
+            np.lib.format.write_array_header_1_0(header, claim)
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                stream.write(header.getvalue() + bytes(1))
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(
+        b"PK\x01\x02"
+    )  # of p: the directory says what it will be, as that of a real one does
+    content[entry + 24 : entry + 28] = (3 << 30).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"its arrays are 32.* bytes, at most 2147483648 are read"):
+        read_events(path)
 
 
 def test_wrong_name_is_a_usage_error(tmp_path: Path) -> None:

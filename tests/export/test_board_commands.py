@@ -186,6 +186,7 @@ def test_what_does_not_go_together(board: Board, exported: Export, recording: Pa
     assert "does not exist" in _error(board("run", model, "--input", "no.npz"), 2)
     (recording.parent / "a.aedat4").write_bytes(b"x")
     assert "revedge[aedat4]" in _error(board("run", model, "--input", "a.aedat4"), 2)
+    assert "is a folder" in _error(board("run", exported.folder, "--stream"), 2)
     both = board("run", model, "--stream", "--input", recording)
     assert both.returncode == 2
     assert "not allowed with" in both.stderr
@@ -218,6 +219,37 @@ def test_verify_export_on_a_provider(board: Board, exported: Export) -> None:
     error = _error(board("verify-export", model, "--provider", "abacus"), 2)
     assert "provider 'abacus' is not in this onnxruntime" in error
     assert all(name in error for name in present)
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code", "words"),
+    [
+        ("<&-", 2, "--stream reads standard input, which is closed"),
+        ("</dev/null >&-", 0, None),
+        ("</dev/null >/dev/full", 1, "no space left on device"),
+    ],
+)
+def test_streams_that_are_closed_or_full(
+    exported: Export, child_env: dict[str, str], redirected: str, code: int, words: str | None
+) -> None:
+    """Said in one line where something is lost by it."""
+    model = exported.folder / "model.onnx"
+    words_of_shell = (
+        f'"$0" -m revedge.cli.main run {model} --stream --window-us 9 --json {redirected}'
+    )
+    done = subprocess.run(
+        ["sh", "-c", words_of_shell, sys.executable],
+        env={**child_env, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if words is None:
+        assert (done.returncode, done.stdout) == (code, ""), done.stderr
+        assert "error" not in done.stderr
+    else:
+        assert words in _error(done, code)
 
 
 def test_damaged_events_are_said(board: Board, exported: Export, recording: Path) -> None:

@@ -11,11 +11,15 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from torch import nn
 from zoo import KINDS, Export, FakeFrames
 
 from revedge.errors import ExportError, UsageError
+from revedge.export import import_module
+from revedge.export.formats import Choices
 from revedge.export.golden_check import GoldenReport, check_golden
 from revedge.export.writer import export_network
+from revedge.neurons import IFNode
 
 _FILES = ("model.onnx", "model.blocks.onnx", "model.scan.onnx", "model.unrolled.onnx")
 
@@ -100,7 +104,14 @@ def _rewritten(exported: Export, path: Path, **changed: object) -> Path:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"version": 9}, "golden version 9"),
+        ({"version": 9}, "golden version 9, this revedge reads 1; update revedge here"),
+        ({"version": 0}, "golden version 0, this revedge reads 1; export the model again"),
+        ({"version": "x" * 500}, "golden version 'x{39}, this revedge reads 1; export"),
+        ({"version": True}, "golden version True"),
+        ({"numerics": "exact"}, "of numerics 'exact', the model of numerics float"),
+        ({"steps": 4.5}, "damaged"),
+        ({"logits": np.full((4, 2, 5), np.nan, np.float32)}, "damaged"),
+        ({"bounds": np.full(11, np.inf, np.float32)}, "damaged"),
         ({"network": "0"}, "another network"),
         ({"steps": 10**9}, "damaged"),
         ({"batch": -1}, "damaged"),
@@ -171,6 +182,49 @@ def test_large_claim_is_not_believed(exported: Export, tmp_path: Path) -> None:
             new.writestr(name, header.getvalue() + bytes(8) if big else old.read(name))
     with pytest.raises(ExportError, match="damaged"):
         check_golden(exported.folder / "model.onnx", tmp_path / "big.npz")
+
+
+def test_what_inflates_is_not_read(exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit is of all arrays together: many, each below it, may be zeros in a small file."""
+    golden = exported.folder / "golden.npz"
+    with zipfile.ZipFile(golden) as archive:
+        sizes = [member.file_size for member in archive.infolist()]
+    monkeypatch.setattr("revedge.export.golden_check._LARGEST_BYTES", sum(sizes))
+    check_golden(exported.folder / "model.onnx", golden)
+    assert max(sizes) < sum(sizes) - 1
+    monkeypatch.setattr("revedge.export.golden_check._LARGEST_BYTES", sum(sizes) - 1)
+    with pytest.raises(ExportError, match="damaged"):
+        check_golden(exported.folder / "model.onnx", golden)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "words"),
+    [("batch", "of batch 2, .* of batch 3"), ("steps", "of steps 4, .* of steps 3")],
+)
+def test_golden_file_of_another_shape_is_named(
+    exported: Export, fixed: str, words: str, tmp_path: Path
+) -> None:
+    """A file of a fixed batch, or of fixed steps, beside the golden file of an export without."""
+    out = tmp_path / "other"
+    kind, chosen = {
+        "batch": ("onnx", Choices(batch=3)),
+        "steps": ("onnx-unrolled", Choices(steps=3)),
+    }[fixed]
+    file = export_network(exported.net, exported.frames, out, [kind], choices=chosen)[0]
+    check_golden(file.paths[0], out / "golden.npz")
+    with pytest.raises(ExportError, match=words):
+        check_golden(file.paths[0], exported.folder / "golden.npz")
+
+
+def test_one_class_has_a_golden_file(tmp_path: Path) -> None:
+    """No other decision is near, so any recordings do."""
+    net = import_module(
+        nn.Sequential(nn.Flatten(), nn.Linear(8, 3), IFNode(step_mode="s"), nn.Linear(3, 1)),
+        in_shape=(2, 2, 2),
+        timesteps=3,
+    )
+    export_network(net, FakeFrames(net), tmp_path, ["onnx"])
+    assert check_golden(tmp_path / "model.onnx", tmp_path / "golden.npz").compared_steps == 6
 
 
 def test_report_names_everything() -> None:

@@ -13,11 +13,13 @@ import pytest
 import torch
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
+from torch import nn
 from zoo import KINDS, Export, FakeFrames, events, settle
 
 from revedge import models
 from revedge.errors import ExportError, UsageError
-from revedge.export.formats import GRAPH_OF, Choices
+from revedge.export import import_module
+from revedge.export.formats import GRAPH_OF, Choices, choices
 from revedge.export.inference import inference_form
 from revedge.export.manifest import Manifest
 from revedge.export.onnx_contained import contained_step
@@ -119,6 +121,25 @@ def test_kinds_of_layers_in_sequence_graphs(
     frames = np.repeat(x[:1], net.timesteps, 0) if net.static else x
     compare_steps(TrainedProbe(net), OnnxProbe(model, manifest, net), frames, report)
     assert report.sequence_identical
+
+
+@pytest.mark.parametrize("target", ["ort", "generic"])
+@pytest.mark.parametrize("kind", ["onnx-scan", "onnx-unrolled"])
+def test_an_image_without_neurons_is_read_in_every_step(
+    kind: str, target: str, tmp_path: Path
+) -> None:
+    """Nothing of such a network depends on time; its logits are made inside the step nonetheless."""
+    if (kind, target) == ("onnx-scan", "generic"):
+        return
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(32, 3))
+    net = import_module(layers, in_shape=(2, 4, 4), timesteps=3, static=True)
+    model, _ = _model(kind, net, tmp_path, choices([kind], target=target))
+    x = events(1, 2, 5, net.in_shape)[0]
+    logits, mean = open_session(model.SerializeToString()).run(["logits", "mean_logits"], {"x": x})
+    expected = layers(torch.from_numpy(x)).detach().numpy()
+    assert logits.shape == (3, 2, 3)
+    for found in (*logits, mean):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("opset", range(13, 24))

@@ -102,6 +102,15 @@ def test_missing_path_is_a_usage_error(tmp_path: Path) -> None:
     """Exit code 2, as for anything that is not there."""
     with pytest.raises(UsageError, match=r"none\.onnx does not exist"):
         StreamRunner(tmp_path / "none.onnx")
+    with pytest.raises(UsageError, match="is a folder; name an ONNX file"):
+        StreamRunner(tmp_path)
+
+
+def test_threads_have_a_limit(exported: Export) -> None:
+    """10,000 threads took a minute to start, and then waited for each other."""
+    for threads in (0, 257, 10**6):
+        with pytest.raises(UsageError, match=f"threads={threads} is not .* use 1 to 256"):
+            StreamRunner(exported.folder / "model.onnx", threads=threads)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
@@ -139,6 +148,19 @@ def _changed(exported: Export, tmp_path: Path, key: str, value: str | None) -> P
         ("timesteps", "1e99", "metadata .* damaged"),
         ("graph", "scan", "other inputs or outputs"),
         ("graph", "stream", "the runner knows step, blocks"),
+        ("graph", "s" * 500, "is a 's{20}' graph; the runner knows step"),
+        (
+            "schema",
+            '"' + "2" * 500 + '"',
+            "schema '2{39}, this revedge reads 1; export the model again",
+        ),
+        ("schema", "9", "schema 9, this revedge reads 1; update revedge"),
+        ("input", '{"shape": [2, 16, 16], "scale": NaN, "static": false}', "metadata .* damaged"),
+        ("input", '{"shape": [2, 16, 16], "scale": 1, "static": "no"}', "metadata .* damaged"),
+        ("classes", '{"count": 5, "names": ["a\\nb"]}', "metadata .* damaged"),
+        ("classes", '{"count": 5, "names": ["\\u001b[2J"]}', "metadata .* damaged"),
+        ("classes", '{"count": 4, "names": []}', r"gives logits of shape \(5,\) .* say \(4,\)"),
+        ("data", "two\nlines", "metadata .* damaged"),
     ],
 )
 def test_metadata_that_lie_are_found(
@@ -312,7 +334,7 @@ def test_a_file_that_is_replaced_meanwhile_is_refused(
         other.replace(path)
         return found
 
-    monkeypatch.setattr("revedge.export.runner.outline", then_replaced)
+    monkeypatch.setattr("revedge.export.session.outline", then_replaced)
     with pytest.raises(ExportError, match="replaced"):
         open_session(path)
 
