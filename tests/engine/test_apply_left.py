@@ -213,7 +213,7 @@ def test_what_is_called_as_it_is_may_remember_things(reads, leave, monkeypatch):
     made = forward.trace
     monkeypatch.setattr(forward, "trace", lambda *args: (traced.append("again"), made(*args))[1])
     for _ in range(3):
-        assert_close(_step(net), _step(plain))
+        assert_close(step_of_used(net), step_of_used(plain))
     assert traced == []
     assert type(net.counter) is _Remembers
     assert [run.first for run in applied.report.runs] == ["block.lif1"]
@@ -221,4 +221,4 @@ def test_what_is_called_as_it_is_may_remember_things(reads, leave, monkeypatch):
     assert ("_Around" in left) == reads
     assert not reads or "it reads 'calls' of a _Remembers" in left["_Around"]
     net.eval()
-    assert_close(_step(net), _step(plain.eval()))
+    assert_close(step_of_used(net), step_of_used(plain.eval()))
