@@ -31,6 +31,7 @@ _NAMES = {
     torch.bool: "BOOL",
 }
 _CHUNK_BYTES = 1 << 20
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 _MAX_HEADER_BYTES = 100_000_000
 
 
@@ -39,7 +40,8 @@ def write_tensors(
 ) -> tuple[int, str]:
     """Write `tensors` to `path` atomically and durably.
 
-    Costs no memory beyond one chunk, except for tensors on a GPU or not in C order (one copy of one at a time).
+    Costs no memory beyond the header's text (some 150 bytes a tensor), except for tensors on a GPU or not in C order:
+    one copy of one at a time.
     The bytes depend on names, shapes and values only.
 
     Returns:
@@ -110,20 +112,25 @@ def read_tensors(path: Path, into: Mapping[str, Tensor]) -> None:
 def _chunks(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> Iterator[Bytes]:
     # Wide types first, then by name: every tensor starts at a multiple of its element size.
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    # Entry by entry: a deep network has tens of thousands, and as objects they would take some KiB each at the peak.
+    text = bytearray(b"{")
+    if metadata:
+        text += f'"__metadata__":{_encode(dict(metadata))},'.encode()
     offset = 0
     for name in order:
         tensor = tensors[name]
         end = offset + tensor.numel() * tensor.element_size()
-        header[name] = {
+        entry = {
             "dtype": _NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [offset, end],
         }
+        text += f"{_encode(name)}:{_encode(entry)},".encode()
         offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text[len(text) - text.endswith(b",") :] = b"}"
     text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
+    yield len(text).to_bytes(8, "little")
+    yield text
     for name in order:
         if tensors[name].numel():
             yield _bytes_of(tensors[name].detach().cpu().contiguous())

@@ -1,6 +1,7 @@
 """Safetensors files written from and read into tensors' own memory; the safetensors package is the referee."""
 
 import re
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,20 @@ def test_the_safetensors_package_reads_what_is_written(tmp_path: Path) -> None:
     for name, tensor in _tensors().items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor), name
+
+
+def test_the_header_of_many_tensors_takes_no_objects(tmp_path: Path) -> None:
+    """Writing adds some hundred bytes a tensor to the peak: text and sorting. A dictionary of entries adds 1500."""
+    tensors = {f"model.layers.{i}.convolution.weight": torch.ones(1) for i in range(4000)}
+    write_tensors(tmp_path / "first.safetensors", tensors)  # what is imported or made once
+    tracemalloc.start()
+    try:
+        write_tensors(tmp_path / "a.safetensors", tensors)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 500 * len(tensors)
+    assert len(safetensors.torch.load_file(tmp_path / "a.safetensors")) == len(tensors)
 
 
 def test_files_of_the_safetensors_package_are_read(tmp_path: Path) -> None:
