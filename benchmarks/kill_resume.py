@@ -24,6 +24,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from processes import trainer_of
 from report import command_line, machine, markdown_table, write
 
 PATIENCE_S = 900.0
@@ -181,18 +182,6 @@ def digest(run: Path) -> str:
 def newest_step(run: Path) -> int:
     """Return the step of the newest checkpoint."""
     return max((int(path.stem[5:]) for path in run.glob("checkpoints/step-*.json")), default=0)
-
-
-def trainer_of(supervisor: int) -> int | None:
-    """Return the process id of a supervisor's trainer."""
-    try:
-        children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-        for child in children:
-            if b"revedge.devices.trainer" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
-    except OSError:
-        pass
-    return None
 
 
 def ends(pid: int, patience_s: float = 10.0) -> bool:

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from processes import trainer_of
+
 from revedge.devices.meter import status_bytes
 
 _SYSTEM_BYTES = 100 << 20  # what the board's system holds
@@ -62,7 +64,7 @@ def watch(
             own = status_bytes(process.pid)
             own_bytes = own.get("VmRSS", 0) + own.get("VmSwap", 0)
             if not trainer or not os.path.exists(f"/proc/{trainer}"):
-                trainer = trainer_of(process.pid)
+                trainer = trainer_of(process.pid) or 0
             other = status_bytes(trainer) if trainer else {}
             if board is not None:
                 others = status_bytes(hog.pid).get("VmRSS", 0) if hog else 0
@@ -78,15 +80,3 @@ def watch(
             hog.kill()
             hog.wait()
     return peak
-
-
-def trainer_of(supervisor: int) -> int:
-    """Return the process id of a supervisor's trainer, 0 if there is none."""
-    try:
-        children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-        for child in children:
-            if b"revedge.devices.trainer" in Path(f"/proc/{child}/cmdline").read_bytes():
-                return int(child)
-    except OSError:
-        pass
-    return 0

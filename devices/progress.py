@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any, TextIO
 
-from revedge.units import format_bytes
+from revedge.units import format_bytes, format_clock
 
 _BAR_CELLS = 24
 
@@ -83,7 +83,9 @@ class Progress:
             text += "  paused"
         elif done > 0 and spent_s > 0:
             left_s = (self.total_steps - self.step) * spent_s / done
-            text += f"  {done / spent_s:.2f} steps/s  {_clock(left_s)} left  loss {self.loss:.3f}"
+            text += (
+                f"  {done / spent_s:.2f} steps/s  {format_clock(left_s)} left  loss {self.loss:.3f}"
+            )
         return f"{text}  {memory}"
 
     def say(self, text: str) -> None:
@@ -96,9 +98,3 @@ class Progress:
         if self.live:
             self.stream.write("\r\033[K")
             self.stream.flush()
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

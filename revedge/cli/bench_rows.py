@@ -10,7 +10,7 @@ from typing import Any, TextIO
 from revedge.cli.step_child import PLAIN, spawn
 from revedge.errors import RevedgeError, UsageError
 from revedge.planner.way import SPAN_STRATEGIES
-from revedge.units import parse_bytes
+from revedge.units import format_clock, parse_bytes
 
 Row = dict[str, Any]
 
@@ -226,8 +226,8 @@ class Progress:
         if not self.live:
             return
         spent_s = time.monotonic() - self._began_s
-        left = f", {_clock(spent_s / done * (total - done))} left" if done else ""
-        self.stream.write(f"\r\033[K[{done + 1}/{total}] {what}  ({_clock(spent_s)}{left})")
+        left = f", {format_clock(spent_s / done * (total - done))} left" if done else ""
+        self.stream.write(f"\r\033[K[{done + 1}/{total}] {what}  ({format_clock(spent_s)}{left})")
         self.stream.flush()
 
     def close(self) -> None:
@@ -235,8 +235,3 @@ class Progress:
         if self.live:
             self.stream.write("\r\033[K")
             self.stream.flush()
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
