@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from revedge.errors import UsageError
@@ -227,12 +227,7 @@ class Request:
             timesteps=timesteps,
             batch_size=self.full_batch_size,
             micro_batch_size=micro_batch,
-            strategy=way.strategy,
-            slab_bytes=way.slab_bytes,
-            span_count=way.span_count,
-            membrane_count=way.membrane_count,
-            chunk_bytes=way.chunk_bytes,
-            update_in_backward=way.update_in_backward,
+            **asdict(way),
             precision=PRECISIONS[0] if self.precision in (None, AUTO) else self.precision,
             optimizer=optimizer,
             device=self.device,

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any
 
@@ -11,7 +11,6 @@ from revedge.planner.ladder import MOST_BLOCKS
 from revedge.planner.precision import PRECISIONS
 from revedge.planner.request import Request
 from revedge.planner.setting import Setting
-from revedge.planner.way import Way
 from revedge.units import format_bytes
 
 # Widths that are offered.
@@ -181,19 +180,7 @@ def _helps(request: Request, floor: Setting, name: str, fits: Callable[[Setting]
     freed = replace(request, **changes)
     sizes = freed.micro_batches()
     return any(
-        fits(_with_way(replace(floor, micro_batch_size=size), way))
+        fits(replace(floor, micro_batch_size=size, **asdict(way)))
         for size in {sizes[0], sizes[-1]}
         for way in freed.ways(size)
-    )
-
-
-def _with_way(setting: Setting, way: Way) -> Setting:
-    return replace(
-        setting,
-        strategy=way.strategy,
-        slab_bytes=way.slab_bytes,
-        span_count=way.span_count,
-        membrane_count=way.membrane_count,
-        chunk_bytes=way.chunk_bytes,
-        update_in_backward=way.update_in_backward,
     )
