@@ -31,6 +31,14 @@ def test_every_script_is_run(root: Path, script) -> None:
         assert (root / "benchmarks" / f"{name}.py").exists()
 
 
+def test_the_index_names_every_script_and_report(root: Path) -> None:
+    """A new one has its line in benchmarks/README.md."""
+    folder = root / "benchmarks"
+    index = (folder / "README.md").read_text("utf-8")
+    there = {path.name for path in folder.iterdir() if path.suffix in (".py", ".md")}
+    assert {name for name in there - {"README.md"} if name not in index} == set()
+
+
 def test_run_all_goes_on_and_stops_what_takes_too_long(tmp_path, capsys, monkeypatch, script):
     """One that misses a bar does not keep the next from running; one over the limit is stopped with its children."""
     run_all = script("run_all")
