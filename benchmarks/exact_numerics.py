@@ -39,7 +39,8 @@ from revedge.export.formats import Choices
 from revedge.export.inference import inference_form
 from revedge.export.manifest import Manifest
 from revedge.export.onnx_file import write_onnx
-from revedge.export.onnx_probe import _points_of, _show
+from revedge.export.onnx_places import points_of
+from revedge.export.onnx_probe import _show
 from revedge.export.torchscript import compile_script
 from revedge.export.writer import exact_manifest, manifest_of
 
@@ -105,7 +106,7 @@ def threads(form: Any, count: int) -> Step:
 
 def shown_model(model: Any, names: list[str]) -> tuple[Any, list[str]]:
     """A step graph with its spikes as outputs, and the names of all outputs."""
-    spikes = [point.spikes for point in _points_of(model)]
+    spikes = [point.spikes for point in points_of(model)]
     _show(model, spikes)
     return model, ["logits", *names, *spikes]
 

@@ -14,7 +14,7 @@ import numpy as np
 from revedge.export.manifest import Manifest
 from revedge.export.onnx_contained import contained_step
 from revedge.export.onnx_graph import BODY, OWN_DOMAIN
-from revedge.export.onnx_probe import _firing_of, _places_of, _points_of
+from revedge.export.onnx_places import firing_of, places_of, points_of
 
 Stepped = tuple[Any, list[Any], list[Any]]  # logits, states (none: not shown), spikes
 Way = Callable[[Any], Iterator[Stepped]]  # a recording [T, B, C, H, W] -> its steps
@@ -32,9 +32,9 @@ class ShownSequence:
     def __init__(self, model: Any, manifest: Manifest, net: Any) -> None:
         self.manifest = manifest
         self.model = copy.deepcopy(model)
-        points = _points_of(contained_step(model, manifest))
-        self._firing = _firing_of(net)
-        self._places = _places_of(points, self._firing, manifest)
+        points = points_of(contained_step(model, manifest))
+        self._firing = firing_of(net)
+        self._places = places_of(points, self._firing, manifest)
         self._columns = [point.columns for point in points]
         names = [point.spikes for point in points]
         self._shown = self._in_function(names) if model.functions else self._in_scan(names)

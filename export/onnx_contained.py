@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from revedge.errors import ExportError
 from revedge.export.manifest import Manifest
-from revedge.export.onnx_graph import BODY, OWN_DOMAIN, input_dims, make_value, output_dims
+from revedge.export.onnx_dims import input_dims, make_value, output_dims
+from revedge.export.onnx_graph import BODY, OWN_DOMAIN
 from revedge.export.onnx_kept import read_kept
 
 if TYPE_CHECKING:

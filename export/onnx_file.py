@@ -8,7 +8,8 @@ from revedge.errors import ExportError, UsageError
 from revedge.export.inference import InferenceNet
 from revedge.export.manifest import Manifest
 from revedge.export.onnx_builder import OPSETS
-from revedge.export.onnx_graph import OWN_DOMAIN, Dims, build_model, input_dims, output_dims
+from revedge.export.onnx_dims import Dims, input_dims, output_dims
+from revedge.export.onnx_graph import OWN_DOMAIN, build_model
 from revedge.export.onnx_operators import graphs, operators
 from revedge.export.targets import TARGETS
 

@@ -1,30 +1,27 @@
-"""How each layer of an inference form is written as ONNX nodes: one rule per type. Neurons are in onnx_neurons.py."""
+"""How runs, branches and units of an inference form are written as ONNX nodes: one rule per type.
+
+Layers are in onnx_layers.py, grids in onnx_grids.py, neurons in onnx_neurons.py.
+"""
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from revedge.engine.unit import GRID_BITS
-from revedge.errors import ExportError
+from revedge.export import onnx_grids, onnx_layers  # noqa: F401 - their modules find their rules, too
 from revedge.export.blocks import (
-    Affine,
-    Attend,
     BranchStep,
     CouplingStep,
-    Doubled,
     FeedStep,
     Grid,
     ResidualStep,
-    SpaceMean,
     UnitStep,
-    Votes,
 )
 from revedge.export.cells import NoCell
-from revedge.export.exact_layers import InputLevels, Scaled, Snap, SumOf, TwoDigits
+from revedge.export.exact_layers import Snap
 from revedge.export.fork_steps import ForksStep, ForkStep
-from revedge.export.onnx_integers import in_integers, pays, product, shape_behind
+from revedge.export.onnx_integers import in_integers, pays, product
 from revedge.export.onnx_step import OFFSET, StepGraph, rule
 from revedge.models.snapping import FINEST_BITS
 
@@ -179,174 +176,3 @@ def _times(op: _Product, factor: Tensor) -> _Product:
         if made.bias is not None:
             made.bias.mul_(factor)
     return made
-
-
-@rule(Affine)
-def _affine(g: StepGraph, module: Affine, x: str) -> str:
-    shape = [-1] + [1] * (g.ranks[x] - 2)
-    scale = g.weight("scale", module.scale.reshape(shape))
-    shift = g.weight("shift", module.shift.reshape(shape))
-    return g.op("Add", [g.op("Mul", [x, scale], "scaled"), shift], "norm")
-
-
-@rule(Grid, multiples=True)
-def _grid(g: StepGraph, module: Grid, x: str) -> str:
-    # An integer on this grid already, or what an operator gave: times a power of two, which goes into its weights.
-    times = module.up / g.times.get(x, 1.0)
-    up = x if times == 1.0 else g.op("Mul", [x, g.scalar(times)], "up")
-    n = g.op("Round", [up]) if g.wanted is None else g.rounded(up, g.wanted)
-    if g.keeps_integers:
-        g.times[n] = module.up
-        return n
-    return g.op("Mul", [n, g.scalar(module.down)], "grid")
-
-
-@rule(InputLevels)
-def _input_levels(g: StepGraph, module: InputLevels, x: str) -> str:
-    if module.scaled:
-        x = g.op("Mul", [x, g.scalar(module.inverse)], "unscaled")
-    return g.op("Clip", [g.op("Round", [x]), g.scalar(0.0), g.scalar(module.top)], "levels")
-
-
-@rule(SumOf)
-def _sum_of(g: StepGraph, module: SumOf, x: str) -> str:
-    mean = g.apply(module.pool, x, "pool")
-    x = g.op("Round", [g.op("Mul", [mean, g.scalar(module.up)], "count")], "sum")
-    return g.op("Mul", [x, g.scalar(module.down)], "sum") if module.fine else x
-
-
-@rule(Snap, multiples=True)
-def _snap(g: StepGraph, module: Snap, x: str) -> str:
-    if x in g.times:  # the scale is in the weights already
-        n = g.op("Round", [x], "value")
-        g.times[n] = g.times[x]
-        return n
-    scale = g.weight("scale", module.scale.reshape([-1] + [1] * (g.ranks[x] - 2)))
-    if module.fine:
-        x = g.op("Mul", [x, g.scalar(module.up)], "up")
-    return g.op("Mul", [g.op("Round", [x]), scale], "value")
-
-
-@rule(TwoDigits)
-def _two_digits(g: StepGraph, module: TwoDigits, x: str) -> str:
-    n = g.op("Round", [g.op("Mul", [x, g.scalar(module.up)], "up")], "integer")
-    upper = g.op("Round", [g.op("Mul", [n, g.scalar(module.down)], "down")], "upper")
-    carried = g.op("Mul", [upper, g.scalar(module.base)], "carried")
-    lower = g.op("Sub", [n, carried], "lower")
-    high = g.op("Round", [g.apply(module.op, upper, "op")], "high")
-    low = g.op("Round", [g.apply(module.op, lower, "op")], "low")
-    low = g.op("Add", [low, g.weight("bias", module.bias)], "low")
-    y = g.op("Add", [g.op("Mul", [high, g.scalar(module.base)], "high"), low], "sum")
-    return g.op("Mul", [y, g.weight("scale", module.scale)], "value")
-
-
-@rule(Scaled)
-def _scaled(g: StepGraph, module: Scaled, x: str) -> str:
-    return g.op("Mul", [x, g.scalar(module.factor)], "scaled")
-
-
-@rule(SpaceMean)
-def _space_mean(g: StepGraph, _module: SpaceMean, x: str) -> str:
-    return g.op("Flatten", [g.op("GlobalAveragePool", [x])], "mean", rank=2, axis=1)
-
-
-@rule(Attend)
-def _attend(g: StepGraph, module: Attend, x: str) -> str:
-    _, heads, width, tokens = module.split
-    parts = g.split(x, 1, *[heads * width] * 3, label="qkv")
-    shape = g.sizes(0, heads, width, tokens)
-    q, k, v = (g.op("Reshape", [part, shape], "per_head", rank=4) for part in parts)
-    turned = g.op("Transpose", [k], "k_turned", perm=[0, 1, 3, 2])
-    seen = g.op("MatMul", [g.op("MatMul", [v, turned], "v_k"), q], "seen")
-    seen = g.op("Mul", [seen, g.scalar(module.scale)], "scaled")
-    return g.op("Reshape", [seen, g.sizes(0, *module.join)], "attended", rank=4)
-
-
-@rule(Votes)
-def _votes(g: StepGraph, module: Votes, x: str) -> str:
-    grouped = g.op("Reshape", [x, g.sizes(0, -1, module.group)], "votes", rank=3)
-    return g.reduce("ReduceMean", grouped, 2)
-
-
-@rule(Doubled)
-def _doubled(g: StepGraph, _module: Doubled, x: str) -> str:
-    return g.op("Concat", [x, x], axis=1)
-
-
-@rule(nn.Flatten)
-def _flatten(g: StepGraph, module: nn.Flatten, x: str) -> str:
-    if (module.start_dim, module.end_dim) != (1, -1):
-        raise ExportError(f"{g.path}: only nn.Flatten() of all but the batch can be exported")
-    out = g.op("Flatten", [x], rank=2, axis=1)
-    if x in g.spiking:
-        g.spiking[out] = shape_behind(module, g.spiking[x])
-    return out
-
-
-@rule(nn.Linear)
-def _linear(g: StepGraph, module: nn.Linear, x: str) -> str:
-    weight = g.weight("weight", module.weight)
-    bias = [] if module.bias is None else [g.weight("bias", module.bias)]
-    if g.ranks[x] == 2:
-        return g.op("Gemm", [x, weight, *bias], transB=1)
-    turned = g.op("Transpose", [weight], "turned", perm=[1, 0])
-    product = g.op("MatMul", [x, turned])
-    return g.op("Add", [product, *bias], "linear") if bias else product
-
-
-@rule(nn.Conv1d, nn.Conv2d, nn.Conv3d)
-def _conv(g: StepGraph, module: nn.Conv2d, x: str) -> str:
-    if module.padding_mode != "zeros":
-        raise ExportError(f"{g.path}: padding_mode={module.padding_mode!r} cannot be exported")
-    # Both ends of each dimension, the last dimension first; ONNX wants all begins, then all ends.
-    pairs = list(module._reversed_padding_repeated_twice)
-    pads = pairs[0::2][::-1] + pairs[1::2][::-1]
-    for side, there in zip((1, 3), g.wider.get(x, ()), strict=False):
-        pads[side] -= there
-    weight = g.weight("weight", module.weight)
-    bias = [] if module.bias is None else [g.weight("bias", module.bias)]
-    given: dict[str, Any] = {
-        "strides": list(module.stride),
-        "dilations": list(module.dilation),
-        "group": module.groups,
-    }
-    given = {key: value for key, value in given.items() if value not in (1, [1] * len(pairs[::2]))}
-    kernel = list(module.kernel_size)
-    return g.op("Conv", [x, weight, *bias], kernel_shape=kernel, pads=pads, **given)
-
-
-@rule(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)
-def _pool(g: StepGraph, module: Any, x: str) -> str:
-    if isinstance(module, nn.MaxPool1d | nn.MaxPool2d) and x in g.spiking:
-        shape = g.spiking.pop(x)
-        out = _pool(g, module, x)
-        g.spiking |= {x: shape, out: shape_behind(module, shape)}
-        return out
-    if (
-        x in g.parts
-    ):  # each by itself: onnxruntime joins what is smaller then, in the layout of its convolutions
-        return g.join([_pool(g, module, part) for part in g.parts[x]])
-    dims = g.ranks[x] - 2
-    options: dict[str, Any] = {
-        "kernel_shape": _each(module.kernel_size, dims),
-        "strides": _each(module.stride, dims),
-        "pads": _each(module.padding, dims) * 2,
-        "ceil_mode": int(module.ceil_mode),
-    }
-    if isinstance(module, nn.MaxPool1d | nn.MaxPool2d):
-        return g.op("MaxPool", [x], **options, dilations=_each(module.dilation, dims))
-    if getattr(module, "divisor_override", None) is not None:
-        raise ExportError(f"{g.path}: an average pool with divisor_override cannot be exported")
-    return g.op("AveragePool", [x], **options, count_include_pad=int(module.count_include_pad))
-
-
-@rule(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-def _adaptive_pool(g: StepGraph, module: Any, x: str) -> str:
-    if _each(module.output_size, 2) != [1, 1]:
-        raise ExportError(f"{g.path}: an adaptive pool can be exported to size 1 only")
-    average = isinstance(module, nn.AdaptiveAvgPool2d)
-    return g.op("GlobalAveragePool" if average else "GlobalMaxPool", [x])
-
-
-def _each(value: int | tuple[int, ...], dims: int) -> list[int]:
-    return [value] * dims if isinstance(value, int) else list(value)

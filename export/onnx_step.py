@@ -2,7 +2,7 @@
 
 A rule takes the graph, the module and the name of its input, and returns the name of its output. Neurons take their
 state from ``StepGraph.take`` and hand the new one to ``StepGraph.give``, in order of execution, as the lists in
-`revedge.export.blocks` do. To export a module of another type, write a rule for it in onnx_rules.py.
+`revedge.export.blocks` do. To export a module of another type, write a rule for it in onnx_layers.py.
 """
 
 from collections.abc import Callable

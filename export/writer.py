@@ -1,14 +1,11 @@
 """Write a network to files and hold every file against it: the whole of `revedge export`, as one function."""
 
-import dataclasses
-import json
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from revedge.engine.unit import GRID_BITS
 from revedge.errors import ExportError, UsageError
+from revedge.export.described import exact_manifest as exact_manifest
+from revedge.export.described import manifest_of as manifest_of
 from revedge.export.exact_check import (
     ExactProbe,
     ExactTorchScriptProbe,
@@ -16,25 +13,25 @@ from revedge.export.exact_check import (
     demand_equal_answers,
 )
 from revedge.export.exact_form import exact_form
-from revedge.export.exact_ranges import Certificate
 from revedge.export.formats import (
     DEFAULT_FORMATS,
     FILES,
-    GRAPH_OF,
     UNROUNDED,
     Choices,
-    check_format,
     check_numerics,
 )
 from revedge.export.golden import GOLDEN_FILE, network_sha256, write_golden
-from revedge.export.golden_check import GoldenReport, check_golden
+from revedge.export.golden_check import check_golden
 from revedge.export.inference import InferenceNet, inference_form
-from revedge.export.manifest import Manifest, StateEntry
+from revedge.export.manifest import Manifest
 from revedge.export.measure import MEASURED, measure
 from revedge.export.nir_graph import write_nir
 from revedge.export.nir_probe import NirProbe
 from revedge.export.onnx_file import check_onnx, write_onnx
 from revedge.export.onnx_probe import OnnxProbe
+from revedge.export.outcome import REPORT_FILE, identity, reject, write_report
+from revedge.export.outcome import ExportedFile as ExportedFile
+from revedge.export.outcome import RejectedError as RejectedError
 from revedge.export.parity import (
     BATCHES,
     SHORT,
@@ -50,44 +47,6 @@ from revedge.export.pt2 import Pt2Probe, write_pt2
 from revedge.export.sequence_check import compare_with_step
 from revedge.export.torchscript import check_python, write_torchscript
 from revedge.models import SpikingNet
-
-REPORT_FILE = "model.export.json"
-
-
-@dataclasses.dataclass(slots=True)
-class ExportedFile:
-    """One format: its files, and what was found.
-
-    Attributes:
-        format: of `revedge.export.formats.FORMATS`.
-        paths: of the files.
-        manifest: of the files.
-        parity: the comparison with the network.
-        golden: the check that will be made on the target, made here; None for TorchScript.
-        measured: file name -> bytes, time and memory, see `revedge.export.measure.measure`.
-    """
-
-    format: str
-    paths: tuple[Path, ...]
-    manifest: Manifest
-    parity: ParityReport
-    golden: GoldenReport | None = None
-    measured: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
-
-
-class RejectedError(ExportError):
-    """Some of several formats came to nothing.
-
-    Attributes:
-        failures: why.
-        done: the others, which passed.
-    """
-
-    def __init__(self, failures: Sequence[ExportError], done: list[ExportedFile]) -> None:
-        more = f"; {len(failures) - 1} more failed, see {REPORT_FILE}" if failures[1:] else ""
-        super().__init__(f"{failures[0]}{more}")
-        self.failures = failures
-        self.done = done
 
 
 def export_network(
@@ -157,7 +116,7 @@ def export_network(
     failures: list[ExportError] = []
     for name, manifest in manifests.items():
         paths = tuple(out / file for file in FILES[name])
-        before = [_identity(path) for path in paths]
+        before = [identity(path) for path in paths]
         tell(f"writing {', '.join(path.name for path in paths)}")
         parity = ParityReport(
             steps=max(STEPS, net.timesteps),
@@ -178,82 +137,12 @@ def export_network(
                 }
             done.append(file)
         except ExportError as error:
-            written = [p for p, was in zip(paths, before, strict=True) if _identity(p) != was]
-            failures.append(_reject(error, written))
-    _write_report(out / REPORT_FILE, done, failures)
+            written = [p for p, was in zip(paths, before, strict=True) if identity(p) != was]
+            failures.append(reject(error, written))
+    write_report(out / REPORT_FILE, done, failures)
     if failures:
         raise RejectedError(failures, done)
     return done
-
-
-def manifest_of(
-    net: SpikingNet,
-    frames: Frames,
-    data_name: str,
-    format_name: str = "onnx",
-    choices: Choices | None = None,
-) -> Manifest:
-    """Return the metadata of a file of ``net``.
-
-    Raises:
-        UsageError: a format, or a number of steps, that ``net`` does not have.
-    """
-    check_format(format_name)
-    chosen = choices or Choices()
-    onnx = format_name in GRAPH_OF
-    graph = GRAPH_OF.get(format_name, "step")
-    if net.static and graph == "blocks":
-        raise UsageError(
-            "--format onnx-blocks is for recordings, this network looks at one image; use onnx-scan"
-        )
-    if net.static and chosen.steps not in (None, net.timesteps):
-        raise UsageError(
-            f"{chosen.steps} unrolled steps; this network looks at an image for {net.timesteps}"
-        )
-    steps = (chosen.steps or net.timesteps) if graph == "unrolled" else None
-    if graph == "scan" and net.static:
-        steps = net.timesteps
-    states = tuple(
-        StateEntry(
-            name=f"state_{i}",
-            next=f"next_state_{i}",
-            shape=tuple(spec.shape),
-            init=spec.init,
-            path=spec.name,
-        )
-        for i, spec in enumerate(net.state_spec())
-    )
-    packages = {"revedge": "revedge", "torch": "torch"} | ({"onnx": "onnx"} if onnx else {})
-    return Manifest(
-        graph=graph,
-        in_shape=tuple(net.in_shape),
-        input_scale=float(frames.scale),
-        static=net.static,
-        timesteps=net.timesteps,
-        num_classes=net.num_classes,
-        class_names=tuple(frames.class_names),
-        states=states,
-        grid_bits=GRID_BITS,
-        model=json.loads(json.dumps(net.config)),
-        versions={key: _version(package) for key, package in packages.items()},
-        data=data_name,
-        network=network_sha256(net),
-        opset=chosen.opset if onnx else None,
-        batch=chosen.batch if onnx else None,
-        steps=steps,
-        target=chosen.target if onnx else "torch",
-        weights=chosen.weights if onnx else "float32",
-    )
-
-
-def exact_manifest(manifest: Manifest, certificate: Certificate) -> Manifest:
-    """Return the metadata of an exact file."""
-    return dataclasses.replace(
-        manifest,
-        numerics="exact",
-        certificate=certificate.to_dict(),
-        grid_bits=certificate.stream_bits,
-    )
 
 
 def _write_and_compare(
@@ -305,36 +194,3 @@ def _write_and_compare(
     compare_predictions(predictions(paths[-1], manifest, trained, frames, tell), parity)
     if isinstance(trained, ExactProbe):
         demand_equal_answers(parity)
-
-
-def _identity(path: Path) -> tuple[int, ...] | None:
-    """What another file under this name would not share; None where there is none."""
-    try:
-        told = path.stat()
-    except FileNotFoundError:
-        return None
-    return told.st_dev, told.st_ino, told.st_size, told.st_mtime_ns
-
-
-def _reject(error: ExportError, written: Sequence[Path]) -> ExportError:
-    """Rename what was written; a file of an export before this one is none of it."""
-    kept = [path.rename(path.with_name(path.name + ".rejected")).name for path in written]
-    return ExportError(f"{error}; kept as {', '.join(kept)}" if kept else str(error))
-
-
-def _write_report(path: Path, done: list[ExportedFile], failures: list[ExportError]) -> None:
-    report = {
-        "files": {file.format: [one.name for one in file.paths] for file in done},
-        "parity": {file.format: dataclasses.asdict(file.parity) for file in done},
-        "golden": {f.format: dataclasses.asdict(f.golden) for f in done if f.golden},
-        "measured": {file.format: file.measured for file in done},
-        "errors": [str(error) for error in failures],
-    }
-    path.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
