@@ -10,6 +10,7 @@ from apply_nets import Block, Wrapped, X, assert_close, conv, step_of_used
 from torch import Tensor, nn
 
 from revedge.engine import apply
+from revedge.engine.adopt import forward
 from revedge.neurons import LIFNode, reset_net
 
 
@@ -158,3 +159,53 @@ def test_an_example_tells_the_number_of_axes():
     torch.testing.assert_close(net(X, 3.0, double=True), 6 * plain)
     reset_net(net)
     torch.testing.assert_close(net(X, scale=0.5), plain / 2)
+
+
+class _Remembers(nn.Module):
+    """Counts its calls, which cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x``."""
+        self.calls += 1
+        return x
+
+
+class _Around(nn.Module):
+    """A block and what counts; ``reads`` multiplies by the count, which a trace knows as a number."""
+
+    def __init__(self, *, reads: bool) -> None:
+        super().__init__()
+        self.block, self.counter, self.reads = Block(4), _Remembers(), reads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        y = self.counter(self.block(x))
+        return y * self.counter.calls if self.reads else y
+
+
+@pytest.mark.parametrize("leave", [(), ("counter",)])
+@pytest.mark.parametrize("reads", [False, True])
+def test_what_is_called_as_it_is_may_remember_things(reads, leave, monkeypatch):
+    """It is traced once; a forward that reads them is called as it is, too, because they change as it runs."""
+    torch.manual_seed(0)
+    net = _Around(reads=reads)
+    torch.manual_seed(0)
+    plain = _Around(reads=reads)
+    applied = apply(net, "keep-spikes", leave=leave)
+    traced: list[str] = []
+    made = forward.trace
+    monkeypatch.setattr(forward, "trace", lambda *args: (traced.append("again"), made(*args))[1])
+    for _ in range(3):
+        assert_close(step_of_used(net), step_of_used(plain))
+    assert traced == []
+    assert type(net.counter) is _Remembers
+    assert [run.first for run in applied.report.runs] == ["block.lif1"]
+    left = dict(applied.report.left)
+    assert ("_Around" in left) == reads
+    assert not reads or "it reads 'calls' of a _Remembers" in left["_Around"]
+    net.eval()
+    assert_close(step_of_used(net), step_of_used(plain.eval()))
