@@ -3,6 +3,9 @@
 Layout: T time first, B batch, C channels; float32, contiguous. Names that end in ``_`` overwrite
 the gradient they are given. Nothing here is differentiable by autograd: the engine and the neuron
 modules call forward and backward operators themselves.
+
+The modules here are what others call; ``reference``, ``native`` (C) and ``triton`` have modules of the same names, and
+_dispatch.py chooses among them.
 """
 
 import revedge.need_torch  # noqa: F401
