@@ -107,6 +107,8 @@ class Graph:
         if self.short and self.step:
             self._numbers[self.step] = number = self._numbers.get(self.step, 0) + 1
             return f"{self.step}{number:x}"
+        if self.short and self._path:  # read by every step, as a constant is
+            return self._letters_of(f"{self.path}/{label}/{len(self._short_names)}")
         base = f"{self.step}{self.place}/{label}" if self._path else f"{self.step}{label}"
         name, count = base, 1
         while name in self._used:
@@ -119,13 +121,14 @@ class Graph:
         """Store a constant under ``name``, once for all steps, and return the name."""
         from onnx import numpy_helper
 
-        if self.short:
-            name = self._short_names.setdefault(name, _letters(len(self._short_names)))
-        name = self.home + name
+        name = self._letters_of(name) if self.short else self.home + name
         if name not in self.constants:
             self.constants[name] = numpy_helper.from_array(np.asarray(value, order="C"), name)
         self.ranks[name] = value.ndim
         return name
+
+    def _letters_of(self, name: str) -> str:
+        return self.home + self._short_names.setdefault(name, _letters(len(self._short_names)))
 
     def scalar(self, value: float) -> str:
         """Return the name of a float32 scalar."""

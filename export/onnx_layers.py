@@ -78,14 +78,14 @@ def _conv(g: StepGraph, module: nn.Conv2d, x: str) -> str:
         pads[side] -= there
     weight = g.weight("weight", module.weight)
     bias = [] if module.bias is None else [g.weight("bias", module.bias)]
-    given: dict[str, Any] = {
-        "strides": list(module.stride),
-        "dilations": list(module.dilation),
-        "group": module.groups,
-    }
-    given = {key: value for key, value in given.items() if value not in (1, [1] * len(pairs[::2]))}
+    given = _told(
+        pads=pads,
+        strides=list(module.stride),
+        dilations=list(module.dilation),
+        group=module.groups,
+    )
     kernel = list(module.kernel_size)
-    return g.op("Conv", [x, weight, *bias], kernel_shape=kernel, pads=pads, **given)
+    return g.op("Conv", [x, weight, *bias], kernel_shape=kernel, **given)
 
 
 @rule(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d)
@@ -100,17 +100,20 @@ def _pool(g: StepGraph, module: Any, x: str) -> str:
     ):  # each by itself: onnxruntime joins what is smaller then, in the layout of its convolutions
         return g.join([_pool(g, module, part) for part in g.parts[x]])
     dims = g.ranks[x] - 2
-    options: dict[str, Any] = {
-        "kernel_shape": _each(module.kernel_size, dims),
-        "strides": _each(module.stride, dims),
-        "pads": _each(module.padding, dims) * 2,
-        "ceil_mode": int(module.ceil_mode),
-    }
+    kernel = _each(module.kernel_size, dims)
+    given = _told(
+        strides=_each(module.stride, dims),
+        pads=_each(module.padding, dims) * 2,
+        ceil_mode=int(module.ceil_mode),
+    )
     if isinstance(module, nn.MaxPool1d | nn.MaxPool2d):
-        return g.op("MaxPool", [x], **options, dilations=_each(module.dilation, dims))
+        given |= _told(dilations=_each(module.dilation, dims))
+        return g.op("MaxPool", [x], kernel_shape=kernel, **given)
     if getattr(module, "divisor_override", None) is not None:
         raise ExportError(f"{g.path}: an average pool with divisor_override cannot be exported")
-    return g.op("AveragePool", [x], **options, count_include_pad=int(module.count_include_pad))
+    if given.keys() & {"pads", "ceil_mode"}:
+        given |= _told(count_include_pad=int(module.count_include_pad))
+    return g.op("AveragePool", [x], kernel_shape=kernel, **given)
 
 
 @rule(nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
@@ -119,6 +122,25 @@ def _adaptive_pool(g: StepGraph, module: Any, x: str) -> str:
         raise ExportError(f"{g.path}: an adaptive pool can be exported to size 1 only")
     average = isinstance(module, nn.AdaptiveAvgPool2d)
     return g.op("GlobalAveragePool" if average else "GlobalMaxPool", [x])
+
+
+_WITHOUT = {
+    "pads": 0,
+    "ceil_mode": 0,
+    "count_include_pad": 0,
+    "strides": 1,
+    "dilations": 1,
+    "group": 1,
+}
+
+
+def _told(**attributes: int | list[int]) -> dict[str, Any]:
+    """Attributes that say something else than their absence does: an unrolled file has them in every step."""
+
+    def said(name: str, value: int | list[int]) -> bool:
+        return any(one != _WITHOUT[name] for one in (value if isinstance(value, list) else [value]))
+
+    return {name: value for name, value in attributes.items() if said(name, value)}
 
 
 def _each(value: int | tuple[int, ...], dims: int) -> list[int]:

@@ -12,7 +12,7 @@ from zoo import Export, FakeFrames, events
 
 from revedge import models
 from revedge.errors import ExportError, UsageError
-from revedge.export import onnx_file
+from revedge.export import import_module, onnx_file
 from revedge.export.exact_form import exact_form
 from revedge.export.formats import Choices, choices
 from revedge.export.int8_weights import as_int8
@@ -23,6 +23,7 @@ from revedge.export.runner import StreamRunner
 from revedge.export.targets import TARGETS
 from revedge.export.writer import exact_manifest, export_network, manifest_of
 from revedge.models import SpikingNet
+from revedge.neurons import IFNode
 
 _FORMAT_OF = {
     "step": "onnx",
@@ -189,7 +190,7 @@ def test_8_bit_weights_are_the_same_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "steps"), [("ort", 4), ("ort", 16), ("jetpack6", 16), ("jetpack5", 4)]
+    ("target", "steps"), [("ort", 4), ("ort", 16), ("jetpack6", 16), ("jetpack5", 5)]
 )
 def test_unrolled_file_with_8_bit_weights_is_small(target: str, steps: int, tmp_path: Path) -> None:
     """At most 0.35 of the float32 file, whole file beside whole file; where functions are taken, at 16 steps too."""
@@ -204,7 +205,28 @@ def test_unrolled_file_with_8_bit_weights_is_small(target: str, steps: int, tmp_
         write_onnx(exact.net, exact_manifest(manifest, exact.certificate), path)
         assert bool(onnx.load(str(path)).functions) == TARGETS[target].functions
         sizes.append(path.stat().st_size)
+        names = {name for node in onnx.load(str(path)).graph.node for name in node.input}
+        assert not [name for name in names if "weight" in name]  # in every step: letters
     assert sizes[1] <= 0.35 * sizes[0]
+
+
+def test_attributes_that_say_nothing_are_left_out(tmp_path: Path) -> None:
+    """Of pools and convolutions, in every step of an unrolled file; what a pool does is told where it is not usual."""
+    layers = [
+        nn.Conv2d(2, 4, 2),
+        IFNode(step_mode="s"),
+        nn.AvgPool2d(2, 1),
+        nn.MaxPool2d(2, ceil_mode=True),
+    ]
+    pools = [nn.AvgPool2d(3, 1, 1), nn.MaxPool2d(3, 1, 1), nn.Flatten(), nn.Linear(4, 3)]
+    net = import_module(nn.Sequential(*layers, *pools), in_shape=(2, 4, 4), timesteps=2)
+    export_network(net, FakeFrames(net), tmp_path, ["onnx"])
+    told = [
+        {one.name for one in node.attribute} - {"kernel_shape"}
+        for node in onnx.load(str(tmp_path / "model.onnx")).graph.node
+        if node.op_type in ("Conv", "AveragePool", "MaxPool")
+    ]
+    assert told == [set(), set(), {"strides", "ceil_mode"}, {"pads", "count_include_pad"}, {"pads"}]
 
 
 def test_weights_off_the_grid_are_refused(exported: Export, tmp_path: Path) -> None:
