@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from revedge.engine.replay import BranchTape
 from revedge.engine.signal import Signal, planes_per_chunk
-from revedge.engine.tail import sample_wise, tail_shape
+from revedge.engine.tail import tail_shape
 from revedge.engine.unit import Branch
 from revedge.engine.vjp import is_known
 from revedge.neurons import BaseNode
@@ -50,16 +50,11 @@ def can_ever_be_cut(branch: Branch) -> bool:
 
 
 def can_be_cut(branch: Branch, tape: BranchTape) -> bool:
-    """Whether ``branch`` can be cut with what is on its tape: no float tensor, statistics of the batch."""
+    """Whether ``branch`` can be cut with what is on its tape: bits, not its output, and statistics of the batch."""
     if tape.out is not None or not can_ever_be_cut(branch):
         return False
-    found = [tape.stats]
-    for unit, kept in zip(branch.unit_list(), tape.units, strict=True):
-        dense = kept.pre is not None or (kept.signal is not None and kept.signal.bits is None)
-        if dense or not sample_wise(unit, kept.chance):
-            return False
-        if unit.norm is not None:
-            found.append(kept.stats)
+    units = zip(branch.unit_list(), tape.units, strict=True)
+    found = [tape.stats, *(kept.stats for unit, kept in units if unit.norm is not None)]
     return all(stats is not None and stats.of_batch for stats in found)
 
 

@@ -157,6 +157,9 @@ def test_default_folder_follows_the_environment(
     assert prepare("npz", npz).parent == tmp_path / "home" / ".cache" / "revedge"
     monkeypatch.setenv("REVEDGE_CACHE", "~/mine")
     assert cache_folder() == tmp_path / "home" / "mine"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REVEDGE_CACHE", "beside")
+    assert cache_folder() == tmp_path / "beside"
 
 
 def test_cache_folder_that_cannot_be(npz: Path) -> None:

@@ -8,6 +8,7 @@ from apply_nets import assert_close, step
 from torch import Tensor, nn
 
 from revedge.engine import OverTime, apply
+from revedge.errors import UsageError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # its own imports warn
@@ -28,6 +29,18 @@ NEURONS = {
     ),
     "no leak": lambda: snntorch.Leaky(beta=1.0, reset_mechanism="zero"),
 }
+
+
+def _inhibited(neuron):
+    neuron.inhibition = True  # asked for in the constructor it warns
+    return neuron
+
+
+def _hooked(neuron):
+    neuron.register_forward_hook(lambda *_: None)
+    return neuron
+
+
 LEFT = {
     "subtract": (lambda: snntorch.Leaky(beta=0.9), "reset ('subtract')"),
     "learns": (
@@ -44,6 +57,25 @@ LEFT = {
         lambda: snntorch.Leaky(beta=torch.rand(10), reset_mechanism="zero"),
         "per neuron",
     ),
+    "inhibition": (
+        lambda: _inhibited(snntorch.Leaky(beta=0.9, reset_mechanism="zero")),
+        "inhibition",
+    ),
+    "graded spikes": (
+        lambda: snntorch.Leaky(beta=0.9, reset_mechanism="zero", graded_spikes_factor=0.5),
+        "graded spikes",
+    ),
+    "no reset": (lambda: snntorch.Leaky(beta=0.9, reset_mechanism="none"), "reset ('none')"),
+    "subtract at once": (
+        lambda: snntorch.Leaky(beta=0.9, reset_delay=False),
+        "no delay (reset_delay=False)",
+    ),
+    "no memory": (lambda: snntorch.Leaky(beta=0.0, reset_mechanism="zero"), "beta 0.0"),
+    "fires at rest": (
+        lambda: snntorch.Leaky(beta=0.9, reset_mechanism="zero", threshold=-0.1),
+        "threshold -0.1",
+    ),
+    "hooked": (lambda: _hooked(snntorch.Leaky(beta=0.9, reset_mechanism="zero")), "hooks"),
     "synaptic": (lambda: snntorch.Lapicque(beta=0.9, reset_mechanism="zero"), "Lapicque"),
 }
 
@@ -98,6 +130,15 @@ def test_what_is_not_known_is_left_and_named(name):
     assert why in str(applied)
     found = step(net, X, no_reset)
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_what_over_time_cannot_hold_is_named():
+    """A neuron beside it takes the whole recording as one step, which is the user's; one with membranes is refused."""
+    net = nn.Sequential(nn.Linear(8, 10), snntorch.Leaky(beta=0.9, init_hidden=True))
+    assert "it runs step by step; hold the loop over time" in str(apply(net))
+    both = OverTime(snntorch.Leaky(beta=0.9, init_hidden=True, output=True))
+    with pytest.raises(UsageError, match="OverTime returns spikes only"):
+        both(X)
 
 
 class Loop(nn.Module):

@@ -164,6 +164,30 @@ LEFT = {
 }
 
 
+
+
+def _of_channels() -> nn.Module:
+    node = neuron.ParametricLIFNode(step_mode="m")
+    node.w = nn.Parameter(torch.linspace(-1.0, 1.0, 8))
+    return node
+
+
+def _container() -> nn.Module:
+    """A container that gives its neuron planes, which that takes for time steps."""
+    container = layer.SeqToANNContainer(neuron.IFNode())
+    container[0].step_mode = "m"
+    return container
+
+
+LEFT |= {
+    "a leak per column": (_of_channels, "something else than one time constant"),
+    "a neuron that is given planes": (
+        _container,
+        "it holds a module that wants [T, B, ...]",
+    ),
+}
+
+
 @pytest.mark.parametrize("name", LEFT)
 def test_what_is_not_known_is_left_and_named(name):
     """Such a neuron runs under autograd, exactly as before, between runs that are not disturbed."""
@@ -191,6 +215,30 @@ def test_what_is_not_known_is_left_and_named(name):
     assert sum(run.neurons for run in applied.report.runs) == 2
     assert len(applied.report.left) == 1
     assert why in str(applied)
+    assert_close(sj_step(net), sj_step(build()))
+
+
+LAYERS_LEFT = {
+    "a flattening that leaves two axes": lambda: layer.Flatten(2, step_mode="m"),
+    "one step by step that leaves two": lambda: layer.Flatten(3, step_mode="s"),
+    "dropout of a mask per step": lambda: layer.Dropout(0.3),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS_LEFT)
+def test_layers_that_a_run_cannot_hold_run_as_before(name):
+    """They part two runs, and draw what they drew."""
+
+    def build() -> nn.Module:
+        torch.manual_seed(0)
+        width = 8 if "dropout" in name else 64
+        parts = [neuron.LIFNode(), neuron.LIFNode()]
+        functional.set_step_mode(nn.ModuleList(parts), "m")
+        return nn.Sequential(parts[0], LAYERS_LEFT[name](), nn.Linear(width, 3), parts[1])
+
+    net = build()
+    applied = apply(net)
+    assert [run.neurons for run in applied.report.runs] == [1, 1]
     assert_close(sj_step(net), sj_step(build()))
 
 

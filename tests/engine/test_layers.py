@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from revedge.engine import GlobalMean, SpikeAttention, Twice, Voting
 from revedge.engine.vjp import Gradients, is_known, module_backward
@@ -30,6 +31,49 @@ def test_gradient_is_that_of_autograd(name):
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     assert module_backward(layer, x.detach(), g, Gradients(), need_input=False) is None
     assert is_known(layer)
+
+
+OPERATORS = {
+    "zeros": lambda: nn.Conv2d(4, 6, 3, stride=2, padding=(1, 2), dilation=2, groups=2),
+    "padding by name": lambda: nn.Conv2d(4, 6, 3, padding="same", bias=False),
+    "reflected": lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"),
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(168, 5)),
+    "a sequence": lambda: nn.Sequential(nn.Conv2d(4, 6, 1), nn.AvgPool2d(2, ceil_mode=True)),
+    "dilated pool": lambda: nn.MaxPool2d(2, dilation=2),
+    "pool up to the border": lambda: nn.MaxPool2d(3, 2, padding=1, ceil_mode=True),
+    "mean without its border": lambda: nn.AvgPool2d((3, 2), padding=1, count_include_pad=False),
+    "mean, stepped and divided": lambda: nn.AvgPool2d(3, stride=1, divisor_override=5),
+}
+
+
+@pytest.mark.parametrize("need_input", [True, False])
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operators_and_pools_have_the_gradients_of_autograd(name, need_input):
+    """Those of the weights, whether the input's is wanted or not; as above in float64, to 1e-12."""
+    torch.manual_seed(0)
+    layer = OPERATORS[name]().double()
+    x = torch.randn(3, 4, 7, 6, dtype=torch.float64, requires_grad=True)
+    out = layer(x)
+    g = torch.randn_like(out)
+    expected = torch.autograd.grad(out, [x, *layer.parameters()], g)
+    gradients = Gradients()
+    found = module_backward(layer, x.detach(), g, gradients, need_input=need_input)
+    assert (found is not None) == need_input
+    every = [*([] if found is None else [found]), *(gradients[p] for p in layer.parameters())]
+    for one, other in zip(every, expected[not need_input :], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_weights_that_are_fixed_get_no_gradient():
+    """Of a layer whose bias learns, the bias alone."""
+    for layer in (nn.Conv2d(4, 2, 3), nn.Sequential(nn.Flatten(), nn.Linear(100, 2))):
+        learns = list(layer.parameters())[1]
+        list(layer.parameters())[0].requires_grad_(False)
+        x, gradients = torch.randn(2, 4, 5, 5), Gradients()
+        g = torch.ones_like(layer(x)).detach()
+        assert module_backward(layer, x, g, gradients, need_input=False) is None
+        assert list(gradients) == [learns]
+        torch.testing.assert_close(gradients[learns], g.transpose(0, 1).flatten(1).sum(1))
 
 
 def _written_out(x, heads, scale):

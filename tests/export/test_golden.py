@@ -240,6 +240,36 @@ def test_report_names_everything() -> None:
     }
 
 
+def test_a_late_reset_flips_where_its_threshold_is_crossed(tmp_path: Path) -> None:
+    """Its state is the membrane that fires: moved onto the threshold it is one flip, moved further away a fault."""
+    net = KINDS["late reset"]()
+    frames = FakeFrames(net)
+    late = Export(net, frames, tmp_path, export_network(net, frames, tmp_path, ["onnx"]))
+    model = tmp_path / "model.onnx"
+    before = check_golden(model, tmp_path / "golden.npz")
+    assert before.compared_steps > 4 * before.flipped_steps + 4
+    with np.load(tmp_path / "golden.npz") as archive:
+        state, jumps = archive["state_0"], archive["jumps"]
+    threshold = -jumps[0]
+    assert threshold == np.nextafter(np.float32(0.9), np.float32(1))  # it fires above 0.9
+    last = state[-1, 0].reshape(-1)  # of a step behind which no other begins
+    silent, firing = np.flatnonzero(last < threshold), np.flatnonzero(last > threshold)
+    for place, value, flips in (
+        (silent[last[silent].argmax()], threshold, 1),
+        (firing[last[firing].argmin()], np.nextafter(threshold, np.float32(0)), 1),
+        (silent[0], np.float32(-9), None),
+        (firing[0], np.float32(9), None),
+    ):
+        moved = state.copy()
+        moved[-1, 0].reshape(-1)[place] = value
+        golden = _rewritten(late, tmp_path / "moved.npz", state_0=moved)
+        if flips is None:
+            with pytest.raises(ExportError, match="as rounding explains"):
+                check_golden(model, golden)
+        else:
+            assert check_golden(model, golden).spike_flips == before.spike_flips + flips
+
+
 def test_exact_numerics_demand_every_bit(tmp_path: Path) -> None:
     """Bounds are 0: the files pass, and one weight of the readout off by 2 % does not."""
     net = KINDS["coupling, two blocks"]()

@@ -185,6 +185,19 @@ def test_code_has_its_own_memory() -> None:
     assert "model_sha256" not in dataclasses.replace(made, model_sha256=None).to_toml()
 
 
+def test_a_plan_of_other_code_is_not_shown(
+    capsys: pytest.CaptureFixture[str], nets: Path
+) -> None:
+    """Nor verified: the file's bytes are of the code that it was made of."""
+    way = request().ways(4)[0]
+    request().plan(request().setting("nets.py:Net", {}, 3, 4, "adamw", way), {}).save("p.toml")
+    assert main(["plan", "--plan", "p.toml"]) == 0
+    assert "Net T=3 batch 4" in capsys.readouterr().out
+    nets.write_text(NETS + "# other code\n")
+    assert main(["plan", "--plan", "p.toml", "--verify"]) == UsageError.exit_code
+    assert "its code has changed since it was planned" in capsys.readouterr().err
+
+
 def test_plan_and_measure(capsys: pytest.CaptureFixture[str], nets: Path) -> None:
     """The command prints what apply did; two real steps take what was predicted, within 5 %, and not more."""
     words = "--model nets.py:Net --in-shape 2,12,12 --classes 3 --timesteps 3 --batch 4"

@@ -123,7 +123,7 @@ def is_size(node: fx.Node) -> bool:
         operator.add,
     )
     inputs = node.all_input_nodes
-    return (node.target is splat or sized) and bool(inputs) and all(is_size(one) for one in inputs)
+    return sized and bool(inputs) and all(is_size(one) for one in inputs)
 
 
 def spell_out(graph: fx.Graph) -> None:

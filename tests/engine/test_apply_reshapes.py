@@ -1,0 +1,96 @@
+"""`apply` on every usual way to write a reshape that joins T and B, or parts them again."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from apply_nets import X, assert_close, conv, step
+from torch import Tensor, nn
+
+from revedge.engine import apply
+from revedge.errors import UsageError
+from revedge.neurons import LIFNode
+
+JOINS: dict[str, Callable[[Tensor], Tensor]] = {
+    "size open": lambda x: x.reshape(-1, *x.shape[2:]),
+    "product of sizes": lambda x: x.reshape(x.size(0) * x.size(1), *x.size()[2:]),
+    "product, and sizes one by one": lambda x: x.reshape(
+        x.shape[0] * x.shape[1], x.size(2), x.size(3), x.size(4)
+    ),
+    "product, as a tuple": lambda x: x.view((x.size(0) * x.size(1), *x.size()[2:])),
+}
+PARTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "quotient": lambda y, x: y.view(x.shape[0], y.shape[0] // x.shape[0], *y.shape[1:]),
+    "quotient of a product": lambda y, x: y.view(
+        x.size(0), x.size(0) * x.size(1) // x.size(0), *y.shape[1:]
+    ),
+    "sizes one by one": lambda y, x: y.view(x.size(0), x.size(1), y.size(1), y.size(2), y.size(3)),
+    "size open": lambda y, x: y.reshape(x.size(0), -1, *y.size()[1:]),
+    "shape of the input": lambda y, x: y.unflatten(0, x.shape[:2]),
+    "numbers": lambda y, x: y.view(3, 2, 4, 8, 8),
+}
+WAYS = [(join, "quotient") for join in JOINS] + [("size open", part) for part in PARTS if part != "quotient"]
+
+
+class _Net(nn.Module):
+    """Two neurons with a convolution before each, folded and unfolded in one way."""
+
+    def __init__(
+        self, join: Callable[[Tensor], Tensor], part: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.lif1 = conv(4, 4), nn.BatchNorm2d(4), LIFNode()
+        self.conv2, self.bn2, self.lif2 = conv(4, 4), nn.BatchNorm2d(4), LIFNode()
+        self.join, self.part = join, part
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return spikes."""
+        y = self.lif1(self.part(self.bn1(self.conv1(self.join(x))), x))
+        return self.lif2(self.part(self.bn2(self.conv2(self.join(y))), y))
+
+
+@pytest.mark.parametrize(("join", "part"), WAYS)
+def test_a_reshape_is_understood(join: str, part: str) -> None:
+    """The net is one run, and gives what it gave."""
+    torch.manual_seed(0)
+    plain = _Net(JOINS[join], PARTS[part])
+    expected = step(plain)
+    torch.manual_seed(0)
+    net = _Net(JOINS[join], PARTS[part])
+    applied = apply(net, "keep-spikes")
+    assert [run.neurons for run in applied.report.runs] == [2]
+    assert applied.report.left == ()
+    assert_close(step(net), expected)
+
+
+def test_t_and_b_in_turn_are_refused() -> None:
+    """A neuron that the forward gives time as samples would be another one in a run."""
+    net = _Net(JOINS["size open"], lambda y, x: y.view(x.shape[1], x.shape[0], *y.shape[1:]))
+    assert step(net)["loss-out"].shape == X.shape
+    apply(net)
+    with pytest.raises(UsageError, match=r"names T=2, B=3, but there are T=3, B=2"):
+        step(net)
+
+
+def test_sizes_outside_of_runs_are_spread_as_before() -> None:
+    """``*shape`` in a reshape of something that no run holds, behind two sizes and in a tuple."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.lif = nn.Linear(8, 8), LIFNode()
+
+        def forward(self, x: Tensor) -> Tensor:
+            """Turn channels and rows around, and back."""
+            y = x.transpose(2, 3).reshape(-1, *x.shape[3:]).sin()
+            y = y.view((x.shape[0], x.shape[1], x.shape[3], -1, *x.shape[4:])).transpose(2, 3)
+            return self.lif(self.fc(y))
+
+    torch.manual_seed(0)
+    plain = Net()
+    expected = step(plain)
+    torch.manual_seed(0)
+    net = Net()
+    applied = apply(net)
+    assert sum(run.neurons for run in applied.report.runs) == 1
+    assert_close(step(net), expected)
