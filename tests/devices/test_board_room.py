@@ -45,7 +45,9 @@ def test_less_where_less_is_known() -> None:
 MB = 10**6
 
 
-def made_up(kind: str, ram_mb: int | None, total_mb: int | None, available_mb: int | None) -> boards.Board:
+def made_up(
+    kind: str, ram_mb: int | None, total_mb: int | None, available_mb: int | None
+) -> boards.Board:
     """Return a board of so many megabytes."""
     figures = zip(
         ("ram_bytes", "mem_total_bytes", "mem_available_bytes"),
@@ -71,7 +73,14 @@ KNOWN = (
         ("jetson", 32000, 32000, None, 32000, 24000 - 1600),
         ("jetson", 32000, 32000, 31000, 32000, 31000 - 1600),
         ("raspberry-pi", 8000, None, None, 4000, 800 - 200),
-        ("generic", 8000, None, None, 4000, 800 - 200),  # of no kind that is known: the least of all
+        (
+            "generic",
+            8000,
+            None,
+            None,
+            4000,
+            800 - 200,
+        ),  # of no kind that is known: the least of all
         ("generic", None, 4000, 3000, 4000, 3000 - 200),
     ],
 )
@@ -104,7 +113,7 @@ def test_known_figures_are_taken(tmp_path: Path) -> None:
     found = known_room(str(path))
     assert (found.total_bytes, found.free_bytes) == (2_000_000_000, 1_000_000_000 - 128_000_000)
     path.write_text(text.replace("= 1000000000", "= 1000"))
-    with pytest.raises(BudgetError, match="8.0 GiB of RAM, .*; give --budget as a size"):
+    with pytest.raises(BudgetError, match=r"8\.0 GiB of RAM, .*; give --budget as a size"):
         board_room.automatic_budget(boards.load(str(path)), known_room(str(path)))
 
 

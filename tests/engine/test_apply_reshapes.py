@@ -11,13 +11,14 @@ from revedge.engine import apply
 from revedge.errors import UsageError
 from revedge.neurons import LIFNode
 
-JOINS: dict[str, Callable[[Tensor], Tensor]] = {
-    "size open": lambda x: x.reshape(-1, *x.shape[2:]),
-    "product of sizes": lambda x: x.reshape(x.size(0) * x.size(1), *x.size()[2:]),
-    "product, and sizes one by one": lambda x: x.reshape(
-        x.shape[0] * x.shape[1], x.size(2), x.size(3), x.size(4)
+JOINS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "size open": lambda y, x: y.reshape(-1, *y.shape[2:]),
+    "product of sizes": lambda y, x: y.reshape(y.size(0) * y.size(1), *y.size()[2:]),
+    "product, and sizes one by one": lambda y, x: y.reshape(
+        y.shape[0] * y.shape[1], y.size(2), y.size(3), y.size(4)
     ),
-    "product, as a tuple": lambda x: x.view((x.size(0) * x.size(1), *x.size()[2:])),
+    "product, as a tuple": lambda y, x: y.view((y.size(0) * y.size(1), *y.size()[2:])),
+    "size open, shape of the input": lambda y, x: y.reshape(-1, *x.shape[2:]),
 }
 PARTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "quotient": lambda y, x: y.view(x.shape[0], y.shape[0] // x.shape[0], *y.shape[1:]),
@@ -26,17 +27,20 @@ PARTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     ),
     "sizes one by one": lambda y, x: y.view(x.size(0), x.size(1), y.size(1), y.size(2), y.size(3)),
     "size open": lambda y, x: y.reshape(x.size(0), -1, *y.size()[1:]),
+    "all sizes of the input": lambda y, x: y.view(x.shape[0], x.shape[1], *x.shape[2:]),
     "shape of the input": lambda y, x: y.unflatten(0, x.shape[:2]),
     "numbers": lambda y, x: y.view(3, 2, 4, 8, 8),
 }
-WAYS = [(join, "quotient") for join in JOINS] + [("size open", part) for part in PARTS if part != "quotient"]
+WAYS = [(join, "quotient") for join in JOINS] + [
+    ("size open", part) for part in PARTS if part != "quotient"
+]
 
 
 class _Net(nn.Module):
     """Two neurons with a convolution before each, folded and unfolded in one way."""
 
     def __init__(
-        self, join: Callable[[Tensor], Tensor], part: Callable[[Tensor, Tensor], Tensor]
+        self, join: Callable[[Tensor, Tensor], Tensor], part: Callable[[Tensor, Tensor], Tensor]
     ) -> None:
         super().__init__()
         self.conv1, self.bn1, self.lif1 = conv(4, 4), nn.BatchNorm2d(4), LIFNode()
@@ -45,8 +49,8 @@ class _Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return spikes."""
-        y = self.lif1(self.part(self.bn1(self.conv1(self.join(x))), x))
-        return self.lif2(self.part(self.bn2(self.conv2(self.join(y))), y))
+        y = self.lif1(self.part(self.bn1(self.conv1(self.join(x, x))), x))
+        return self.lif2(self.part(self.bn2(self.conv2(self.join(y, x))), x))
 
 
 @pytest.mark.parametrize(("join", "part"), WAYS)
@@ -66,7 +70,7 @@ def test_a_reshape_is_understood(join: str, part: str) -> None:
 def test_t_and_b_in_turn_are_refused() -> None:
     """A neuron that the forward gives time as samples would be another one in a run."""
     net = _Net(JOINS["size open"], lambda y, x: y.view(x.shape[1], x.shape[0], *y.shape[1:]))
-    assert step(net)["loss-out"].shape == X.shape
+    assert step(net)["loss-out"].shape[:2] == (2, 3)
     apply(net)
     with pytest.raises(UsageError, match=r"names T=2, B=3, but there are T=3, B=2"):
         step(net)

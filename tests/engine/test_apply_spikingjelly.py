@@ -164,8 +164,6 @@ LEFT = {
 }
 
 
-
-
 def _of_channels() -> nn.Module:
     node = neuron.ParametricLIFNode(step_mode="m")
     node.w = nn.Parameter(torch.linspace(-1.0, 1.0, 8))

@@ -67,8 +67,8 @@ def test_operators_and_pools_have_the_gradients_of_autograd(name, need_input):
 def test_weights_that_are_fixed_get_no_gradient():
     """Of a layer whose bias learns, the bias alone."""
     for layer in (nn.Conv2d(4, 2, 3), nn.Sequential(nn.Flatten(), nn.Linear(100, 2))):
-        learns = list(layer.parameters())[1]
-        list(layer.parameters())[0].requires_grad_(False)
+        fixed, learns = layer.parameters()
+        fixed.requires_grad_(False)
         x, gradients = torch.randn(2, 4, 5, 5), Gradients()
         g = torch.ones_like(layer(x)).detach()
         assert module_backward(layer, x, g, gradients, need_input=False) is None

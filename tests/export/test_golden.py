@@ -240,6 +240,27 @@ def test_report_names_everything() -> None:
     }
 
 
+def test_a_flip_is_a_spike_more_or_less(exported: Export, tmp_path: Path) -> None:
+    """A state that differs by the jump of a spike is one; by less than half of it is more than rounding."""
+    model = exported.folder / "model.onnx"
+    before = check_golden(model, exported.folder / "golden.npz")
+    with np.load(exported.folder / "golden.npz") as archive:
+        state, jump = archive["state_0"], archive["jumps"][0]
+    for share in (1.0, -1.0, 0.6):
+        moved = state.copy()
+        moved[-1, 0].reshape(-1)[0] += np.float32(share) * jump  # no step begins behind the last
+        golden = _rewritten(exported, tmp_path / "moved.npz", state_0=moved)
+        found = check_golden(model, golden)
+        assert found.spike_flips == before.spike_flips + 1
+        assert found.flipped_steps <= before.flipped_steps + 1
+    for share in (0.4, -0.01):
+        moved = state.copy()
+        moved[-1, :].reshape(2, -1)[:, 0] += np.float32(share) * jump
+        golden = _rewritten(exported, tmp_path / "moved.npz", state_0=moved)
+        with pytest.raises(ExportError, match="as rounding explains"):
+            check_golden(model, golden)
+
+
 def test_a_late_reset_flips_where_its_threshold_is_crossed(tmp_path: Path) -> None:
     """Its state is the membrane that fires: moved onto the threshold it is one flip, moved further away a fault."""
     net = KINDS["late reset"]()

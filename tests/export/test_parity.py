@@ -11,8 +11,14 @@ from onnx import numpy_helper
 from zoo import KINDS, Export, events
 
 from revedge.errors import ExportError
+from revedge.export.exact_check import demand_equal_answers
 from revedge.export.onnx_probe import OnnxProbe
-from revedge.export.parity import ParityReport, compare_predictions, compare_steps
+from revedge.export.parity import (
+    ParityReport,
+    check_forced_flips,
+    compare_predictions,
+    compare_steps,
+)
 from revedge.export.probes import FileProbe, TorchScriptProbe, TrainedProbe
 from revedge.export.recordings import repeat_frames
 from revedge.export.rounding import step_bounds
@@ -132,6 +138,32 @@ def test_streams_are_given(kind: str, exported: Export) -> None:
         not np.array_equal(a, b) for a, b in zip(other.membranes, found.membranes, strict=True)
     ]
     assert sum(changed) > len(changed) // 3
+
+
+@pytest.mark.parametrize(("compared", "most"), [(1000, 2), (150_000, 3), (2_000_000, 40)])
+def test_forced_flips_are_as_rare_as_rounding(compared: int, most: int) -> None:
+    """Two, or 20 in a million; one more is refused in a file that rounds."""
+    report = ParityReport(
+        steps=1, batches=(1,), compared_spikes=compared, forced_flips=most, spike_flips=10**6
+    )
+    check_forced_flips(report)
+    report.forced_flips += 1
+    with pytest.raises(ExportError, match=f"{most + 1} of {compared} spikes .* at most {most} "):
+        check_forced_flips(report)
+    report.rounds = False
+    check_forced_flips(report)
+
+
+def test_exact_answers_have_no_tolerance() -> None:
+    """The smallest difference of a mean logit, and a sequence graph that left its step, are refused by name."""
+    report = ParityReport(steps=1, batches=(1,), max_forced_difference=1.0)
+    demand_equal_answers(report)
+    report.max_logit_difference = 1e-30
+    with pytest.raises(ExportError, match="mean logits on the test split differ by up to 1e-30"):
+        demand_equal_answers(report)
+    report = ParityReport(steps=1, batches=(1,), sequence_identical=False)
+    with pytest.raises(ExportError, match="does not give the bits of its own step"):
+        demand_equal_answers(report)
 
 
 def test_changed_predictions_are_counted() -> None:

@@ -185,9 +185,7 @@ def test_code_has_its_own_memory() -> None:
     assert "model_sha256" not in dataclasses.replace(made, model_sha256=None).to_toml()
 
 
-def test_a_plan_of_other_code_is_not_shown(
-    capsys: pytest.CaptureFixture[str], nets: Path
-) -> None:
+def test_a_plan_of_other_code_is_not_shown(capsys: pytest.CaptureFixture[str], nets: Path) -> None:
     """Nor verified: the file's bytes are of the code that it was made of."""
     way = request().ways(4)[0]
     request().plan(request().setting("nets.py:Net", {}, 3, 4, "adamw", way), {}).save("p.toml")
