@@ -93,6 +93,28 @@ def test_layers_that_a_run_cannot_hold_part_two_runs(name):
     assert_close(step_of_used(net), step_of_used(plain))
 
 
+def test_a_layer_that_is_called_with_options_is_left():
+    """A run would call it with the planes alone, and another size would come of it."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lif, self.lif2 = LIFNode(), LIFNode()
+            self.up = nn.ConvTranspose2d(4, 4, 3, stride=2, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.up(self.lif(x).flatten(0, 1), output_size=[16, 16])
+            return self.lif2(y.unflatten(0, x.shape[:2]))
+
+    torch.manual_seed(0)
+    net = Net()
+    torch.manual_seed(0)
+    plain = Net()
+    applied = apply(net, "keep-spikes")
+    assert [run.neurons for run in applied.report.runs] == [1, 1]
+    assert_close(_step(net), _step(plain))
+
+
 def test_a_reshape_that_mixes_is_refused():
     """Sizes that the forward names are compared with those that there are."""
 

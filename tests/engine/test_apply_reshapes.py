@@ -67,13 +67,46 @@ def test_a_reshape_is_understood(join: str, part: str) -> None:
     assert_close(step(net), expected)
 
 
-def test_t_and_b_in_turn_are_refused() -> None:
+@pytest.mark.parametrize(("t", "b", "named"), [(2, 3, "T=2, B=3"), (2, -1, "T=2"), (-1, 3, "B=3")])
+def test_t_and_b_in_turn_are_refused(t: int, b: int, named: str) -> None:
     """A neuron that the forward gives time as samples would be another one in a run."""
-    net = _Net(JOINS["size open"], lambda y, x: y.view(x.shape[1], x.shape[0], *y.shape[1:]))
+    net = _Net(JOINS["size open"], lambda y, x: y.view(t, b, *y.shape[1:]))
     assert step(net)["loss-out"].shape[:2] == (2, 3)
     apply(net)
-    with pytest.raises(UsageError, match=r"names T=2, B=3, but there are T=3, B=2"):
+    with pytest.raises(UsageError, match=f"names {named}, but there are T=3, B=2"):
         step(net)
+
+
+def test_a_join_into_other_planes_is_refused() -> None:
+    """The forward says rows of 4 where there are rows of 8."""
+    net = _Net(lambda y, x: y.reshape(y.shape[0] * y.shape[1], y.size(2), 16, 4), PARTS["numbers"])
+    assert step(net)["loss-out"].shape == X.shape
+    apply(net)
+    with pytest.raises(UsageError, match="more than joining or parting T and B"):
+        step(net)
+
+
+def test_planes_become_vectors_on_the_way() -> None:
+    """``view(T, B, -1)`` of planes parts and flattens."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.lif, self.fc = conv(4, 2), LIFNode(), nn.Linear(128, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            """Return logits of all steps."""
+            y = self.conv(x.flatten(0, 1))
+            return self.fc(self.lif(y.view(x.shape[0], x.shape[1], -1)))
+
+    torch.manual_seed(0)
+    plain = Net()
+    expected = step(plain)
+    torch.manual_seed(0)
+    net = Net()
+    applied = apply(net)
+    assert [(run.neurons, run.units) for run in applied.report.runs] == [(1, 2)]
+    assert_close(step(net), expected)
 
 
 def test_sizes_outside_of_runs_are_spread_as_before() -> None:

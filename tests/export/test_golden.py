@@ -87,6 +87,32 @@ def test_decision_that_differs_is_found(exported: Export, tmp_path: Path) -> Non
         check_golden(tmp_path / "model.onnx", exported.folder / "golden.npz")
 
 
+def test_logits_that_are_no_numbers_are_found(exported: Export, tmp_path: Path) -> None:
+    """Also where the largest one is infinite, so that the decision is still the network's; and a state that is NaN."""
+    model = onnx.load(str(exported.folder / "model.scan.onnx"))
+    last = next(node for node in model.graph.node if node.output[0] == "mean_logits")
+    last.output[0] = "mean"
+    for name, value in (("one", np.array([1], np.int64)), ("inf", np.array(np.inf, np.float32))):
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    node = onnx.helper.make_node
+    model.graph.node.extend(
+        [
+            node("ReduceMax", ["mean", "one"], ["most"]),
+            node("Equal", ["mean", "most"], ["decided"]),
+            node("Where", ["decided", "inf", "mean"], ["mean_logits"]),
+        ]
+    )
+    onnx.save(model, str(tmp_path / "model.onnx"))
+    with pytest.raises(ExportError, match=r"0 of 2 decisions .* inf"):
+        check_golden(tmp_path / "model.onnx", exported.folder / "golden.npz")
+    with np.load(exported.folder / "golden.npz") as archive:
+        state = archive["state_0"]
+    state[-1, 0].reshape(-1)[0] = np.nan
+    golden = _rewritten(exported, tmp_path / "moved.npz", state_0=state)
+    with pytest.raises(ExportError, match=r"step 3: .* is not finite"):
+        check_golden(exported.folder / "model.onnx", golden)
+
+
 def _rewritten(exported: Export, path: Path, **changed: object) -> Path:
     with np.load(exported.folder / "golden.npz") as archive:
         arrays = {name: archive[name] for name in archive.files}
@@ -301,6 +327,13 @@ def test_exact_numerics_demand_every_bit(tmp_path: Path) -> None:
     assert report.compared_values > 10_000
     assert report.largest_share_of_bound == 0
     assert check_golden(tmp_path / "model.scan.onnx", golden).max_logit_difference == 0
+    with np.load(golden) as archive:
+        moved, jump = archive["state_0"], archive["jumps"][0]
+    moved[-1, 0].reshape(-1)[0] += jump  # no step begins behind the last
+    exact = Export(net, FakeFrames(net), tmp_path, [])
+    flipped = _rewritten(exact, tmp_path / "moved.npz", state_0=moved)
+    with pytest.raises(ExportError, match=r"1 of \d+ steps have spikes that are not"):
+        check_golden(tmp_path / "model.onnx", flipped)
     for file in ("model.onnx", "model.scan.onnx"):
         model = onnx.load(str(tmp_path / file))
         graphs = [model.graph, *(a.g for n in model.graph.node for a in n.attribute)]

@@ -139,8 +139,6 @@ class Finder:
             return False
         wanted: Any = ("planes" if change.to == "time" else "time") if change else "any"
         for part in parts:
-            if part.takes != "any" and wanted not in ("any", part.takes):
-                return False
             wanted = part.takes if part.takes != "any" else wanted
         if wanted != "any" and chain.layout not in (None, wanted):
             return False

@@ -111,8 +111,9 @@ def _part_time(x: Tensor, t: int | None, b: int | None) -> Tensor:
 
 def _check_time(path: Path, x: Tensor, t: int | None, b: int | None) -> None:
     if t not in (None, -1, x.shape[0]) or b not in (None, -1, x.shape[1]):
+        named = ", ".join(f"{name}={n}" for name, n in (("T", t), ("B", b)) if n not in (None, -1))
         raise UsageError(
-            f"behind {_where(path)} the forward names T={t}, B={b}, but there are T={x.shape[0]}, B={x.shape[1]}; "
+            f"behind {_where(path)} the forward names {named}, but there are T={x.shape[0]}, B={x.shape[1]}; "
             "leave it out of apply"
         )
 
