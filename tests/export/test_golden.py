@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -206,8 +207,12 @@ def test_large_claim_is_not_believed(exported: Export, tmp_path: Path) -> None:
         for name in old.namelist():
             big = name == "x.npy"
             new.writestr(name, header.getvalue() + bytes(8) if big else old.read(name))
+    tracemalloc.start()
     with pytest.raises(ExportError, match="damaged"):
         check_golden(exported.folder / "model.onnx", tmp_path / "big.npz")
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 64 << 20
 
 
 def test_what_inflates_is_not_read(exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:

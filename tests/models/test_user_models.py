@@ -1,5 +1,6 @@
 """Models by the place of their code: what is called, what comes of it, and every mistake in one line."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ def none(in_shape, num_classes, timesteps): return "net"
 def raises(in_shape, num_classes, timesteps): raise IndexError("no such layer")
 class Wrong(Net):
     def forward(self, x): return super().forward(x)[:, :2]
+class Nets:
+    small = Net
+def _hidden(in_shape): ...
 three = 3
 """
 SIZES: dict[str, Any] = {"in_shape": (2, 8, 8), "num_classes": 3, "timesteps": 4}
@@ -81,7 +85,20 @@ def test_a_module_is_put_under_apply(nets: Path, where: str) -> None:
     logits = net(x)
     plain = net.plain()
     assert torch.allclose(plain(x), logits, atol=CLOSE)
-    assert load(f"{where}:Net") is type(plain)
+    assert load(f"{where}:Net") is load(f"{where}:Nets.small") is type(plain)
+
+
+def test_a_changed_file_is_imported_again(nets: Path) -> None:
+    """Until then it is imported once, so that its classes stay what they are."""
+    before = load("nets.py:Net")
+    assert load(f"{nets}:Net") is before
+    changed_ns = nets.stat().st_mtime_ns + 1
+    nets.write_text(NETS.replace("width=4", "width=5"))
+    os.utime(nets, ns=(changed_ns, changed_ns))
+    net = revedge.create("nets.py:Net", **SIZES)
+    assert isinstance(net, UserNet)
+    assert type(net.module) is not before
+    assert net.module.get_parameter("stem.weight").shape[0] == 5
 
 
 def test_the_config_makes_it_again(nets: Path) -> None:
@@ -168,6 +185,7 @@ def test_mistakes_are_one_line(nets: Path, name: str, options: dict[str, Any], w
     with pytest.raises(UsageError, match=words) as caught:
         revedge.create(name, **SIZES, **options)
     assert "\n" not in str(caught.value)
+    assert "_hidden" not in str(caught.value)
 
 
 def test_a_wrong_output_is_told_where_it_is_seen(nets: Path) -> None:
@@ -229,6 +247,31 @@ def test_the_digest_of_a_package_has_all_of_it(nets: Path) -> None:
         file.write_text(file.read_text() + "# changed\n")
         known.add(digest("pack.inner.net:f"))
     assert len(known) == 1 + len(files)
+
+
+def test_the_digest_leaves_out_what_is_not_the_users(
+    nets: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of installed code its own package alone is read, of revedge nothing, and of what does not parse no import."""
+    site = tmp_path_factory.mktemp("site")
+    monkeypatch.syspath_prepend(str(site))
+    (site / "lib").mkdir()
+    for file in ("lib/__init__.py", "lib/part.py", "beside.py"):
+        (site / file).write_text("")
+    (site / "lib/net.py").write_text("import beside\nfrom lib import part\n")
+    before = digest("lib.net:f")
+    (site / "beside.py").write_text("# changed\n")
+    assert digest("lib.net:f") == before
+    (site / "lib/part.py").write_text("# changed\n")
+    assert digest("lib.net:f") != before
+    before = digest("nets:Net")
+    (nets.parent / "revedge").mkdir()
+    (nets.parent / "revedge" / "neurons.py").write_text("# a checkout\n")
+    assert digest("nets:Net") == before
+    (nets.parent / "broken.py").write_text("import helper\nx = (\n")
+    broken = digest("broken:f")
+    (nets.parent / "helper.py").write_text("CLASSES = 4\n")
+    assert digest("broken:f") == broken
 
 
 def test_names_of_the_registry_are_no_code(nets: Path) -> None:
