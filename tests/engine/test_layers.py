@@ -64,6 +64,17 @@ def test_operators_and_pools_have_the_gradients_of_autograd(name, need_input):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+def test_gradients_of_a_layer_that_is_used_twice_add_up():
+    """Of the same input and gradient, so that the sum is exact."""
+    layer, gradients = nn.Conv2d(4, 2, 3), Gradients()
+    x, g = torch.randn(2, 4, 5, 5), torch.randn(2, 2, 3, 3)
+    module_backward(layer, x, g, gradients, need_input=False)
+    once = {p: gradient.clone() for p, gradient in gradients.items()}
+    module_backward(layer, x, g, gradients, need_input=False)
+    assert len(once) == 2
+    assert all(torch.equal(gradients[p], 2 * gradient) for p, gradient in once.items())
+
+
 def test_weights_that_are_fixed_get_no_gradient():
     """Of a layer whose bias learns, the bias alone."""
     for layer in (nn.Conv2d(4, 2, 3), nn.Sequential(nn.Flatten(), nn.Linear(100, 2))):

@@ -11,16 +11,22 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 from torch import nn
-from zoo import KINDS, Export, FakeFrames
+from zoo import KINDS, Export, FakeFrames, chain, network
 
 from revedge.errors import ExportError, UsageError
+from revedge.export import golden as golden_file
 from revedge.export import import_module
 from revedge.export.formats import Choices
 from revedge.export.golden_check import GoldenReport, check_golden
+from revedge.export.predictions import scaled
+from revedge.export.probes import TrainedProbe
+from revedge.export.recordings import repeat_frames
+from revedge.export.rounding import step_bounds
 from revedge.export.writer import export_network
-from revedge.neurons import IFNode
+from revedge.neurons import IFNode, LIFNode
 
 _FILES = ("model.onnx", "model.blocks.onnx", "model.scan.onnx", "model.unrolled.onnx")
 
@@ -271,6 +277,60 @@ def test_report_names_everything() -> None:
     }
 
 
+def test_bounds_are_the_largest_of_all_steps(exported: Export) -> None:
+    """What rounding may do in the step in which it may do most, for logits and each state."""
+    with np.load(exported.folder / "golden.npz") as archive:
+        frames, bounds = archive["x"], archive["bounds"]
+    trained, found = TrainedProbe(exported.net), []
+    states = trained.rest(frames.shape[1])
+    for frame in frames:
+        seen = trained.step(frame, states)
+        logits, _, after, _ = step_bounds(
+            trained.net,
+            torch.from_numpy(frame),
+            [torch.from_numpy(v) for v in states],
+            [torch.from_numpy(s) for s in seen.spikes],
+        )
+        found.append([float(bound.max()) for bound in (logits, *after)])
+        states = seen.states
+    assert np.array_equal(bounds, np.max(found, axis=0).astype(np.float32))
+    assert np.any(np.array(found[-1], np.float32) < bounds)
+
+
+def test_recordings_are_those_with_the_clearest_decisions(exported: Export) -> None:
+    """Of the first sixteen, so that no rounding turns one."""
+    frames, net = exported.frames, exported.net
+    raw, _ = frames.batch(np.resize(frames.test_indices, 16))
+    mean = TrainedProbe(net).answer(repeat_frames(scaled(raw, frames.scale), net.timesteps, False))
+    with np.load(exported.folder / "golden.npz") as archive:
+        kept = archive["logits"].mean(0)
+    margins = [np.diff(np.sort(every, axis=1)[:, -2:])[:, 0] for every in (mean, kept)]
+    # Batches of 16 and of 2: float32 sums in another order, and no flip that would change a mean by a hundredth.
+    assert np.allclose(np.sort(margins[0])[::-1][:2], margins[1], atol=1e-3)
+    assert np.ptp(margins[0]) > 0.01
+
+
+@pytest.mark.parametrize(("state_bytes", "kept"), [(2 * 2 * 4 * 3 * 8 * 8 * 8, 2), (1, 1)])
+def test_states_of_as_many_steps_as_there_is_room_for(
+    state_bytes: int, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two steps of two samples of three layers of neurons fit exactly; one step is always kept."""
+    monkeypatch.setattr(golden_file, "_STATE_BYTES", state_bytes)
+    net = network(chain(LIFNode))
+    assert [spec.shape for spec in net.state_spec()] == [(8, 8, 8)] * 3
+    export_network(net, FakeFrames(net), tmp_path, ["onnx"])
+    assert check_golden(tmp_path / "model.onnx", tmp_path / "golden.npz").compared_steps == 2 * kept
+
+
+@pytest.mark.parametrize("v_reset", [None, 0.0, -0.25])
+def test_jumps_are_from_the_threshold_to_the_reset(v_reset: float | None, tmp_path: Path) -> None:
+    """A soft reset takes the threshold off; a hard one goes to its value from above the threshold."""
+    net = network(chain(lambda: LIFNode(v_threshold=0.75, v_reset=v_reset)))
+    export_network(net, FakeFrames(net), tmp_path, ["onnx"])
+    with np.load(tmp_path / "golden.npz") as archive:
+        assert archive["jumps"][0] == 0.75 - (v_reset or 0.0)
+
+
 def test_a_flip_is_a_spike_more_or_less(exported: Export, tmp_path: Path) -> None:
     """A state that differs by the jump of a spike is one; by less than half of it is more than rounding."""
     model = exported.folder / "model.onnx"
@@ -334,6 +394,7 @@ def test_exact_numerics_demand_every_bit(tmp_path: Path) -> None:
     assert check_golden(tmp_path / "model.scan.onnx", golden).max_logit_difference == 0
     with np.load(golden) as archive:
         moved, jump = archive["state_0"], archive["jumps"][0]
+        assert not archive["bounds"].any()
     moved[-1, 0].reshape(-1)[0] += jump  # no step begins behind the last
     exact = Export(net, FakeFrames(net), tmp_path, [])
     flipped = _rewritten(exact, tmp_path / "moved.npz", state_0=moved)

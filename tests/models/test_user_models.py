@@ -13,9 +13,11 @@ from revedge.engine import update_in_backward
 from revedge.engine.adopt.forward import runs_of
 from revedge.errors import UsageError
 from revedge.models.user_net import UserNet
+from revedge.neurons import LIFNode
 from revedge.user_code import absolute, digest, load, require_unchanged
 
 NETS = """
+from revedge.engine import Branch, Residual, Unit
 from helper import CLASSES
 
 class Net(nn.Module):
@@ -38,8 +40,20 @@ def none(in_shape, num_classes, timesteps): return "net"
 def raises(in_shape, num_classes, timesteps): raise IndexError("no such layer")
 class Wrong(Net):
     def forward(self, x): return super().forward(x)[:, :2]
+class Half(Net):
+    def forward(self, x): return super().forward(x).expand(2, -1, -1)
 class Nets:
     small = Net
+class Looks(Net):
+    def forward(self, x):
+        if x.dim() != 5:
+            raise ValueError(x.shape)
+        return super().forward(x)
+class Own(Net):
+    def __init__(self, *sizes):
+        super().__init__(*sizes, depth=0)
+        unit = Unit(neuron=LIFNode(), op=nn.Conv2d(4, 4, 3, padding=1))
+        self.blocks = Residual([Branch([unit], norm=nn.BatchNorm2d(4))])
 def _hidden(in_shape): ...
 three = 3
 """
@@ -93,7 +107,7 @@ def test_a_changed_file_is_imported_again(nets: Path) -> None:
     before = load("nets.py:Net")
     assert load(f"{nets}:Net") is before
     changed_ns = nets.stat().st_mtime_ns + 1
-    nets.write_text(NETS.replace("width=4", "width=5"))
+    nets.write_text(nets.read_text().replace("width=4", "width=5"))
     os.utime(nets, ns=(changed_ns, changed_ns))
     net = revedge.create("nets.py:Net", **SIZES)
     assert isinstance(net, UserNet)
@@ -128,6 +142,18 @@ def test_a_net_of_the_engine_is_used_as_it_is(nets: Path) -> None:
     assert not isinstance(net, UserNet)
     assert net.config["name"] == "nets:engine"
     assert net.state_spec()
+
+
+def test_a_module_may_look_at_its_input_and_hold_runs_of_its_own(nets: Path) -> None:
+    """The number of axes is known while it is traced; runs that it holds get strategies and sizes like the others."""
+    looks = revedge.create("nets:Looks", **SIZES)
+    assert isinstance(looks, UserNet)
+    assert looks.report.left == ()
+    net = revedge.create("nets:Own", **SIZES, strategy="keep-spikes")
+    net.set_slab_bytes(1024)
+    assert isinstance(net, UserNet)
+    (own,) = (run for run in net.runs() if run is net.module.blocks)
+    assert (own.strategy, own.slab_bytes) == ("keep-spikes", 1024)
 
 
 def test_settings_reach_every_run(nets: Path) -> None:
@@ -188,23 +214,30 @@ def test_mistakes_are_one_line(nets: Path, name: str, options: dict[str, Any], w
     assert "_hidden" not in str(caught.value)
 
 
-def test_a_wrong_output_is_told_where_it_is_seen(nets: Path) -> None:
-    """Both shapes are named."""
-    with pytest.raises(UsageError, match=r"it gives \(2, 2\); it has to give logits \(2, 3\)"):
-        revedge.create("nets:Wrong", **SIZES)(torch.rand(4, 2, 2, 8, 8))
+@pytest.mark.parametrize(("name", "shape"), [("Wrong", r"\(2, 2\)"), ("Half", r"\(2, 2, 3\)")])
+def test_a_wrong_output_is_told_where_it_is_seen(nets: Path, name: str, shape: str) -> None:
+    """Both shapes are named; logits of half of the steps are not those of all. Neurons are left at rest."""
+    net = revedge.create(f"nets:{name}", **SIZES)
+    with pytest.raises(UsageError, match=rf"it gives {shape}; it has to give logits \(2, 3\)"):
+        net(torch.rand(4, 2, 2, 8, 8))
+    assert isinstance(net, UserNet)
+    assert [each.v for each in net.module.modules() if isinstance(each, LIFNode)] == [None] * 3
 
 
+@pytest.mark.parametrize(
+    "words", ["DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory"]
+)
 def test_no_memory_while_building_is_no_mistake(
-    nets: Path, monkeypatch: pytest.MonkeyPatch
+    words: str, nets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The trainer has to know such an error by its kind."""
 
     def full(*_: object) -> None:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        raise RuntimeError(words)
 
     monkeypatch.setattr(load("nets:Net"), "__init__", full)
     monkeypatch.setattr("revedge.models.user_model._check_signature", lambda *_: None)
-    with pytest.raises(RuntimeError, match="allocate") as caught:
+    with pytest.raises(RuntimeError, match="memory") as caught:
         revedge.create("nets:Net", **SIZES)
     assert not isinstance(caught.value, UsageError)
 
