@@ -193,6 +193,15 @@ def with_norm_first() -> Branch:
     return Branch([first, *branch().unit_list()[1:]], norm=nn.BatchNorm2d(4))
 
 
+def pooled_close() -> Branch:
+    return Branch(branch().unit_list(), norm=nn.BatchNorm2d(4), pool=nn.AvgPool2d(3, 1, 1))
+
+
+def pooled_inside() -> Branch:
+    conv, pool = nn.Conv2d(4, 4, 3, padding=1), nn.MaxPool2d(3, 1, 1)
+    return Branch([Unit(neuron=LIFNode(), pool=pool, op=conv)], norm=nn.BatchNorm2d(4))
+
+
 def twice_the_same() -> Branch:
     conv = nn.Conv2d(4, 4, 3, padding=1)
     units = [Unit(neuron=LIFNode(), op=conv), Unit(neuron=LIFNode(), op=conv)]
@@ -210,6 +219,8 @@ def three_units() -> Branch:
         (with_norm_first, True),
         (three_units, True),
         (twice_the_same, False),
+        (pooled_close, False),
+        (pooled_inside, False),
         (lambda: branch(op=nn.Conv2d(4, 4, 1, groups=2)), True),
         (lambda: branch(op=nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())), False),
         (lambda: branch(dropout=0.5), False),

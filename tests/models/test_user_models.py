@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,9 @@ def test_the_config_makes_it_again(nets: Path) -> None:
     assert again.config == net.config
     x = torch.rand(4, 2, 2, 8, 8)
     assert torch.equal(again.eval()(x), net.eval()(x))
-    assert net(x).shape == (2, 3)  # of logits per step, the mean
+    mean = revedge.create("nets.py:Net", **SIZES, width=6)
+    mean.load_state_dict(net.state_dict())
+    assert torch.equal(net(x), mean.eval()(x))  # of logits per step, the mean
 
 
 def test_images_are_given_at_every_step(nets: Path) -> None:
@@ -212,6 +215,31 @@ def test_mistakes_are_one_line(nets: Path, name: str, options: dict[str, Any], w
         revedge.create(name, **SIZES, **options)
     assert "\n" not in str(caught.value)
     assert "_hidden" not in str(caught.value)
+
+
+def test_spikingjelly_s_neurons_begin_at_rest(nets: Path) -> None:
+    """In every forward, whether it is in runs or not, and are left there."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own imports warn
+        pytest.importorskip("spikingjelly.activation_based.neuron", reason="is not installed")
+    for name in ("nets", "helper"):
+        sys.modules.pop(name, None)
+    text = NETS.replace(
+        "from revedge.neurons import LIFNode",
+        "from spikingjelly.activation_based.neuron import LIFNode as Node\n"
+        "def LIFNode(): return Node(step_mode='m', store_v_seq=len(CLASSES) > 1)",
+    )
+    nets.write_text(text)
+    x = torch.rand(4, 2, 2, 8, 8)
+    for classes in ("'1'", "'12'"):  # the second is left on ordinary autograd
+        (nets.parent / "helper.py").write_text(f"CLASSES = {classes}\n")
+        sys.modules.pop("helper", None)
+        os.utime(nets, ns=(len(classes), len(classes)))
+        net = revedge.create("nets.py:Net", **SIZES).eval()
+        assert isinstance(net, UserNet)
+        assert bool(net.report.left) == (len(classes) > 3)
+        assert torch.equal(net(x), net(x))
+        assert [each.v for each in net.module.modules() if hasattr(each, "v")] == [0.0] * 3
 
 
 @pytest.mark.parametrize(("name", "shape"), [("Wrong", r"\(2, 2\)"), ("Half", r"\(2, 2, 3\)")])
