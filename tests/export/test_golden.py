@@ -1,5 +1,6 @@
 """The check on the target: passes on what was exported, finds what a runtime may get wrong, survives damaged files."""
 
+import copy
 import dataclasses
 import io
 import json
@@ -20,6 +21,7 @@ from revedge.errors import ExportError, UsageError
 from revedge.export import golden as golden_file
 from revedge.export import import_module
 from revedge.export.formats import Choices
+from revedge.export.golden import network_sha256
 from revedge.export.golden_check import GoldenReport, check_golden
 from revedge.export.predictions import scaled
 from revedge.export.probes import TrainedProbe
@@ -275,6 +277,25 @@ def test_report_names_everything() -> None:
         "argmax_changed",
         "max_logit_difference",
     }
+
+
+def test_a_network_is_named_by_all_that_it_computes() -> None:
+    """Another configuration, another value, and the same values under each other's names are other networks."""
+    net = network(chain(LIFNode))
+    known = {network_sha256(net)}
+    assert network_sha256(copy.deepcopy(net)) in known
+    net.config = {**net.config, "timesteps": 99}
+    known.add(network_sha256(net))
+    norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    first, second = norms[0].weight.data, norms[0].bias.data
+    with torch.no_grad():
+        first[0] += 1.0
+        known.add(network_sha256(net))
+        swapped = second.clone(), first.clone()
+        first.copy_(swapped[0])
+        second.copy_(swapped[1])
+    known.add(network_sha256(net))
+    assert len(known) == 4
 
 
 def test_bounds_are_the_largest_of_all_steps(exported: Export) -> None:
