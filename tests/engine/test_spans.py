@@ -15,6 +15,7 @@ from test_update import descend, train
 from torch import nn
 
 from revedge.engine import Coupling, Residual, few_membranes, replay_of, update_in_backward
+from revedge.engine.in_vain import why_nothing_to_cut
 from revedge.engine.signal import Signal, planes_per_chunk
 from revedge.engine.span import cut_time
 from revedge.engine.unit import Branch, Unit
@@ -240,6 +241,7 @@ def test_what_is_cut_and_what_stays_whole(kind, make, is_cut, cuts, monkeypatch)
         x = torch.randn(STEPS, 2, channels, 5, 7, requires_grad=True)
         (run(x) ** 2).sum().backward()
         found.add(digest(gradients_of(x, run)))
+        assert (why_nothing_to_cut([run]) is None) == is_cut
     assert bool(cuts) == is_cut
     assert len(found) == 1
 

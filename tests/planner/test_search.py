@@ -1,5 +1,6 @@
 """The search finds what trying everything finds, and its floor is exact."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -278,6 +279,31 @@ def test_runs_have_a_strategy_each() -> None:
     assert search(fixed, FAMILIES, by_runs).require().strategy == "keep-spikes"
 
 
+def test_widths_are_tried_one_by_one_behind_another_dimension() -> None:
+    """Channels are padded, so that a wider net may take less: the widest that fits lies beyond one that does not."""
+
+    def padded(setting: Setting) -> Prediction:
+        width = int(setting.model_options["width"])
+        return Prediction(parts={"base_bytes": (width + 40 * (width % 16 > 0)) * setting.timesteps})
+
+    asked = request(300, prefer="timesteps", ranges={"width": (8, 64)})
+    found = search(asked, FAMILIES, padded).require()
+    assert (found.timesteps, found.model_options) == (6, {"width": 48})
+
+
+def test_a_model_that_cannot_be_is_given_up_soon() -> None:
+    """Its error is told after some depths, not after all 512."""
+    tried = []
+
+    def impossible(setting: Setting) -> Prediction:
+        tried.append(setting)
+        raise UsageError(f"depth {setting.model_options['depth']} cannot be")
+
+    with pytest.raises(UsageError, match="cannot be"):
+        search(request(100, prefer="depth", model="net9"), FAMILIES, impossible)
+    assert 5 < len(tried) < 20
+
+
 def test_no_neighbor_is_worse_in_both() -> None:
     """What takes as much memory and is slower than the choice is not listed."""
     result = search(request(2 * 140 + 100), FAMILIES, by_runs)
@@ -302,6 +328,13 @@ def test_accuracy_per_byte_is_taken_from_finished_trainings() -> None:
     asked = request(2000, prefer="accuracy-per-byte", runs=runs)
     plan = search(asked, FAMILIES, predict).require()
     assert (plan.model, plan.timesteps) == ("net9", 8)  # 0.2/100, 0.5/120, 0.7/1000
+    three = dataclasses.replace(asked, num_classes=3)  # 0.117/100, 0.417/120, 0.617/1000
+    three = dataclasses.replace(
+        three, runs=(dataclasses.replace(runs[0], accuracy=0.68), *runs[1:])
+    )
+    assert (
+        search(three, FAMILIES, predict).require().model == "net9"
+    )  # 0.68/100 is more than 0.75/120
     small = request(110, prefer="accuracy-per-byte", runs=runs)
     assert search(small, FAMILIES, predict).require().model == "net5"
     with pytest.raises(UsageError, match="--runs"):

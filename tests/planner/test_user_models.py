@@ -152,6 +152,8 @@ def test_a_search_leaves_out_what_cannot_be_done() -> None:
     ):
         narrowed = fitted(asked, {}, Teller(**told))  # type: ignore[arg-type]
         assert {(w.strategy, w.update_in_backward) for w in narrowed.ways(4)} == ways
+    insisting = request(update_in_backward=True)  # whose error is told where it is trained
+    assert fitted(insisting, {}, Teller(updates=False)) == insisting  # type: ignore[arg-type]
     own = dataclasses.replace(asked, model="vgg5")
     teller = Teller()
     assert fitted(own, {"vgg": ["vgg5"]}, teller) == own  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from revedge.errors import UsageError
 from revedge.planner import base
 from revedge.planner.cost import Prediction, predict
 from revedge.planner.formulas import Formulas
+from revedge.planner.request import KnownRun
 from revedge.planner.result import SearchResult
 from revedge.planner.search import search
 from revedge.planner.setting import Setting
@@ -19,7 +20,14 @@ from revedge.planner.trace_client import TraceClient
 from revedge.planner.tried import Predict
 
 Changes = Mapping[str, Any]
-_FIELDS = {"--strategy": "strategy", "--micro-batch": "micro_batch_size", "--slab": "slab_bytes"}
+_FIELDS = {
+    "--strategy": "strategy",
+    "--micro-batch": "micro_batch_size",
+    "--slab": "slab_bytes",
+    "--spans": "span_count",
+    "--chunk": "chunk_bytes",
+    "--update-in-backward": "update_in_backward",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,8 @@ def taken(changes: Changes, offer: str) -> Changes:
     """Return what is asked for by a user who takes ``offer``."""
     match offer.split():
         case ["leave", "out", name]:
-            return {key: value for key, value in changes.items() if key != _FIELDS[name]}
+            gone = {_FIELDS[name], "membrane_count" if name == "--spans" else ""}
+            return {key: value for key, value in changes.items() if key not in gone}
         case ["--optimizer", name, *_]:
             return {**changes, "optimizer": name}
         case ["--batch", value]:
@@ -85,6 +94,8 @@ def check(world: World, budget_bytes: int, changes: Changes) -> list[str]:
     assert world.search(int(size) << 20, changes).plan
     if offers == ["take a smaller model", "smaller frames"]:
         return []
+    kinds = [offer.removeprefix("leave out ").split()[0] for offer in offers]
+    assert len(set(kinds)) == len(kinds)
     for offer in offers:
         assert world.search(budget_bytes, taken(changes, offer)).plan, offer
         assert ("instead of" in offer) == (offer.startswith("--opt") and "optimizer" in changes)
@@ -111,6 +122,71 @@ def test_each_way_out_works(changes: Changes, share: float) -> None:
     budget_bytes = int(world.search(1, changes).floor_bytes * share)
     offers = check(world, budget_bytes, changes)
     assert len(offers) == min(3, kinds_that_work(world, budget_bytes, changes))
+
+
+def costly(setting: Setting) -> Prediction:
+    """Chunks of a size of one's own take more, and so do spans, but where many time steps save more."""
+    taken = predictor((1, 1, 0))(setting)
+    more = 60 * (setting.chunk_bytes is not None) + 5 * (setting.membrane_count is not None)
+    more += 30 * (setting.span_count is not None)
+    return Prediction(parts={**taken.parts, "workspace_bytes": more})
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.75, 0.9, 0.97])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"timesteps": 16},
+        {"timesteps": 16, "span_count": 8},
+        {"timesteps": 16, "span_count": 8, "membrane_count": 2},
+        {"timesteps": 4, "span_count": 8},
+        {"timesteps": 64, "span_count": 0},
+        {"timesteps": 64, "slab_bytes": 0},
+        {"timesteps": 2, "chunk_bytes": 1 << 20},
+        {"timesteps": 1, "update_in_backward": False, "optimizer": "sgd"},
+    ],
+)
+def test_what_was_fixed_can_be_given_up(changes: Changes, share: float) -> None:
+    """Spans, slabs, chunks and updates that were asked for, or forbidden, are offered where that alone would do."""
+    world = World(FAMILIES, costly)
+    changes = {"model": "net9", **changes}
+    budget_bytes = int(world.search(1, changes).floor_bytes * share)
+    offers = check(world, budget_bytes, changes)
+    assert len(offers) == min(3, kinds_that_work(world, budget_bytes, changes))
+
+
+def test_nothing_helps_where_torch_alone_is_too_much() -> None:
+    """No network is smaller than none; a byte more, and there are offers again."""
+
+    def told(setting: Setting) -> Prediction:
+        taken = predictor((1, 1, 2 << 20))(setting)
+        return Prediction(parts={**taken.parts, "supervisor_bytes": 1 << 20})
+
+    world = World(FAMILIES, told)
+    short = world.search(3 << 20, {})
+    assert short.way_out.endswith("(no smaller network helps: torch alone takes 3.0 MiB)")
+    assert short.way_out.startswith("give --budget 4MiB or more (")
+    assert "torch alone" not in world.search((3 << 20) + 1, {}).way_out
+
+
+def test_of_finished_trainings_no_other_network_is_offered() -> None:
+    """What they are is theirs; how much of it is trained at a time is not."""
+    world = World(FAMILIES, predictor((1, 1, 0)))
+    runs = (KnownRun(model="net9", model_options={}, timesteps=4, accuracy=0.5),)
+    changes = {"prefer": "accuracy-per-byte", "runs": runs, "optimizer": "adamw"}
+    short = world.search(world.search(1, changes).floor_bytes - 1, changes).way_out
+    assert " or --optimizer sgd instead" in short
+    assert not any(f"--{name} " in short for name in ("timesteps", "depth", "width", "model"))
+
+
+def test_the_most_that_fits_is_offered_to_the_byte() -> None:
+    """Of time steps so many that the budget is used up."""
+    world = World(FAMILIES, predictor((1, 1, 0)))
+    for timesteps in (1, 5, 40):
+        budget_bytes = world.search(1, {"timesteps": timesteps}).floor_bytes
+        assert f"--timesteps {timesteps}" in check(
+            world, budget_bytes, {"timesteps": 64, "model": "net9"}
+        )
 
 
 @pytest.fixture(scope="module")
