@@ -112,7 +112,7 @@ def test_a_layer_that_is_called_with_options_is_left():
     plain = Net()
     applied = apply(net, "keep-spikes")
     assert [run.neurons for run in applied.report.runs] == [1, 1]
-    assert_close(_step(net), _step(plain))
+    assert_close(step_of_used(net), step_of_used(plain))
 
 
 def test_a_reshape_that_mixes_is_refused():

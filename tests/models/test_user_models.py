@@ -224,7 +224,7 @@ def test_spikingjelly_s_neurons_begin_at_rest(nets: Path) -> None:
         pytest.importorskip("spikingjelly.activation_based.neuron", reason="is not installed")
     for name in ("nets", "helper"):
         sys.modules.pop(name, None)
-    text = NETS.replace(
+    text = nets.read_text().replace(
         "from revedge.neurons import LIFNode",
         "from spikingjelly.activation_based.neuron import LIFNode as Node\n"
         "def LIFNode(): return Node(step_mode='m', store_v_seq=len(CLASSES) > 1)",

@@ -193,7 +193,7 @@ def test_a_plan_of_other_code_is_not_shown(capsys: pytest.CaptureFixture[str], n
     request().plan(request().setting("nets.py:Net", {}, 3, 4, "adamw", way), {}).save("p.toml")
     assert main(["plan", "--plan", "p.toml"]) == 0
     assert "Net T=3 batch 4" in capsys.readouterr().out
-    nets.write_text(NETS + "# other code\n")
+    nets.write_text(nets.read_text() + "# other code\n")
     assert main(["plan", "--plan", "p.toml", "--verify"]) == UsageError.exit_code
     assert "its code has changed since it was planned" in capsys.readouterr().err
 
