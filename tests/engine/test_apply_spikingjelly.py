@@ -172,8 +172,9 @@ def _of_channels() -> nn.Module:
 
 def _container() -> nn.Module:
     """A container that gives its neuron planes, which that takes for time steps."""
-    container = layer.SeqToANNContainer(neuron.IFNode())
-    container[0].step_mode = "m"
+    node = neuron.IFNode()
+    container = layer.SeqToANNContainer(node)
+    node.step_mode = "m"
     return container
 
 

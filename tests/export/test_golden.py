@@ -1,9 +1,7 @@
 """The check on the target: passes on what was exported, finds what a runtime may get wrong, survives damaged files."""
 
-import copy
 import dataclasses
 import io
-import json
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -12,23 +10,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import numpy_helper
 from torch import nn
-from zoo import KINDS, Export, FakeFrames, chain, network
+from zoo import KINDS, Export, FakeFrames, rewritten
 
 from revedge.errors import ExportError, UsageError
-from revedge.export import golden as golden_file
 from revedge.export import import_module
 from revedge.export.formats import Choices
-from revedge.export.golden import network_sha256
 from revedge.export.golden_check import GoldenReport, check_golden
-from revedge.export.predictions import scaled
-from revedge.export.probes import TrainedProbe
-from revedge.export.recordings import repeat_frames
-from revedge.export.rounding import step_bounds
 from revedge.export.writer import export_network
-from revedge.neurons import IFNode, LIFNode
+from revedge.neurons import IFNode
 
 _FILES = ("model.onnx", "model.blocks.onnx", "model.scan.onnx", "model.unrolled.onnx")
 
@@ -121,20 +112,6 @@ def test_logits_that_are_no_numbers_are_found(exported: Export, tmp_path: Path) 
         check_golden(tmp_path / "model.onnx", exported.folder / "golden.npz")
 
 
-def _rewritten(exported: Export, path: Path, **changed: object) -> Path:
-    with np.load(exported.folder / "golden.npz") as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    about = json.loads(bytes(arrays["about"]))
-    for name, value in changed.items():
-        if name in about:
-            about[name] = value
-        else:
-            arrays[name] = value
-    arrays["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
-    np.savez(path, **{name: value for name, value in arrays.items() if value is not None})
-    return path
-
-
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -162,14 +139,14 @@ def test_golden_file_that_lies_is_refused(
     exported: Export, changed: dict[str, object], words: str, tmp_path: Path
 ) -> None:
     """Another version, network or shape; nothing is unpickled."""
-    golden = _rewritten(exported, tmp_path / "golden.npz", **changed)
+    golden = rewritten(exported, tmp_path / "golden.npz", **changed)
     with pytest.raises(ExportError, match=words):
         check_golden(exported.folder / "model.onnx", golden)
 
 
 def test_untouched_rewrite_still_passes(exported: Export, tmp_path: Path) -> None:
     """So that the test above fails for its reason."""
-    golden = _rewritten(exported, tmp_path / "golden.npz")
+    golden = rewritten(exported, tmp_path / "golden.npz")
     check_golden(exported.folder / "model.onnx", golden)
 
 
@@ -206,7 +183,7 @@ def test_missing_golden_file_is_a_usage_error(exported: Export, tmp_path: Path) 
 
 def test_large_claim_is_not_believed(exported: Export, tmp_path: Path) -> None:
     """Frames that claim 4 GB, in agreement with the description, over 8 bytes: refused before memory is taken."""
-    golden = _rewritten(exported, tmp_path / "golden.npz", steps=10**6)
+    golden = rewritten(exported, tmp_path / "golden.npz", steps=10**6)
     header = io.BytesIO()
     claim = {"descr": "<f4", "fortran_order": False, "shape": (10**6, 2, 2, 16, 16)}
     np.lib.format.write_array_header_1_0(header, claim)
@@ -278,130 +255,6 @@ def test_report_names_everything() -> None:
     }
 
 
-def test_a_network_is_named_by_all_that_it_computes() -> None:
-    """Another configuration, another value, and the same values under each other's names are other networks."""
-    net = network(chain(LIFNode))
-    known = {network_sha256(net)}
-    assert network_sha256(copy.deepcopy(net)) in known
-    net.config = {**net.config, "timesteps": 99}
-    known.add(network_sha256(net))
-    norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    first, second = norms[0].weight.data, norms[0].bias.data
-    with torch.no_grad():
-        first[0] += 1.0
-        known.add(network_sha256(net))
-        swapped = second.clone(), first.clone()
-        first.copy_(swapped[0])
-        second.copy_(swapped[1])
-    known.add(network_sha256(net))
-    assert len(known) == 4
-
-
-def test_bounds_are_the_largest_of_all_steps(exported: Export) -> None:
-    """What rounding may do in the step in which it may do most, for logits and each state."""
-    with np.load(exported.folder / "golden.npz") as archive:
-        frames, bounds = archive["x"], archive["bounds"]
-    trained, found = TrainedProbe(exported.net), []
-    states = trained.rest(frames.shape[1])
-    for frame in frames:
-        seen = trained.step(frame, states)
-        logits, _, after, _ = step_bounds(
-            trained.net,
-            torch.from_numpy(frame),
-            [torch.from_numpy(v) for v in states],
-            [torch.from_numpy(s) for s in seen.spikes],
-        )
-        found.append([float(bound.max()) for bound in (logits, *after)])
-        states = seen.states
-    assert np.array_equal(bounds, np.max(found, axis=0).astype(np.float32))
-    assert np.any(np.array(found[-1], np.float32) < bounds)
-
-
-def test_recordings_are_those_with_the_clearest_decisions(exported: Export) -> None:
-    """Of the first sixteen, so that no rounding turns one."""
-    frames, net = exported.frames, exported.net
-    raw, _ = frames.batch(np.resize(frames.test_indices, 16))
-    mean = TrainedProbe(net).answer(repeat_frames(scaled(raw, frames.scale), net.timesteps, False))
-    with np.load(exported.folder / "golden.npz") as archive:
-        kept = archive["logits"].mean(0)
-    margins = [np.diff(np.sort(every, axis=1)[:, -2:])[:, 0] for every in (mean, kept)]
-    # Batches of 16 and of 2: float32 sums in another order, and no flip that would change a mean by a hundredth.
-    assert np.allclose(np.sort(margins[0])[::-1][:2], margins[1], atol=1e-3)
-    assert np.ptp(margins[0]) > 0.01
-
-
-@pytest.mark.parametrize(("state_bytes", "kept"), [(2 * 2 * 4 * 3 * 8 * 8 * 8, 2), (1, 1)])
-def test_states_of_as_many_steps_as_there_is_room_for(
-    state_bytes: int, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two steps of two samples of three layers of neurons fit exactly; one step is always kept."""
-    monkeypatch.setattr(golden_file, "_STATE_BYTES", state_bytes)
-    net = network(chain(LIFNode))
-    assert [spec.shape for spec in net.state_spec()] == [(8, 8, 8)] * 3
-    export_network(net, FakeFrames(net), tmp_path, ["onnx"])
-    assert check_golden(tmp_path / "model.onnx", tmp_path / "golden.npz").compared_steps == 2 * kept
-
-
-@pytest.mark.parametrize("v_reset", [None, 0.0, -0.25])
-def test_jumps_are_from_the_threshold_to_the_reset(v_reset: float | None, tmp_path: Path) -> None:
-    """A soft reset takes the threshold off; a hard one goes to its value from above the threshold."""
-    net = network(chain(lambda: LIFNode(v_threshold=0.75, v_reset=v_reset)))
-    export_network(net, FakeFrames(net), tmp_path, ["onnx"])
-    with np.load(tmp_path / "golden.npz") as archive:
-        assert archive["jumps"][0] == 0.75 - (v_reset or 0.0)
-
-
-def test_a_flip_is_a_spike_more_or_less(exported: Export, tmp_path: Path) -> None:
-    """A state that differs by the jump of a spike is one; by less than half of it is more than rounding."""
-    model = exported.folder / "model.onnx"
-    before = check_golden(model, exported.folder / "golden.npz")
-    with np.load(exported.folder / "golden.npz") as archive:
-        state, jump = archive["state_0"], archive["jumps"][0]
-    for share in (1.0, -1.0, 0.6):
-        moved = state.copy()
-        moved[-1, 0].reshape(-1)[0] += np.float32(share) * jump  # no step begins behind the last
-        golden = _rewritten(exported, tmp_path / "moved.npz", state_0=moved)
-        found = check_golden(model, golden)
-        assert found.spike_flips == before.spike_flips + 1
-        assert found.flipped_steps <= before.flipped_steps + 1
-    for share in (0.4, -0.01):
-        moved = state.copy()
-        moved[-1, :].reshape(2, -1)[:, 0] += np.float32(share) * jump
-        golden = _rewritten(exported, tmp_path / "moved.npz", state_0=moved)
-        with pytest.raises(ExportError, match="as rounding explains"):
-            check_golden(model, golden)
-
-
-def test_a_late_reset_flips_where_its_threshold_is_crossed(tmp_path: Path) -> None:
-    """Its state is the membrane that fires: moved onto the threshold it is one flip, moved further away a fault."""
-    net = KINDS["late reset"]()
-    frames = FakeFrames(net)
-    late = Export(net, frames, tmp_path, export_network(net, frames, tmp_path, ["onnx"]))
-    model = tmp_path / "model.onnx"
-    before = check_golden(model, tmp_path / "golden.npz")
-    assert before.compared_steps > 4 * before.flipped_steps + 4
-    with np.load(tmp_path / "golden.npz") as archive:
-        state, jumps = archive["state_0"], archive["jumps"]
-    threshold = -jumps[0]
-    assert threshold == np.nextafter(np.float32(0.9), np.float32(1))  # it fires above 0.9
-    last = state[-1, 0].reshape(-1)  # of a step behind which no other begins
-    silent, firing = np.flatnonzero(last < threshold), np.flatnonzero(last > threshold)
-    for place, value, flips in (
-        (silent[last[silent].argmax()], threshold, 1),
-        (firing[last[firing].argmin()], np.nextafter(threshold, np.float32(0)), 1),
-        (silent[0], np.float32(-9), None),
-        (firing[0], np.float32(9), None),
-    ):
-        moved = state.copy()
-        moved[-1, 0].reshape(-1)[place] = value
-        golden = _rewritten(late, tmp_path / "moved.npz", state_0=moved)
-        if flips is None:
-            with pytest.raises(ExportError, match="as rounding explains"):
-                check_golden(model, golden)
-        else:
-            assert check_golden(model, golden).spike_flips == before.spike_flips + flips
-
-
 def test_exact_numerics_demand_every_bit(tmp_path: Path) -> None:
     """Bounds are 0: the files pass, and one weight of the readout off by 2 % does not."""
     net = KINDS["coupling, two blocks"]()
@@ -417,7 +270,7 @@ def test_exact_numerics_demand_every_bit(tmp_path: Path) -> None:
         assert not archive["bounds"].any()
     moved[-1, 0].reshape(-1)[0] += jump  # no step begins behind the last
     exact = Export(net, FakeFrames(net), tmp_path, [])
-    flipped = _rewritten(exact, tmp_path / "moved.npz", state_0=moved)
+    flipped = rewritten(exact, tmp_path / "moved.npz", state_0=moved)
     with pytest.raises(ExportError, match=r"1 of \d+ steps have spikes that are not"):
         check_golden(tmp_path / "model.onnx", flipped)
     for file in ("model.onnx", "model.scan.onnx"):
