@@ -27,6 +27,7 @@ from revedge.engine.signal import Signal
 from revedge.engine.slab import (
     Rounded,
     add_slabs,
+    check_same_shape,
     fire_slabs,
     fire_slabs_backward_,
     fires_by_slabs,
@@ -122,6 +123,7 @@ def add_rounded(branch: Branch, x: Tensor | None, y: Tensor, stats: Stats, *, si
         channels = y_flat.shape[1]  # a pool may change it
         scale, shift = scale.new_ones(channels), shift.new_zeros(channels)
     x_flat = None if x is None else x.flatten(0, 1)
+    check_same_shape(x_flat, y_flat.shape)
     out = kernels.grid_add(x_flat, y_flat, scale, shift, bits=GRID_BITS, sign=sign, out=x_flat)
     return unfold_time(out, y)
 

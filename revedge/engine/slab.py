@@ -16,6 +16,7 @@ from revedge.engine.pooled import packed, pooled_shape, window_of
 from revedge.engine.signal import Signal
 from revedge.engine.unit import GRID_BITS, Unit
 from revedge.engine.vjp import Gradients, add_gradient
+from revedge.errors import UsageError
 from revedge.neurons import BaseNode
 
 
@@ -143,10 +144,20 @@ def fire_slabs_backward_(
     return g
 
 
+def check_same_shape(stream: Tensor | None, added: torch.Size) -> None:
+    """Raise `UsageError` unless the stream has the shape of what is added to it, or of a part of it."""
+    if stream is not None and stream.shape != added:
+        raise UsageError(
+            f"a branch gives out {tuple(added)} to be added to a stream of {tuple(stream.shape)}, which a run does "
+            "not do by broadcasting; leave the module out of apply, or grid=True"
+        )
+
+
 def add_slabs(
     norm: _BatchNorm, x: Tensor | None, y: Output, stats: Stats | None = None
 ) -> tuple[Tensor, Stats]:
     """Return ``x + round(norm(y))``, written over ``x`` (None means 0), and the statistics of ``y`` unless given."""
+    check_same_shape(x, y.shape)
     out, parts = x, list[Stats]()
     for first, slab in y.slabs():
         if out is None:

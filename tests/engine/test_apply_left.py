@@ -193,3 +193,64 @@ def test_a_second_derivative_is_refused():
         reset_net(net)
         with pytest.raises(UsageError, match=r"second derivatives.* leave the module out of apply"):
             torch.autograd.grad(loss(net(x)), x, create_graph=True)
+
+
+class _Broadcast(nn.Module):
+    """A branch of other sizes than the stream that it is added to."""
+
+    def __init__(self, pool: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.lif, self.pool, self.conv = LIFNode(), pool, nn.Conv2d(4, channels, 1)
+        self.bn = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x + branch."""
+        y = self.bn(self.conv(self.pool(self.lif(x).flatten(0, 1))))
+        return x + y.unflatten(0, x.shape[:2])
+
+
+BROADCASTS = {"space": (nn.AdaptiveAvgPool2d(1), 4), "channels": (nn.Identity(), 1)}
+
+
+@pytest.mark.parametrize("slab_bytes", [None, 1024])
+@pytest.mark.parametrize("over", BROADCASTS)
+def test_sums_by_broadcasting(over, slab_bytes):
+    """They are the user's where streams are not on the grid, and refused where they would be."""
+    pool, channels = BROADCASTS[over]
+    net, plain = _Broadcast(pool, channels), _Broadcast(pool, channels)
+    plain.load_state_dict(net.state_dict())
+    apply(net, "keep-spikes").set_slab_bytes(slab_bytes)
+    found, expected = step_of_used(net), step_of_used(plain)
+    assert_close({"out": found["loss-out"]}, {"out": expected["loss-out"]})
+    apply(net, "reverse", grid=True).set_slab_bytes(slab_bytes)
+    reset_net(net)
+    with pytest.raises(UsageError, match="does not do by broadcasting; leave the module out"):
+        net(X)
+
+
+class _Listed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lif, self.scales, self.shift = LIFNode(), [1.0, 2.0], (0.0,)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lif(x) * self.scales[1] + self.shift[0]
+
+
+def test_lists_and_tuples_of_a_module_are_followed():
+    """As plain attributes are."""
+    net = _Listed()
+    apply(net)
+    spikes = net(X) / 2
+    reset_net(net)
+    net.scales[1], net.shift = 3.0, (1.0,)
+    assert torch.equal(net(X), spikes * 3 + 1)
+
+
+def test_what_is_no_strategy_or_no_module():
+    """Both are said in one line."""
+    with pytest.raises(UsageError, match="None is no strategy; give the name of one"):
+        apply(nn.Sequential(LIFNode()), None)
+    wrong: Any = "net"
+    with pytest.raises(UsageError, match="a str is no module"):
+        apply(wrong)

@@ -153,7 +153,8 @@ def apply(
     another order of float32 operations (README.md).
 
     Every forward starts from rest, and leaves no membrane: call ``reset_net`` between two of them, as ever.
-    What the forward reads besides tensors and plain attributes of modules (globals, say) stays as it was when traced.
+    What the forward reads besides tensors, plain attributes of modules, and lists and tuples of such (globals, say)
+    stays as it was when traced.
 
     Args:
         model: a module; or a `revedge.SpikingNet`, whose runs then get the strategies.
@@ -186,6 +187,8 @@ def apply(
           run  modules  what             strategy
           1    0 to 2   feed of 2 units  keep-spikes
     """
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"a {type(model).__name__} is no module that strategies could be given to")
     plan = strategy if hasattr(strategy, "strategy") else None
     names = _names(strategy)
     settings = StrategySettings(check=check)
@@ -225,6 +228,10 @@ def _set_net(
 def _names(strategy: Any) -> list[str]:
     """Strategy names of what `apply` was given."""
     strategy = getattr(strategy, "strategy", strategy)  # a plan
+    if not isinstance(strategy, str | Sequence):
+        raise UsageError(
+            f"{strategy!r} is no strategy; give the name of one, a list with one name per run, or a plan"
+        )
     names = [strategy] if isinstance(strategy, str) else list(strategy)
     if not names:
         raise UsageError("an empty list of strategies was given; give one name, or one per run")

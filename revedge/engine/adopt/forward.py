@@ -234,6 +234,12 @@ def _state(module: nn.Module, *, is_root: bool) -> _State:
         for name, value in module.__dict__.items()
         if type(value) in _SIMPLE and name not in _STATES
     )
+    if not type(module).__module__.startswith("torch."):  # torch's own read theirs as they run
+        plain += tuple(
+            (name, *value)
+            for name, value in module.__dict__.items()
+            if type(value) in (tuple, list) and all(type(one) in _SIMPLE for one in value)
+        )
     replaced = "forward" in module.__dict__ and not is_root  # the root's, by what asks
     return id(module), has_hooks(module), replaced, module.training, plain
 
