@@ -17,6 +17,10 @@ SLACK_PER_CONVOLUTION_BYTES = 104 << 10
 SLACK_PER_LOW_CONVOLUTION_BYTES = 168 << 10  # where some are in bfloat16: over 60 trainings
 # Each tensor of weights: modules, nodes of autograd, states on Python's heap.
 SLACK_PER_PARAMETER_BYTES = 10 << 10
+# Beyond as many tensors as the members of the registry have, where gradients wait for the optimizer: what the graph
+# leaves in the heap is not given back before they are there. Six trainings of 66 to 512 blocks, the worst with 1 MiB
+# to spare.
+MANY_PARAMETERS, SLACK_PER_WAITING_GRADIENT_BYTES = 330, 14 << 10
 # Beside what the caching allocator reserves (cuda_pool.py): workspaces of cuDNN, measured on no GPU yet.
 CUDA_SLACK_BYTES, CUDA_SLACK_SHARE = 64 << 20, 0.05
 PARTS = (
@@ -92,6 +96,9 @@ def predict(setting: Setting, base: Base, tracer: Tracer) -> Prediction:
     per_convolution = SLACK_PER_CONVOLUTION_BYTES if full else SLACK_PER_LOW_CONVOLUTION_BYTES
     slack += traced["convolutions"] * per_convolution
     slack += traced["parameter_tensors"] * SLACK_PER_PARAMETER_BYTES
+    if not setting.update_in_backward:
+        waiting = max(0, traced["parameter_tensors"] - MANY_PARAMETERS)
+        slack += waiting * SLACK_PER_WAITING_GRADIENT_BYTES
     parts = {name: traced[name] for name in PARTS if name in traced}
     if "reserved_bytes" in traced:
         parts["pool_bytes"] = max(0, traced["reserved_bytes"] - dynamic)

@@ -58,6 +58,8 @@ SETTINGS = [
             "adamw",
         ),
         ("plif-net7", {"width": 32}, (2, 64, 64), False, 4, 8, 8, "keep-spikes", 1 << 19, "adamw"),
+        # 604 tensors of weights whose gradients wait for the optimizer.
+        ("ms-resnet10", {"depth": 100}, (3, 16, 16), False, 1, 2, 2, "store", None, "adamw"),
     ]
 ]
 
