@@ -16,6 +16,7 @@ from revedge.errors import ExportError, UsageError
 from revedge.export.nir_graph import DT
 
 _LARGEST_BYTES = 1 << 31
+_ROUNDED = 1e-6  # time constants are float32
 
 
 class NirNeuron(nn.Module):
@@ -218,6 +219,7 @@ def _module(name: str, node: Any, dt: float) -> nn.Module:
     kind = type(node).__name__
     if kind in ("Input", "Output"):
         return nn.Identity()
+    _require_sound(name, node, dt)
     if kind in ("LIF", "IF"):
         return NirNeuron(node, dt)
     if kind in ("Linear", "Affine"):
@@ -234,6 +236,22 @@ def _module(name: str, node: Any, dt: float) -> nn.Module:
         divisor = 1 if kind == "SumPool2d" else None
         return nn.AvgPool2d(size, stride, padding, divisor_override=divisor)
     raise ExportError(f"{name}: the NIR node {kind} has no counterpart in revedge")
+
+
+def _require_sound(name: str, node: Any, dt: float) -> None:
+    """Raise for values with which neurons would fall silent without a word; thresholds may be infinite."""
+    for key, value in vars(node).items():
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+            allowed = ~np.isnan(value) if key == "v_threshold" else np.isfinite(value)
+            if not np.all(allowed):
+                raise ExportError(
+                    f"{name}: {key} holds values that are not finite; write the graph again"
+                )
+    tau = np.asarray(getattr(node, "tau", dt), np.float64)
+    if not np.all(tau >= dt * (1 - _ROUNDED)):
+        raise ExportError(
+            f"{name}: a time constant of {tau.min():g} s is shorter than the time step of {dt:g} s; pass a smaller dt"
+        )
 
 
 def _convolution(name: str, node: Any, kind: str) -> nn.Module:

@@ -183,3 +183,33 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "cut.nir").write_bytes(content[: len(content) // 2])
     with pytest.raises(ExportError, match=r"cut\.nir is damaged"):
         read_nir(tmp_path / "cut.nir")
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (
+            {"tau": np.zeros(2)},
+            "n: a time constant of 0 s is shorter than the time step of 0.0001 s",
+        ),
+        ({"tau": np.array([2e-4, -1.0])}, "n: a time constant of -1 s"),
+        ({"tau": np.array([2e-4, np.nan])}, "n: tau holds values that are not finite"),
+        ({"r": np.array([1.0, np.inf])}, "n: r holds values that are not finite"),
+        ({"v_threshold": np.array([1.0, np.nan])}, "n: v_threshold holds values"),
+    ],
+)
+def test_values_that_silence_a_neuron_are_refused(
+    changed: dict[str, np.ndarray], words: str, tmp_path: Path
+) -> None:
+    """They would give membranes that are not numbers, and never a spike; an infinite threshold is meant so."""
+    ones, path = np.ones(2), tmp_path / "a.nir"
+    usual = {"tau": np.array([1e-4, 2e-4]), "r": ones, "v_leak": 0 * ones, "v_reset": 0 * ones}
+    usual["v_threshold"] = np.array([1.0, np.inf])
+    ends = {"i": nir.Input({"input": np.array([2])}), "o": nir.Output({"output": np.array([2])})}
+    for values in (usual, {**usual, **changed}):
+        nodes = {**ends, "n": nir.LIF(**values)}
+        nir.write(str(path), nir.NIRGraph(nodes=nodes, edges=[("i", "n"), ("n", "o")]))
+        if values is usual:
+            assert len(read_nir(path).neurons) == 1
+    with pytest.raises(ExportError, match=words):
+        read_nir(path)
