@@ -209,3 +209,33 @@ def test_what_is_called_as_it_is_may_remember_things(reads, leave, monkeypatch):
     assert not reads or "it reads 'calls' of a _Remembers" in left["_Around"]
     net.eval()
     assert_close(step_of_used(net), step_of_used(plain.eval()))
+
+
+class _Positions(nn.Module):
+    """A block on what a buffer is added to."""
+
+    positions: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = Block(4)
+        self.register_buffer("positions", torch.linspace(-1.0, 1.0, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        return self.block(x + self.positions)
+
+
+def test_a_buffer_is_no_tensor_made_in_forward():
+    """A forward that reads one is traced; another buffer in its place is seen."""
+    torch.manual_seed(0)
+    net = nn.Sequential(_Positions(), Block(4))
+    plain = nn.Sequential(_Positions(), Block(4))
+    plain.load_state_dict(net.state_dict())
+    assert apply(net, "keep-spikes").report.left == ()
+    for value in (1.0, 3.0):
+        for each in (net, plain):
+            position = each[0]
+            assert isinstance(position, _Positions)
+            position.positions = position.positions * value
+        assert_close(step_of_used(net), step_of_used(plain))

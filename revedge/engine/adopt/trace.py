@@ -186,7 +186,8 @@ class _Tracer(fx.Tracer):
         return graph
 
     def create_arg(self, a: Any) -> Any:
-        if isinstance(a, Tensor) and not isinstance(a, nn.Parameter) and a not in self.tensor_attrs:
+        held = isinstance(a, nn.Parameter) or any(a is buffer for buffer in self.root.buffers())
+        if isinstance(a, Tensor) and not held and a not in self.tensor_attrs:
             self._refuse("it makes a tensor of its own, which would be the same one in every call")
         return super().create_arg(a)
 
