@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from revedge.errors import PlanFormatError, UsageError
+from revedge.errors import DeviceError, PlanFormatError, UsageError
 from revedge.planner.cost import Prediction
 from revedge.planner.descent import (
     EXACT,
@@ -131,6 +131,34 @@ def test_the_file_gives_the_rungs_back_for_another_training_of_the_same_memory(
     assert [rung.change for rung in found] == [rung.change for rung in rungs[3:]]
     assert found[0].plan == dataclasses.replace(rungs[3].plan, learning_rate=0.5, epochs=3)
     assert rungs_below(_plan(timesteps=9), again) is None
+
+
+def test_every_rung_is_taken_over_whole() -> None:
+    """For another training, whatever it does by then: the same setting, and the prediction of it."""
+    running = _plan(learning_rate=0.5, epochs=3)
+    for rung in descend(_plan(), _predict):
+        taken = rung.of(running).plan
+        assert Setting.of(taken) == Setting.of(rung.plan)
+        assert taken.parts == rung.plan.parts
+        assert (taken.learning_rate, taken.epochs) == (0.5, 3)
+
+
+def test_pieces_are_not_updated_in_backward_and_errors_leave_a_rung_out() -> None:
+    """Of a plan in micro-batches; where slabs cannot be predicted here, the next rung is told without them."""
+
+    def told(setting: Setting) -> Prediction:
+        if setting.slab_bytes is not None:
+            raise DeviceError("the tracing process was killed")
+        return _predict(setting)
+
+    plan = _plan(strategy="reverse", micro_batch_size=6)
+    assert [rung.change for rung in descend(plan, told)[1:]] == [
+        "all time steps -> 8 spans of time",
+        "micro-batch 6 -> 3",
+        "micro-batch 3 -> 1",
+    ]
+    assert describe(plan) == "reverse, micro-batch 6"
+    assert describe(_plan(strategy="reverse")) == "reverse"
 
 
 @pytest.mark.parametrize(

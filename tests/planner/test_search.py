@@ -291,6 +291,17 @@ def test_widths_are_tried_one_by_one_behind_another_dimension() -> None:
     assert (found.timesteps, found.model_options) == (6, {"width": 48})
 
 
+def test_rungs_are_in_order() -> None:
+    """Members by the number in their name, from one's own on; sixteen widths between the ends; a given depth stays."""
+    family = ladder.build(request(1, model="net"), FAMILIES)
+    assert [rung.model for rung in family.rungs] == ["net5", "net9", "net21"]
+    assert [rung.model for rung in family.dimensions[0].rungs(family.rungs[1])] == ["net9", "net21"]
+    wide = ladder.build(request(1, ranges={"width": (8, 1030)}), FAMILIES).dimensions[0]
+    assert (wide.values[0], wide.values[-1], len(wide.values)) == (8, 1030, 18)
+    given = request(1, prefer="depth", model_options={"depth": 4})
+    assert [rung.options for rung in ladder.build(given, FAMILIES).rungs] == [{}]
+
+
 def test_a_model_that_cannot_be_is_given_up_soon() -> None:
     """Its error is told after some depths, not after all 512."""
     tried = []
