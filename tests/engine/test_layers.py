@@ -64,6 +64,26 @@ def test_operators_and_pools_have_the_gradients_of_autograd(name, need_input):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
+class _Constant(nn.Module):
+    """Gives out its weight, whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, x):
+        return self.weight.expand(len(x), 3)
+
+
+def test_an_input_that_is_not_read_has_a_gradient_of_zeros():
+    """There is a unit before it that waits for one."""
+    layer, gradients = _Constant(), Gradients()
+    found = module_backward(layer, torch.ones(2, 4), torch.ones(2, 3), gradients, need_input=True)
+    assert found is not None
+    assert torch.equal(found, torch.zeros(2, 4))
+    assert torch.equal(gradients[layer.weight], torch.full((3,), 2.0))
+
+
 def test_gradients_of_a_layer_that_is_used_twice_add_up():
     """Of the same input and gradient, so that the sum is exact."""
     layer, gradients = nn.Conv2d(4, 2, 3), Gradients()
