@@ -15,7 +15,8 @@ from typing import Any
 
 from revedge import allocator, child
 from revedge.errors import DeviceError
-from revedge.planner.process import Memory, fingerprint
+from revedge.planner.memory import Memory
+from revedge.planner.process import fingerprint
 from revedge.user_code import is_user_model
 
 _PATIENCE_S = 300.0
@@ -31,7 +32,7 @@ class Base:
     def __init__(self, threads: int, device: str, context_bytes: int | None) -> None:
         self._threads, self._device = threads, device if context_bytes is None else "cpu"
         self._context_bytes = context_bytes or 0
-        self._memory = Memory("base.json", limit=100)
+        self._memory = Memory("base.json", limit=5_000)
         self._asked: dict[tuple[str, ...], int] = {}
 
     @property

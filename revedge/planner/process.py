@@ -1,14 +1,10 @@
-"""Child processes of the planner, and the folder in which it remembers what they measured."""
+"""Child processes of the planner, and what tells apart the machines and the code that they measure."""
 
 import hashlib
 import json
-import math
-import os
 import platform
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -17,12 +13,10 @@ from typing import Any
 import revedge
 from revedge import allocator, child
 from revedge.allocator import page_bytes
-from revedge.folders import cache_folder
 
 Ask = Callable[[str, Mapping[str, Any]], list[Any]]  # a measuring module, and what it is asked
 _PACKAGE = Path(revedge.__file__).resolve().parent
 _PATIENCE_S = 300.0  # for a child that measures
-_UNTIL = "remembered_until_s"  # in an entry; seconds of the epoch
 _MEASURED_ROOMS = ("kernels", "neurons", "engine", "models", "planner", "data", "devices")
 
 
@@ -83,58 +77,3 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
-
-
-class Memory:
-    """A JSON object in a file, remembered between runs; a file that cannot be read or written is no
-    error. An entry can be remembered for a while only.
-
-    Args:
-        name: file name in the cache folder; it should hold a `fingerprint`.
-        limit: with this many entries it starts afresh.
-    """
-
-    def __init__(self, name: str, *, limit: int = 20_000) -> None:
-        self._path = cache_folder() / name
-        self._limit = limit
-        self._changed = False
-        self.values: dict[str, Any] = {}
-        try:
-            found = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            found = None
-        if isinstance(found, dict):
-            self.values = found
-
-    def get(self, key: str) -> Any:
-        """Return what is remembered under ``key``, or None."""
-        found = self.values.get(key)
-        if isinstance(found, dict) and time.time() > found.get(_UNTIL, math.inf):
-            return None
-        return found
-
-    def set(self, key: str, value: Mapping[str, Any], *, for_s: float | None = None) -> None:
-        """Remember ``value`` (JSON-able), for so many seconds or for good; `save` writes it."""
-        if len(self.values) >= self._limit:
-            self.values.clear()
-        until = {} if for_s is None else {_UNTIL: time.time() + for_s}
-        self.values[key] = {**value, **until}
-        self._changed = True
-
-    def save(self) -> None:
-        """Write the file if anything is new: whole, or not at all."""
-        if not self._changed:
-            return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self._path.parent, suffix=".tmp")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    json.dump(self.values, file)
-                os.replace(name, self._path)
-            except BaseException:
-                Path(name).unlink(missing_ok=True)
-                raise
-        except OSError:
-            return
-        self._changed = False

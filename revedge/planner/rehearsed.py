@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from revedge.planner.cost import Prediction
+from revedge.planner.memory import Memory
 from revedge.planner.plan import Plan
-from revedge.planner.process import Memory, answers, fingerprint
+from revedge.planner.process import answers, fingerprint
 from revedge.planner.setting import Setting
 from revedge.planner.trace_client import TraceClient
 

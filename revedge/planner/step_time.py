@@ -11,7 +11,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from revedge.planner.process import Ask, Memory, answers, fingerprint
+from revedge.planner.memory import Memory
+from revedge.planner.process import Ask, answers, fingerprint
 from revedge.planner.setting import Setting
 
 MOST_FRAMES = 64

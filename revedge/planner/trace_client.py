@@ -10,7 +10,8 @@ from typing import IO, Any
 
 from revedge import allocator, child
 from revedge.errors import DeviceError, UsageError
-from revedge.planner.process import Memory, fingerprint
+from revedge.planner.memory import Memory
+from revedge.planner.process import fingerprint
 from revedge.planner.setting import Setting
 from revedge.user_code import ForeignError
 

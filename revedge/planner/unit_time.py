@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from revedge.planner.form.shape import Net, Plane
-from revedge.planner.process import Ask, Memory, answers, fingerprint
+from revedge.planner.memory import Memory
+from revedge.planner.process import Ask, answers, fingerprint
 from revedge.planner.setting import Setting
 from revedge.planner.step_time import (
     FEWEST_SHARE,

@@ -16,7 +16,7 @@ from revedge.data import FrameCache, describe, prepare
 from revedge.data.prepare import publish
 from revedge.errors import DataError, UsageError
 from revedge.folders import cache_folder
-from revedge.planner.process import Memory
+from revedge.planner.memory import Memory
 
 RunPython = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -1,10 +1,8 @@
 """Predictions hold: what a fresh process really takes is never more, and not much less."""
 
 import dataclasses
-import json
 import subprocess
 import sys
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -90,21 +88,6 @@ def test_mistakes_come_back_as_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     with TraceClient() as client, pytest.raises(DeviceError, match="no_such_module"):
         client.trace(dataclasses.replace(SETTINGS[0], timesteps=5))
-
-
-def test_a_damaged_cache_is_no_cache(planner_cache: str) -> None:
-    """A cache file that holds anything else is ignored and written anew; an unwritable one is no error."""
-    path = Path(planner_cache) / "damaged.json"
-    for text in ("", "[1]", "{", "\x00"):
-        path.write_text(text)
-        memory = process.Memory("damaged.json")
-        assert memory.values == {}
-        memory.set("key", {"value": 1})
-        memory.save()
-        assert json.loads(path.read_text()) == {"key": {"value": 1}}
-    unwritable = process.Memory("damaged.json/below.json")
-    unwritable.set("key", {"value": 1})
-    unwritable.save()
 
 
 def test_plan_and_train_share_what_was_measured() -> None:
