@@ -16,6 +16,7 @@ from torch.nn import functional
 from revedge import models
 from revedge.engine import update_in_backward
 from revedge.engine.autocast import computing_in
+from revedge.models.net import SpikingNet
 from revedge.planner.setting import Setting
 
 Watch = Callable[[list[Tensor], str], None]
@@ -26,21 +27,33 @@ def _ignore(tensors: list[Tensor], kind: str) -> None:
     del tensors, kind
 
 
-class Rehearsal:
-    """A network, its optimizer state and its data buffers, for ``setting``, on ``device``."""
+def network(setting: Setting, device: str) -> SpikingNet:
+    """Return the network of ``setting``, under its strategy."""
+    with torch.device(device):
+        return models.create(
+            setting.model,
+            in_shape=setting.in_shape,
+            num_classes=setting.num_classes,
+            timesteps=setting.timesteps,
+            static=setting.static,
+            strategy=setting.strategy,
+            **setting.model_options,
+        )
 
-    def __init__(self, setting: Setting, device: str) -> None:
+
+class Rehearsal:
+    """A network, its optimizer state and its data buffers, for ``setting``, on ``device``.
+
+    Args:
+        setting: the configuration.
+        device: "meta", or where it is run.
+        net: made for the same model, options, frames and T before; None: it is made.
+    """
+
+    def __init__(self, setting: Setting, device: str, net: SpikingNet | None = None) -> None:
         self.setting, self.device = setting, device
-        with torch.device(device):
-            self.net = models.create(
-                setting.model,
-                in_shape=setting.in_shape,
-                num_classes=setting.num_classes,
-                timesteps=setting.timesteps,
-                static=setting.static,
-                strategy=setting.strategy,
-                **setting.model_options,
-            )
+        self.net = network(setting, device) if net is None else net
+        self.net.set_strategy(setting.strategy)
         self.net.take_sizes(setting)
         self._dtype: torch.dtype = getattr(torch, setting.precision)
         self.parameters = [p for p in self.net.parameters() if p.requires_grad]

@@ -22,6 +22,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 from unittest import mock
 
@@ -38,8 +39,9 @@ from revedge.planner import time_probe, unit_probe
 from revedge.planner.cuda_pool import reserved_bytes
 from revedge.planner.form.describe import describe
 from revedge.planner.form.shape import NotCoveredError
+from revedge.planner.kept_nets import as_made, kept_net
 from revedge.planner.setting import Setting
-from revedge.planner.stack import LeftOut, shallower
+from revedge.planner.stack import LeftOut, cut_short, shallower, stacks
 from revedge.planner.step import Rehearsal
 from revedge.planner.timeline import timeline
 from revedge.planner.tracer import StorageTracker
@@ -111,13 +113,14 @@ def about(setting: Setting) -> dict[str, Any]:
     Keys: ``runs``, their number; ``updates``, whether parameters can be updated in the backward pass; ``report``, the
     text of `apply` under the strategies of ``setting``, None of a net of the engine.
     """
-    net = Rehearsal(setting, "meta").net
+    net = Rehearsal(setting, "meta", kept_net(setting)).net
     try:
         update_in_backward(net, lambda parameter, gradient: None)
     except UsageError:
         updates = False
     else:
         updates = True
+    as_made(net)
     report = str(net.report) if isinstance(net, UserNet) else None
     return {"runs": len(net.runs()), "updates": updates, "report": report}
 
@@ -126,25 +129,41 @@ def _follow(
     setting: Setting, *, thorough: bool, page_bytes: int | None = None
 ) -> tuple[Rehearsal, StorageTracker, Work, LeftOut]:
     """Rehearse on meta tensors; the work is that of the first step."""
+    kept = None if thorough else kept_net(setting)
     run, blocks = (setting, 0) if thorough else shallower(setting)
-    rehearsal = Rehearsal(run, "meta")
+    rehearsal = Rehearsal(run, "meta", kept)
     tracker = StorageTracker(
         page_bytes=page_bytes or allocator.page_bytes(),
         native_kernels=bool(native_status()["loaded"]) and setting.device == "cpu",
         threads=setting.threads,
         short_cuts=not thorough,
     )
-    left_out = LeftOut(
-        rehearsal.net,
-        blocks,
-        tracker,
-        slots=len(rehearsal.slots),
-        counted=bool(rehearsal.step_counts),
-    )
+    tracker.add(rehearsal.weights(), "weights")
+    tracker.add(rehearsal.optimizer_state(), "optimizer")
+    try:
+        with cut_short(rehearsal.net) if kept is not None else nullcontext() as lacking:
+            left_out = LeftOut(
+                lacking or (dict.fromkeys(stacks(rehearsal.net), blocks) if blocks else {}),
+                tracker,
+                slots=len(rehearsal.slots) if kept is None else None,
+                counted=bool(rehearsal.step_counts),
+            )
+            work = _rehearse(rehearsal, tracker, left_out, thorough=thorough)
+    finally:
+        if kept is not None:
+            tracker.let_go()
+            as_made(kept)
+    return rehearsal, tracker, work, left_out
+
+
+def _rehearse(
+    rehearsal: Rehearsal, tracker: StorageTracker, left_out: LeftOut, *, thorough: bool
+) -> Work:
+    """Let ``tracker`` follow a step, or two, and an evaluation; return the work of the first step."""
 
     def watch(tensors: list[Tensor], kind: str) -> None:
         tracker.name(tensors, kind)
-        if kind == "gradients" and not setting.update_in_backward:
+        if kind == "gradients" and not rehearsal.setting.update_in_backward:
             left_out.after_backward()
 
     def step() -> None:
@@ -154,8 +173,6 @@ def _follow(
     for number, each in enumerate(rehearsal.net.runs()):
         # Not by hooks: for their sake the net would give up its chain, and take more.
         each.__dict__["run_forward"] = functools.partial(_told, tracker, number, each.run_forward)
-    tracker.add(rehearsal.weights(), "weights")
-    tracker.add(rehearsal.optimizer_state(), "optimizer")
     before = tracker.live_bytes
     few_chunks = functools.partial(_few_chunks, tracker.work)
     few = mock.patch.object(tail, "chunks", chunks if thorough else few_chunks)
@@ -165,7 +182,7 @@ def _follow(
         if tracker.live_bytes != before:
             step()
         rehearsal.evaluate(watch)
-    return rehearsal, tracker, work, left_out
+    return work
 
 
 def _told(

@@ -142,6 +142,7 @@ class StorageTracker(TorchDispatchMode):
         self._native, self._threads = native_kernels, threads
         self._run = self._quickly if short_cuts else _run
         self._live: dict[int, Storage] = {}
+        self._ends: dict[int, Any] = {}  # of the live ones
         self.storages: list[Storage] = []
         self.events: list[Event] = []  # in order: (number of a storage, its bytes; 0 where it ends)
         self.operations = 0
@@ -155,6 +156,11 @@ class StorageTracker(TorchDispatchMode):
         self.work = Work()
         self.extra: dict[str, int] = {}  # bytes by kind beside the storages that are followed
         self._extra_at_peak: dict[str, int] = {}
+
+    def let_go(self) -> None:
+        """Follow no storage any longer; those that live on, of a net that is kept, would hold this tracker."""
+        for end in self._ends.values():
+            end.detach()
 
     def taken_bytes(self, tensor: Tensor) -> int:
         """Return what malloc takes for the storage of ``tensor``."""
@@ -178,7 +184,9 @@ class StorageTracker(TorchDispatchMode):
             record.number = len(self.storages)
             self.storages.append(record)
             self.live_bytes += size
-            weakref.finalize(storage, self._free, key).atexit = False
+            end = weakref.finalize(storage, self._free, key)
+            end.atexit = False
+            self._ends[key] = end
         self._note_peak(0)
 
     def name(self, tensors: Iterable[Tensor], kind: str) -> None:
@@ -209,6 +217,7 @@ class StorageTracker(TorchDispatchMode):
 
     def _free(self, key: int) -> None:
         record = self._live.pop(key)
+        del self._ends[key]
         record.died = self.operations
         self.events.append((record.number, 0))
         self.live_bytes -= record.size_bytes
