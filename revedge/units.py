@@ -9,6 +9,7 @@ _FACTORS = {
     "k": 2**10, "kib": 2**10, "m": 2**20, "mib": 2**20, "g": 2**30, "gib": 2**30, "t": 2**40, "tib": 2**40,
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
 }  # fmt: skip
+_MOST_DIGITS = 30  # more is no number of bytes
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-zA-Z]*)")
 
 
@@ -29,6 +30,8 @@ def parse_bytes(text: str) -> int:
         raise UsageError(
             f"size {text!r} is not understood; write a number and a unit, as in 400MiB or 1.5GiB"
         )
+    if len(match[1]) > _MOST_DIGITS:
+        raise UsageError(f"size {text[:24]!r}... has more than {_MOST_DIGITS} digits; give fewer")
     size = int(float(match[1]) * factor)
     if size <= 0:
         raise UsageError(f"size {text!r} is not positive; write a number and a unit, as in 400MiB")

@@ -168,8 +168,19 @@ def wishes(args: argparse.Namespace) -> dict[str, Any]:
         "precision": args.precision,
         "optimizer": args.optimizer,
         "prefer": args.prefer,
-        "threads": args.threads or len(os.sched_getaffinity(0)),
+        "threads": _threads(args),
     }
+
+
+def _threads(args: argparse.Namespace) -> int:
+    """Return how many threads train: on this machine no more than it has cores, which would only make it slow."""
+    cores = os.cpu_count()
+    elsewhere = args.device not in (None, "cpu", "cuda")  # on a board
+    if args.threads is not None and cores is not None and args.threads > cores and not elsewhere:
+        raise UsageError(
+            f"--threads {args.threads} is more than this machine has cores; give at most {cores}"
+        )
+    return args.threads or len(os.sched_getaffinity(0))
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 STRATEGIES = ("store", "keep-conv", "keep-spikes", "reverse", "invert")  # cheapest in time first
 OPTIMIZERS = ("adamw", "sgd")
 DEVICES = ("cpu", "cuda")
+# Far more than anybody trains; a search through such numbers still ends.
+MOST = {
+    "timesteps": 100_000,
+    "batch_size": 1_000_000,
+    "num_classes": 1_000_000,
+    "threads": 1024,
+    "augment_shift": 10_000,
+}
+MOST_BLOCKS_OR_CHANNELS = 10_000
+_SIZES = ("depth", "width")  # of a network, among its options
 _PART_NAME = re.compile(r"[a-z][a-z0-9_]*_bytes")
 FLOATS = ("learning_rate", "weight_decay", "label_smoothing")
 _NONE = type(None)
@@ -60,6 +70,11 @@ def _check_each(plan: "Plan") -> None:
         value = getattr(plan, name)
         if value is not None and not value >= least:
             raise PlanFormatError(f"plan: {name} = {value!r} is out of range; give {least} or more")
+    for name, most in MOST.items():
+        if getattr(plan, name) > most:
+            raise PlanFormatError(
+                f"plan: {name} = {getattr(plan, name)} is out of range; give at most {most}"
+            )
     for name, names in (
         ("optimizer", OPTIMIZERS),
         ("precision", PRECISIONS),
@@ -120,6 +135,11 @@ def _check_kind(name: str, value: object, allowed: tuple[type, ...]) -> None:
         raise PlanFormatError(f"plan: {name} = {value!r} is empty or out of range")
 
 
+def beyond_sense(size: object) -> bool:
+    """Whether a depth or a width is a number, and larger than any."""
+    return isinstance(size, int | float) and size > MOST_BLOCKS_OR_CHANNELS
+
+
 def _check_tables(options: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
     """Raise unless options are names with plain values, and parts are numbers of bytes."""
     for name, value in options.items():
@@ -129,6 +149,10 @@ def _check_tables(options: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
         ):
             raise PlanFormatError(
                 f"plan: model option {name!r} = {value!r} is not a name with a plain value"
+            )
+        if name in _SIZES and beyond_sense(value):
+            raise PlanFormatError(
+                f"plan: {name} = {value!r} is out of range; give at most {MOST_BLOCKS_OR_CHANNELS}"
             )
     for name, value in parts.items():
         if not _PART_NAME.fullmatch(name) or type(value) is not int or value < 0:

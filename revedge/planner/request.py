@@ -8,6 +8,7 @@ from typing import Any
 from revedge.errors import UsageError
 from revedge.planner.defaults import Defaults, for_data
 from revedge.planner.plan import OPTIMIZERS, STRATEGIES, Plan
+from revedge.planner.plan_rules import MOST, MOST_BLOCKS_OR_CHANNELS, beyond_sense
 from revedge.planner.precision import AUTO, PRECISIONS, check_precision
 from revedge.planner.setting import Setting
 from revedge.planner.way import SLAB_TIME_FACTORS, SPAN_STRATEGIES, SPANS, Way, ways
@@ -71,6 +72,7 @@ class Request:
 
     def __post_init__(self) -> None:
         """Check the names and the sizes."""
+        self._check_numbers()
         if self.prefer is not None and self.prefer not in PREFERENCES:
             raise UsageError(f"--prefer {self.prefer!r} is not known; choose one of {PREFERENCES}")
         if (self.prefer == "accuracy-per-byte") != bool(self.runs):
@@ -116,6 +118,23 @@ class Request:
                 f"micro-batch {self.micro_batch_size} does not divide batch {self.full_batch_size}; "
                 "give a divisor"
             )
+
+    def _check_numbers(self) -> None:
+        """Raise where a number is beyond all sense."""
+        given: list[tuple[str, int, int]] = [
+            ("timesteps", self.timesteps or 0, MOST["timesteps"]),
+            ("batch", self.batch_size or 0, MOST["batch_size"]),
+            ("threads", self.threads, MOST["threads"]),
+        ]
+        for name, (_, high) in self.ranges.items():
+            given.append((name, high, MOST.get(name, MOST_BLOCKS_OR_CHANNELS)))
+        for name in ("depth", "width"):
+            size = self.model_options.get(name)
+            if beyond_sense(size):
+                given.append((name, size, MOST_BLOCKS_OR_CHANNELS))
+        for name, value, most in given:
+            if value > most:
+                raise UsageError(f"--{name} {value} is out of range; give at most {most}")
 
     @classmethod
     def of(

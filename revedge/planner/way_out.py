@@ -1,6 +1,7 @@
 """What to change where nothing fits: a larger budget, and up to three other things, each tried. Free of torch."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
@@ -107,14 +108,17 @@ def _smaller(
             return replace(floor, timesteps=value)
         return replace(floor, model_options={**floor.model_options, name: value})
 
+    def peak_with(name: str, value: int) -> int | None:
+        return least(with_option(name, value))
+
     choices: tuple[tuple[str, Sequence[int]], ...] = (
         ("timesteps", range(1, floor.timesteps)),
         ("depth", range(1, floor.model_options.get("depth", MOST_BLOCKS + 1))),
         ("width", [n for n in _WIDTHS if n < floor.model_options.get("width", _WIDTHS[-1] + 1)]),
     )
     for name, values in choices:
-        settings = [with_option(name, value) for value in values]
-        place = _last(settings, least, request.budget_bytes)
+        peak = functools.partial(peak_with, name)
+        place = _last(values, peak, request.budget_bytes)
         if place is not None:
             yield f"or --{name} {values[place]}"
     wanted = request.model or request.defaults.model
@@ -132,20 +136,20 @@ def _smaller(
 
 
 def _last(
-    settings: Sequence[Setting], least: Callable[[Setting], int | None], budget_bytes: int
+    values: Sequence[int], peak: Callable[[int], int | None], budget_bytes: int
 ) -> int | None:
     """Return the place of the last that fits; memory rises along them, and some cannot exist."""
-    low, high, exist = -1, len(settings), False
+    low, high, exist = -1, len(values), False
     while high - low > 1:
         middle = (low + high) // 2
-        known = least(settings[middle])
+        known = peak(values[middle])
         exist = exist or known is not None
         if known is not None and known > budget_bytes:
             high = middle
         else:  # it fits, or is too small to exist
             low = middle
     for place in range(low, max(-1, low - _MOST_PASSED), -1) if exist else ():
-        known = least(settings[place])
+        known = peak(values[place])
         if known is not None:
             return place if known <= budget_bytes else None
     return None

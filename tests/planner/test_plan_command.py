@@ -1,6 +1,7 @@
 """`revedge plan`: its JSON, its exit codes, and what it says when the answer is no."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,14 @@ def test_the_precision_of_a_board(capsys: pytest.CaptureFixture[str]) -> None:
         (("--timesteps", "0"), "1 or more"),
         (("--budget", "many"), "not understood"),
         (("--depth", "1"), "depth"),
+        (("--depth", "99999999"), "give at most 10000"),
+        (("--depth", "1..99999999999999999999"), "give at most 10000"),
+        (("--width", "1..999999"), "give at most 10000"),
+        (("--timesteps", "1..999999"), "give at most 100000"),
+        (("--batch", "999999999"), "give at most 1000000"),
+        (("--threads", str(1 + (os.cpu_count() or 1))), "than this machine has cores"),
+        (("--threads", "5", "--device", "raspberry-pi-4-8gb"), "give at most 4"),
+        (("--budget", "9" * 400), "digits; give fewer"),
     ],
 )
 def test_usage_errors(

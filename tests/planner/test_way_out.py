@@ -18,6 +18,7 @@ from revedge.planner.search import search
 from revedge.planner.setting import Setting
 from revedge.planner.trace_client import TraceClient
 from revedge.planner.tried import Predict
+from revedge.planner.way_out import _last
 
 Changes = Mapping[str, Any]
 _FIELDS = {
@@ -239,3 +240,18 @@ def test_full_precision_is_offered_where_it_would_fit() -> None:
     assert world.search(floor - 5, {"precision": "float32"}).plan
     short = world.search(floor - 6, {"precision": "bfloat16"})
     assert "--precision" not in short.way_out
+
+
+def test_what_is_offered_is_found_without_listing_what_is_not() -> None:
+    """Of many values those are looked at that a bisection meets, and nothing is made for the others."""
+    asked = list[int]()
+
+    def peak(value: int) -> int | None:
+        asked.append(value)
+        return None if value < 3 else value
+
+    values = range(1, 10**15)
+    place = _last(values, peak, 12_345)
+    assert place is not None
+    assert values[place] == 12_345
+    assert len(asked) < 60
