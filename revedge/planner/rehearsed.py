@@ -19,8 +19,8 @@ from revedge.planner.trace_client import TraceClient
 
 # From here on the slack, at most 15 MiB, is less than 8 % of what the network takes.
 MOST_LIVE_BYTES = 192 << 20
-# Of a step: a second on a core of a PC, some on one of a small board. Above the first only one step is made.
-MANY_MULTIPLICATIONS, MOST_MULTIPLICATIONS = 2.4e10, 6e10
+# Of a step: two seconds on a core of a PC, many on one of a small board. Above the first only one step is made.
+MANY_MULTIPLICATIONS, MOST_MULTIPLICATIONS = 2.4e10, 1.2e11
 MOST_STEPS = 40  # in 2 s; the heap of a training grows for some 10, by 0.3 to 0.6 MiB
 ENOUGH_STEPS, GROWTH_BYTES = 10, 5 << 17
 # So much a training may lie above its rehearsal, see README.md: seen were 0.24 MiB; 0.52 where kernels count less
