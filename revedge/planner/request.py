@@ -8,7 +8,7 @@ from typing import Any
 from revedge.errors import UsageError
 from revedge.planner.defaults import Defaults, for_data
 from revedge.planner.plan import OPTIMIZERS, STRATEGIES, Plan
-from revedge.planner.plan_rules import MOST, MOST_BLOCKS_OR_CHANNELS, beyond_sense
+from revedge.planner.plan_rules import MOST, MOST_BLOCKS_OR_CHANNELS
 from revedge.planner.precision import AUTO, PRECISIONS, check_precision
 from revedge.planner.setting import Setting
 from revedge.planner.way import SLAB_TIME_FACTORS, SPAN_STRATEGIES, SPANS, Way, ways
@@ -130,7 +130,7 @@ class Request:
             given.append((name, high, MOST.get(name, MOST_BLOCKS_OR_CHANNELS)))
         for name in ("depth", "width"):
             size = self.model_options.get(name)
-            if beyond_sense(size):
+            if isinstance(size, int):  # of a function of the user's it may be anything
                 given.append((name, size, MOST_BLOCKS_OR_CHANNELS))
         for name, value, most in given:
             if value > most:
