@@ -121,3 +121,16 @@ print(json.dumps([name for name in names if name in sys.modules]))
 """
     done = run_python("-c", code)
     assert json.loads(done.stdout) == [], done.stderr
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_fixed_parameters_have_no_state(name: str) -> None:
+    """Nor do they move, whatever the decay."""
+    layer = nn.Linear(3, 2)
+    layer.weight.requires_grad_(False)
+    before = layer.weight.clone()
+    made = optimizer.create(name, layer.named_parameters(), weight_decay=0.5)
+    layer(torch.ones(1, 3)).sum().backward()
+    made.step(0.1)
+    assert torch.equal(layer.weight, before)
+    assert {key.split(".", 1)[1] for key in made.state_tensors()} == {"bias"}
