@@ -181,6 +181,15 @@ def test_all_batches_of_an_evaluation_are_of_one_size(
     assert seen == sizes
 
 
+def test_a_batch_is_no_larger_than_the_split(tmp_path: Path) -> None:
+    """There is one step to an epoch then, of every recording once."""
+    loop = _loop(tmp_path, batch_size=1000, micro_batch_size=1000)
+    batches = Batches(loop.frames, loop.settings)
+    assert batches.steps_per_epoch == 1
+    chosen, _ = batches.of_step(0)
+    assert sorted(chosen) == sorted(loop.frames.train_indices)
+
+
 def _spiking_net() -> nn.Module:
     torch.manual_seed(5)
     return models.create(
