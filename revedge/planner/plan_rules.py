@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from revedge.errors import PlanFormatError
 from revedge.planner.precision import PRECISIONS
+from revedge.user_code import is_user_model
 
 if TYPE_CHECKING:
     from revedge.planner.plan import Plan
@@ -24,6 +25,13 @@ MOST = {
 }
 MOST_BLOCKS_OR_CHANNELS = 10_000
 _SIZES = ("depth", "width")  # of a network, among its options
+# Arguments of revedge.models.create that are options: of our own models all that there are.
+_MODEL_OPTIONS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("depth", "width", "heads"), (int,)),
+    **dict.fromkeys(("neuron", "surrogate"), (str,)),
+    "tau": (float, int),
+}
+_NO_OPTIONS = ("name", "in_shape", "num_classes", "timesteps", "static", "strategy")
 _PART_NAME = re.compile(r"[a-z][a-z0-9_]*_bytes")
 FLOATS = ("learning_rate", "weight_decay", "label_smoothing")
 _NONE = type(None)
@@ -84,6 +92,10 @@ def _check_each(plan: "Plan") -> None:
             raise PlanFormatError(
                 f"plan: {name} = {getattr(plan, name)!r} is not known; give one of {names}"
             )
+    if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in plan.model):
+        raise PlanFormatError(
+            f"plan: model = {plan.model!r} has control characters; give the name of a model"
+        )
     strategies = (plan.strategy,) if isinstance(plan.strategy, str) else plan.strategy
     if not strategies or not all(name in STRATEGIES for name in strategies):
         raise PlanFormatError(
@@ -115,7 +127,8 @@ def _check_together(plan: "Plan") -> None:
             f"plan: micro_batch_size = {plan.micro_batch_size} does not divide "
             f"batch_size = {plan.batch_size}; give a divisor"
         )
-    _check_tables(plan.model_options, plan.parts)
+    _check_options(plan.model, plan.model_options)
+    _check_parts(plan.parts)
     if sum(plan.parts.values()) != plan.predicted_peak_bytes:
         raise PlanFormatError(
             f"plan: the parts sum to {sum(plan.parts.values())} bytes, predicted_peak_bytes "
@@ -140,8 +153,8 @@ def beyond_sense(size: object) -> bool:
     return isinstance(size, int | float) and size > MOST_BLOCKS_OR_CHANNELS
 
 
-def _check_tables(options: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
-    """Raise unless options are names with plain values, and parts are numbers of bytes."""
+def _check_options(model: str, options: Mapping[str, Any]) -> None:
+    """Raise unless options are names with plain values, which ``model`` can take."""
     for name, value in options.items():
         items = value if isinstance(value, list | tuple) else [value]
         if not name.isidentifier() or not all(
@@ -150,10 +163,24 @@ def _check_tables(options: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
             raise PlanFormatError(
                 f"plan: model option {name!r} = {value!r} is not a name with a plain value"
             )
+        if name in _NO_OPTIONS:
+            raise PlanFormatError(
+                f"plan: {name!r} is no model option, the plan says it elsewhere; take it out of [model_options]"
+            )
+        if not is_user_model(model):
+            if name not in _MODEL_OPTIONS:
+                raise PlanFormatError(
+                    f"plan: model option {name!r} is not known; {model} has {', '.join(sorted(_MODEL_OPTIONS))}"
+                )
+            _check_kind(name, value, _MODEL_OPTIONS[name])
         if name in _SIZES and beyond_sense(value):
             raise PlanFormatError(
                 f"plan: {name} = {value!r} is out of range; give at most {MOST_BLOCKS_OR_CHANNELS}"
             )
+
+
+def _check_parts(parts: Mapping[str, Any]) -> None:
+    """Raise unless parts are numbers of bytes."""
     for name, value in parts.items():
         if not _PART_NAME.fullmatch(name) or type(value) is not int or value < 0:
             raise PlanFormatError(

@@ -11,7 +11,7 @@ from revedge.errors import PlanFormatError, UsageError
 from revedge.planner.plan import Plan
 
 PLAN = Plan(
-    model="revsresnet-small",
+    model="net.py:build",
     model_options={"width": 16, "neuron": "lif", "tau": 2.5, "flag": True, "sizes": [1, 2]},
     data="digits",
     in_shape=(2, 8, 8),
@@ -99,7 +99,11 @@ def test_save_and_load(tmp_path: Path) -> None:
         ("timesteps = 8", "timesteps = 8\nmembrane_count = 2", "give span_count, too"),
         ("timesteps = 8", "timesteps = 8\nchunk_bytes = 0", "out of range"),
         ("timesteps = 8", "timesteps = 8\nupdate_in_backward = true", "micro-batches"),
-        ('model = "revsresnet-small"', 'model = ""', "empty"),
+        ('model = "net.py:build"', 'model = ""', "empty"),
+        ('model = "net.py:build"', 'model = "a\\u001b[2J:b"', "control characters"),
+        ('model = "net.py:build"', 'model = "vgg5"', "'flag' is not known; vgg5 has depth, "),
+        ("width = 16", 'strategy = "store"', "take it out of"),
+        ("width = 16", "in_shape = [2, 8, 8]", "'in_shape' is no model option"),
         ("in_shape = [2, 8, 8]", "in_shape = [2, 8]", "in_shape"),
         ("in_shape = [2, 8, 8]", "in_shape = [2, 8, true]", "in_shape"),
         ("in_shape = [2, 8, 8]", "in_shape = 3", "in_shape"),

@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from revedge.planner import process, step_time, timing
+from revedge.planner import memory, step_time, timing
 from revedge.planner.cost import Prediction
 from revedge.planner.request import Request
 from revedge.planner.result import SearchResult
@@ -209,7 +209,7 @@ def test_a_busy_machine_is_remembered_for_minutes_only(
     """Steps that took much longer on the clock than on a core are timed again later; others never."""
     monkeypatch.setenv("REVEDGE_CACHE", str(tmp_path))
     now_s = time.time()
-    monkeypatch.setattr(process.time, "time", lambda: now_s)
+    monkeypatch.setattr(memory.time, "time", lambda: now_s)
     quiet = [[16, 0.010, 0.012], [64, 0.040, 0.051]]
     busy = [[16, 0.010, 0.012], [64, 0.040, 0.060]]
     asked: list[int] = []
