@@ -73,11 +73,12 @@ def of_board(args: argparse.Namespace, notes: list[str]) -> dict[str, int]:
     else:
         found["page_bytes"] = board.page_size_bytes
     if board.cpu_cores is not None:
-        if args.threads is not None and args.threads > board.cpu_cores:
+        if args.threads is None:
+            found["threads"] = board.cpu_cores
+        elif args.threads > board.cpu_cores:
             raise UsageError(
                 f"--threads {args.threads} is more than {board.title} has cores; give at most {board.cpu_cores}"
             )
-        found["threads"] = args.threads or board.cpu_cores
     if args.accelerator == "cpu" and board.compute_capability not in (None, "none"):
         notes.append(
             f"this plan is for the CPU of {board.title}; for its GPU give --accelerator cuda"

@@ -59,9 +59,8 @@ def slab_stats(norm: _BatchNorm, first: int, y: Tensor) -> Stats:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     frozen = Stats(norm.running_mean, norm.running_var, of_batch=False).slab(first, y.shape[2])
-    return frozen._replace(
-        mean=frozen.mean.clone(), var=frozen.var.clone()
-    )  # they may move before backward
+    # Copies, as they may move before backward.
+    return frozen._replace(mean=frozen.mean.clone(), var=frozen.var.clone())
 
 
 def sums_for(norm: _BatchNorm | None, y: Output) -> kernels.ChannelSums | None:

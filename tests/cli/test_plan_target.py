@@ -6,7 +6,7 @@ import pytest
 
 from revedge.cli import plan_target, train
 from revedge.devices import meter
-from revedge.errors import BudgetError
+from revedge.errors import BudgetError, UsageError
 
 
 def of_board(device: str, **words: object) -> tuple[dict[str, int], list[str]]:
@@ -72,9 +72,13 @@ def test_a_board_has_its_own_ram() -> None:
 
 
 def test_a_board_has_its_own_pages_and_cores() -> None:
-    """They are taken from its file; threads that were asked for stay; what is not known is noted."""
+    """They are taken from its file; threads that were asked for stay, if it has so many cores; notes say the rest."""
     assert of_board("raspberry-pi-5-8gb") == ({"page_bytes": 16384, "threads": 4}, [])
-    assert of_board("raspberry-pi-4-4gb", threads=2) == ({"page_bytes": 4096}, [])
+    assert of_board("raspberry-pi-4-4gb", threads=4) == ({"page_bytes": 4096}, [])
+    with pytest.raises(
+        UsageError, match=r"--threads 5 is more than Raspberry Pi 4 .* give at most 4"
+    ):
+        of_board("raspberry-pi-4-4gb", threads=5)
     found, notes = of_board("generic-cpu")
     assert found == {}
     assert "page size" in notes[0]
